@@ -1,0 +1,167 @@
+"""The Dataset: users, items and split interactions as NumPy arrays, and its folder on disk.
+
+A prepared folder holds
+
+  dataset.json       name, statistics, hashes, and how it was made
+  interactions.npz   {train,valid,test}_{user,item,rating,time}, uncompressed
+  items.jsonl        one object an item, in index order: id, title, text, image, attributes
+  users.txt          one user id a line, in index order
+
+`image` is a path, absolute or relative to the folder; an empty `text` or `image` means that the
+item lacks that modality. Everything downstream addresses users and items by position.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax import files
+from mmjax.errors import InputError
+
+FORMAT = 1
+SPLITS = ("train", "valid", "test")
+
+
+class Interactions(NamedTuple):
+    """Parallel arrays over E interactions, sorted by user, then item."""
+
+    user: np.ndarray  # [E] int32
+    item: np.ndarray  # [E] int32
+    rating: np.ndarray  # [E] float32, ones where the source has none
+    time: np.ndarray  # [E] int64 seconds, zeros where the source has none
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One prepared dataset; see the module's docstring for its folder."""
+
+    name: str
+    user_ids: list[str]  # [U]
+    item_ids: list[str]  # [I]
+    titles: list[str]  # [I]
+    texts: list[str]  # [I], "" where absent
+    images: list[str]  # [I] paths, "" where absent
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+    attributes: dict[str, list[str]] = field(default_factory=dict)  # ground truth, [I] each
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    def split(self, name: str) -> Interactions:
+        return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def item_hash(self) -> str:
+        """Digest of the item ids in order: two arrays of item rows match if and only if it does."""
+        return hash_ids(self.item_ids)
+
+    def interaction_hash(self) -> str:
+        """Digest of all three splits and of the user ids."""
+        digest = hashlib.sha256(hash_ids(self.user_ids).encode())
+        for name in SPLITS:
+            for array in self.split(name):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:32]
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts that a paper's dataset table needs, and how many items lack a modality."""
+        total = sum(len(self.split(name).user) for name in SPLITS)
+        return {
+            "users": self.n_users,
+            "items": self.n_items,
+            "interactions": total,
+            **{name: len(self.split(name).user) for name in SPLITS},
+            "sparsity": round(1 - total / max(1, self.n_users * self.n_items), 6),
+            "items_without_text": sum(not text for text in self.texts),
+            "items_without_image": sum(not image for image in self.images),
+        }
+
+
+def hash_ids(ids: Iterable[str]) -> str:
+    """Digest of a sequence of ids; order matters."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
+
+
+def save(dataset: Dataset, folder: Path) -> None:
+    """Writes the prepared folder's files into `folder`, which exists (see `files.folder_aside`)."""
+    arrays = {
+        f"{name}_{column}": array
+        for name in SPLITS
+        for column, array in dataset.split(name)._asdict().items()
+    }
+    np.savez(folder / "interactions.npz", **arrays)
+    with open(folder / "items.jsonl", "w", encoding="utf-8") as out:
+        names = list(dataset.attributes)
+        values = zip(*dataset.attributes.values(), strict=True) if names else None
+        for row in zip(
+            dataset.item_ids, dataset.titles, dataset.texts, dataset.images, strict=True
+        ):
+            record = dict(zip(("id", "title", "text", "image"), row, strict=True))
+            if values is not None:
+                record["attributes"] = dict(zip(names, next(values), strict=True))
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    (folder / "users.txt").write_text("\n".join(dataset.user_ids) + "\n", encoding="utf-8")
+    files.write_json(
+        folder / "dataset.json",
+        {
+            "format": FORMAT,
+            "name": dataset.name,
+            "statistics": dataset.statistics(),
+            "item_hash": dataset.item_hash(),
+            "interaction_hash": dataset.interaction_hash(),
+            "made_by": dataset.made_by,
+        },
+    )
+
+
+def load(folder: Path | str) -> Dataset:
+    """Reads a prepared folder and checks it against its hashes.
+
+    Raises:
+      InputError: a file is missing or damaged, or does not belong to the others.
+    """
+    folder = Path(folder)
+    if not (folder / "dataset.json").exists():
+        raise InputError(f"{folder} is not a prepared dataset (no dataset.json); run prepare.py")
+    about = files.read_json(folder / "dataset.json")
+    if about.get("format") != FORMAT:
+        raise InputError(f"{folder}/dataset.json has format {about.get('format')}, not {FORMAT}")
+    try:
+        with np.load(folder / "interactions.npz") as arrays:
+            splits = {
+                name: Interactions(*(arrays[f"{name}_{c}"] for c in Interactions._fields))
+                for name in SPLITS
+            }
+        with open(folder / "items.jsonl", encoding="utf-8") as lines:
+            items = [json.loads(line) for line in lines]
+        user_ids = (folder / "users.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder} is damaged ({error}); prepare it again") from None
+    names = list(items[0].get("attributes", {})) if items else []
+    dataset = Dataset(
+        name=about["name"],
+        user_ids=user_ids,
+        item_ids=[item["id"] for item in items],
+        titles=[item["title"] for item in items],
+        texts=[item["text"] for item in items],
+        images=[str(folder / item["image"]) if item["image"] else "" for item in items],
+        attributes={name: [item["attributes"][name] for item in items] for name in names},
+        made_by=about["made_by"],
+        **splits,
+    )
+    for what in ("item_hash", "interaction_hash"):
+        if getattr(dataset, what)() != about[what]:
+            raise InputError(f"{folder} does not match the {what} it was saved with; prepare again")
+    return dataset

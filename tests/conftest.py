@@ -1,0 +1,37 @@
+"""Eight CPU devices, strict JAX, and where the real data and the reference numbers lie."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout; tests that need it skip when it is absent."""
+    folder = Path(os.environ.get("MMJAX_SHARED_DIR", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """The folder of MMRec's reference numbers."""
+    folder = Path(os.environ.get("MMJAX_PARITY_DIR", ROOT.parent / "shared" / "parity"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference numbers at {folder}")
+    return folder
