@@ -1,0 +1,187 @@
+"""Full-rank evaluation: every item is scored for every user, on device, in chunks of users.
+
+One compiled program walks over the chunks: scores [B, I], seen items to -inf, exact top-K, look-up
+of each listed item among the user's targets. Only [N, K] lists and gains leave the device.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.errors import InputError
+from mmjax.evaluation import metrics
+from mmjax.evaluation.protocol import Protocol, Rows, Task
+
+CHUNK_SCORES = 1 << 22  # scores a chunk holds at most: 16 MiB, small enough for a CPU's cache
+ScoreFn = Callable[[Any, dict[str, jax.Array]], jax.Array]
+
+
+class Chunks(NamedTuple):
+    """A Task cut into C chunks of B users, on device; padding users have no targets."""
+
+    user: jax.Array  # [C, B]
+    seen_row: jax.Array  # [C, S] row in the chunk, B for padding
+    seen_item: jax.Array  # [C, S]
+    target_start: jax.Array  # [C, B]
+    target_end: jax.Array  # [C, B]
+    target_item: jax.Array  # [targets]
+    target_gain: jax.Array  # [targets]
+    ideal: jax.Array  # [N, K]
+    relevant: jax.Array  # [N]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Per-user results of one evaluation."""
+
+    users: np.ndarray  # [N]
+    ranked: np.ndarray  # [N, K], -1 where candidates ran out
+    per_user: dict[str, np.ndarray]  # metric@k -> [N]
+    overall: dict[str, float]  # metric@k -> mean over users, or the one number of the lists
+
+    def rounded(self, digits: int = 6) -> dict[str, float]:
+        return {name: round(value, digits) for name, value in self.overall.items()}
+
+
+def chunk(task: Task, n_items: int, *, multiple: int = 1, size: int | None = None) -> Chunks:
+    """Cuts a task so that a chunk's scores stay in cache; B is a multiple of `multiple`."""
+    n = len(task.users)
+    size = size or max(1, min(n, CHUNK_SCORES // n_items))
+    size = -(-size // multiple) * multiple
+    count = -(-n // size)
+
+    def cut(array: np.ndarray, fill: int) -> np.ndarray:
+        return np.append(array, np.full(count * size - n, fill, array.dtype)).reshape(count, size)
+
+    start = np.append(task.seen.start, np.full(count * size - n, task.seen.start[-1], np.int32))
+    bounds = start[np.arange(count + 1) * size]
+    width = max(1, int(np.diff(bounds).max()))
+    rows = np.full((count, width), size, np.int32)
+    items = np.zeros((count, width), np.int32)
+    for c, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        lengths = np.diff(start[c * size : (c + 1) * size + 1])
+        rows[c, : high - low] = np.repeat(np.arange(size, dtype=np.int32), lengths)
+        items[c, : high - low] = task.seen.item[low:high]
+    return Chunks(
+        user=cut(task.users, task.users[0]),
+        seen_row=rows,
+        seen_item=items,
+        target_start=cut(task.target.start[:-1], 0),
+        target_end=cut(task.target.start[1:], 0),
+        target_item=task.target.item,
+        target_gain=task.gain,
+        ideal=task.ideal,
+        relevant=task.relevant,
+    )
+
+
+def rank(
+    scores: ScoreFn,
+    tables: Any,
+    chunks: Chunks,
+    cutoffs: Sequence[int],
+    *,
+    map_capped: bool = False,
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> dict[str, Any]:
+    """The traced body of an evaluation: lists, gains and per-user accuracy.
+
+    Returns:
+      `ranked` [N, K] item ids, -1 beyond the candidates; `hit` [N, K]; `finite`, False when a score
+      was NaN or infinite; `per_user` {metric@k: [N]}.
+    """
+    n, longest = chunks.ideal.shape
+
+    def one(part: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+        user, seen_row, seen_item, start, end = part
+        raw = constrain(scores(tables, {"user": user}))  # [B, I]
+        finite = jnp.isfinite(raw).all()
+        candidates = raw.at[seen_row, seen_item].set(-jnp.inf, mode="drop")
+        value, item = top_k(candidates, longest)
+        place = find(chunks.target_item, start, end, item)
+        gain = jnp.where(place >= 0, chunks.target_gain.at[place].get(mode="clip"), 0.0)
+        out = value == -jnp.inf
+        return jnp.where(out, -1, item), jnp.where(out, 0.0, gain), finite
+
+    parts = (*chunks[:3], chunks.target_start, chunks.target_end)
+    ranked, gain, finite = jax.lax.map(one, parts)
+    ranked, gain = (x.reshape(-1, longest)[:n] for x in (ranked, gain))
+    per_user = metrics.accuracy(gain, chunks.ideal, chunks.relevant, cutoffs, map_capped=map_capped)
+    return {"ranked": ranked, "hit": gain > 0, "finite": finite.all(), "per_user": per_user}
+
+
+def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Exact top-k of each row, [B, I] -> values and indices [B, min(k, I)]; ties to the lower index.
+
+    The maxima of contiguous blocks name the k blocks that can hold a winner (ties to the lower
+    block, hence to the lower index), and only those blocks are searched.
+    """
+    rows, n = scores.shape
+    block = 1 << max(3, int(np.log2(max(1, n / max(k, 1))) / 2 + 0.5))
+    count = -(-n // block)
+    if k >= n or count <= 2 * k:
+        return _padded_top_k(scores, k)
+    padded = jnp.pad(scores, ((0, 0), (0, count * block - n)), constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, count, block)
+    _, chosen = jax.lax.top_k(blocks.max(-1), k)  # [B, k]
+    chosen = jnp.sort(chosen, axis=1)  # ascending, so that position order is index order
+    candidates = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, k * block)
+    value, place = jax.lax.top_k(candidates, k)
+    index = jnp.take_along_axis(chosen, place // block, axis=1) * block + place % block
+    return value, index.astype(jnp.int32)
+
+
+def _padded_top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k`, with -inf beyond the last candidate when there are fewer than k."""
+    value, index = jax.lax.top_k(scores, min(k, scores.shape[1]))
+    missing = ((0, 0), (0, k - value.shape[1]))
+    return jnp.pad(value, missing, constant_values=-jnp.inf), jnp.pad(index, missing)
+
+
+def find(items: jax.Array, start: jax.Array, end: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Where each wanted item [B, K] stands in its row's ascending `items[start:end]`, -1 if nowhere."""
+    low = jnp.broadcast_to(start[:, None], wanted.shape)
+    high = jnp.broadcast_to(end[:, None], wanted.shape)
+    last = high
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        right = (items.at[middle].get(mode="clip") < wanted) & (low < high)
+        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+
+    steps = max(1, int(items.shape[0]).bit_length())
+    low, _ = jax.lax.fori_loop(0, steps, halve, (low, high))
+    found = (low < last) & (items.at[low].get(mode="clip") == wanted)
+    return jnp.where(found, low, -1)
+
+
+def summarise(
+    result: dict[str, Any],
+    task: Task,
+    protocol: Protocol,
+    cutoffs: Sequence[int],
+    *,
+    popularity: np.ndarray,
+    n_users: int,
+) -> Ranking:
+    """Host side of an evaluation: means in float64 over users, and the make-up of the lists.
+
+    Raises:
+      InputError: the scores held NaN or infinite values.
+    """
+    if not result["finite"]:
+        raise InputError("the recommender's scores are not finite; lower the learning rate")
+    per_user = {k: np.asarray(v, np.float64) for k, v in result["per_user"].items()}
+    beyond = metrics.beyond_accuracy(result["ranked"], result["hit"], popularity, n_users, cutoffs)
+    per_user |= {k: v for k, v in beyond.items() if isinstance(v, np.ndarray)}
+    overall = {k: float(v.mean()) for k, v in per_user.items()}
+    overall |= {k: v for k, v in beyond.items() if not isinstance(v, np.ndarray)}
+    return Ranking(task.users, np.asarray(result["ranked"]), per_user, overall)
+
+
+__all__ = ["Chunks", "Ranking", "Rows", "chunk", "find", "rank", "summarise", "top_k"]

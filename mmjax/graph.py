@@ -1,0 +1,163 @@
+"""Sparse graphs and propagation: the one product that every graph recommender is made of.
+
+A `Graph` is a fixed sparse matrix A [N, M] together with its transpose, both in CSR, so that the
+derivative of A x is the same kind of product. It is a pytree and is passed to compiled programs as
+an argument: closed over, XLA would fold it for seconds.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jax.custom_batching import custom_vmap
+from jax.experimental import sparse
+
+NORMALISATIONS = ("sym", "left", "none")
+
+
+class Csr(NamedTuple):
+    """Compressed sparse rows; `rows` repeats each row's number for the segment-sum kernel."""
+
+    values: jax.Array  # [E]
+    columns: jax.Array  # [E] int32
+    starts: jax.Array  # [N + 1] int32
+    rows: jax.Array  # [E] int32, ascending
+
+
+class Graph(NamedTuple):
+    """A fixed sparse matrix [N, M] and its transpose [M, N]."""
+
+    forward: Csr
+    transpose: Csr
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.forward.starts.shape[0] - 1, self.transpose.starts.shape[0] - 1
+
+    def flip(self) -> "Graph":
+        """The transposed matrix; nothing is copied."""
+        return Graph(self.transpose, self.forward)
+
+
+def from_scipy(matrix: sp.spmatrix, dtype: np.dtype = np.float32) -> Graph:
+    """Graph of any SciPy sparse matrix."""
+    return Graph(_csr(matrix.tocsr(), dtype), _csr(matrix.T.tocsr(), dtype))
+
+
+def _csr(matrix: sp.csr_matrix, dtype: np.dtype) -> Csr:
+    matrix.sort_indices()
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
+    return Csr(
+        matrix.data.astype(dtype),
+        matrix.indices.astype(np.int32),
+        matrix.indptr.astype(np.int32),
+        rows,
+    )
+
+
+def incidence(user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
+    """Binary user-item matrix R [U, I] in float64; repeated pairs count once."""
+    matrix = sp.csr_matrix((np.ones(len(user)), (user, item)), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix
+
+
+def bipartite(
+    user: np.ndarray,
+    item: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    norm: str = "sym",
+    eps: float = 0.0,
+    dtype: np.dtype = np.float32,
+) -> Graph:
+    """The user-item block of the normalised bipartite adjacency, [U, I].
+
+    The whole matrix is [[0, R̂], [R̂ᵀ, 0]] for `norm="sym"` (D^-1/2 A D^-1/2 with degrees + eps), so
+    one block says it all: users read from items by `graph`, items from users by `graph.flip()`.
+    `norm="left"` gives D_u^-1 R and `norm="none"` the bare R. Isolated nodes get zero rows.
+    """
+    if norm not in NORMALISATIONS:
+        raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMALISATIONS)}")
+    matrix = incidence(user, item, shape)
+    users = np.asarray(matrix.sum(1)).ravel() + eps
+    items = np.asarray(matrix.sum(0)).ravel() + eps
+    with np.errstate(divide="ignore"):
+        left = {"sym": users**-0.5, "left": 1 / users, "none": np.ones_like(users)}[norm]
+        right = items**-0.5 if norm == "sym" else np.ones_like(items)
+    scale = [sp.diags(np.where(np.isfinite(x), x, 0)) for x in (left, right)]
+    return from_scipy(scale[0] @ matrix @ scale[1], dtype)
+
+
+def top_k_rows(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """Keeps the k largest stored entries of each row; ties go to the lower column."""
+    matrix = matrix.tocsr()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    rank = np.arange(len(rows)) - matrix.indptr[rows]
+    keep = order[rank < k]
+    return sp.csr_matrix(
+        (matrix.data[keep], (rows[keep], matrix.indices[keep])), shape=matrix.shape
+    )
+
+
+@jax.custom_vjp
+def propagate(graph: Graph, x: jax.Array) -> jax.Array:
+    """A x: [N, M] times [M, D] gives [N, D]. The graph itself gets no gradient."""
+    return _product(graph.forward, x)
+
+
+def _propagate_forward(graph: Graph, x: jax.Array) -> tuple[jax.Array, Graph]:
+    return _product(graph.forward, x), graph
+
+
+def _propagate_backward(graph: Graph, cotangent: jax.Array) -> tuple[None, jax.Array]:
+    return None, _product(graph.transpose, cotangent)
+
+
+propagate.defvjp(_propagate_forward, _propagate_backward)
+
+
+@custom_vmap
+def _product(matrix: Csr, x: jax.Array) -> jax.Array:
+    """CSR times dense: XLA's native kernel on CPU, a sorted segment sum elsewhere."""
+    return jax.lax.platform_dependent(matrix, x, cpu=_native, default=_segments)
+
+
+@_product.def_vmap
+def _product_of_trials(size: int, batched: list, matrix: Csr, x: jax.Array):
+    """T products with one matrix. On CPU one after the other, since T tables would leave the cache;
+    elsewhere the trials are folded into the width, so that the indices are read once."""
+    matrix_batched, x_batched = batched
+    if any(jax.tree.leaves(matrix_batched)):
+        shared = [jnp.broadcast_to(a, (size, *a.shape)) for a in matrix]
+        matrix = Csr(
+            *(a if b else s for a, b, s in zip(matrix, matrix_batched, shared, strict=True))
+        )
+        x = x if x_batched else jnp.broadcast_to(x, (size, *x.shape))
+        return jax.lax.map(lambda pair: _product(*pair), (matrix, x)), True
+    return jax.lax.platform_dependent(matrix, x, cpu=_one_by_one, default=_folded), True
+
+
+def _native(matrix: Csr, x: jax.Array) -> jax.Array:
+    shape = (matrix.starts.shape[0] - 1, x.shape[0])
+    return sparse.BCSR((matrix.values, matrix.columns, matrix.starts), shape=shape) @ x
+
+
+def _segments(matrix: Csr, x: jax.Array) -> jax.Array:
+    rows = matrix.starts.shape[0] - 1
+    messages = x[matrix.columns] * matrix.values[:, None]
+    return jax.ops.segment_sum(messages, matrix.rows, rows, indices_are_sorted=True)
+
+
+def _one_by_one(matrix: Csr, x: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda table: _native(matrix, table), x)  # [T, M, D] -> [T, N, D]
+
+
+def _folded(matrix: Csr, x: jax.Array) -> jax.Array:
+    trials, rows, width = x.shape
+    out = _segments(matrix, x.transpose(1, 0, 2).reshape(rows, trials * width))
+    return out.reshape(-1, trials, width).transpose(1, 0, 2)

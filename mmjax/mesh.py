@@ -1,0 +1,71 @@
+"""The one place that names devices: the mesh, the shardings, and a warning about a slow backend."""
+
+import math
+import re
+import warnings
+
+import jax
+import jaxlib
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmjax.errors import InputError
+
+AXES = ("trial", "data", "model")
+
+
+def make(spec: str = "data=-1") -> Mesh:
+    """A mesh with the axes trial, data and model from e.g. `"data=4,model=2"`.
+
+    Axes that are not named have size 1 and one of them may be -1: what the others leave over.
+    The first devices are used when the sizes ask for fewer than there are.
+
+    Raises:
+      InputError: an unknown axis, a size that is no number, or more devices than there are.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in filter(None, (part.strip() for part in spec.split(","))):
+        match = re.fullmatch(r"(\w+)=(-1|[1-9]\d*)", part)
+        if not match or match[1] not in sizes:
+            raise InputError(
+                f"mesh {spec!r}: {part!r} is not AXIS=SIZE with an axis of {', '.join(AXES)}"
+            )
+        sizes[match[1]] = int(match[2])
+    devices = jax.devices()
+    warning = slow_scatter(devices[0].platform, jaxlib.__version__)
+    if warning:
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or fixed > len(devices) or (free and len(devices) % fixed):
+        raise InputError(f"mesh {spec!r} does not fit {len(devices)} {devices[0].platform} devices")
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    shape = tuple(sizes.values())
+    used = devices[: math.prod(shape)]
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=used)
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over `data`: a batch, or the users of an evaluation chunk."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def slow_scatter(platform: str, version: str) -> str | None:
+    """What to say of a backend on which every embedding gradient is hundreds of times too slow.
+
+    jaxlib 0.10.2 to 0.11.0 compile a float32 scatter-add for NVIDIA to a compare-and-swap loop
+    (openxla/xla#46225); 0.11.1 mended it.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if platform in ("gpu", "cuda") and (0, 10, 2) <= numbers <= (0, 11, 0):
+        return (
+            f"jaxlib {version} on CUDA: float32 scatter-add, and with it every embedding gradient, "
+            "runs hundreds of times too slow (openxla/xla#46225); install jaxlib >= 0.11.1 "
+            "(Python >= 3.12): pip install 'mmjax[cuda]'"
+        )
+    return None

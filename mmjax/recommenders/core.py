@@ -1,0 +1,191 @@
+"""The recommender contract, and the losses and initialisers that the models share.
+
+A recommender is an `nnx.Module` in a module of its own:
+
+    __init__(catalog, *, ..., rngs)      keyword arguments that SHAPE the program
+    loss(batch, epoch, *, ..., key)      keyword arguments that are TRACED: a sweep never recompiles
+    epoch(key) -> arrays                 optional: what is redrawn or rebuilt each epoch
+    tables() -> arrays                   whatever does not depend on the batch, once an evaluation
+    scores(tables, batch) -> [B, I]      batch["user"] is [B]
+
+A training batch holds "user", "pos" and "neg", each [B]. What training changes is an `nnx.Param`;
+features and graphs are `Frozen` and shared by all trials; `Drawn` is random, one a trial, and never
+trained. A recommender without `loss` (MostPop, ItemKNN) is ready when it is built.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.errors import InputError
+
+BUILTIN = ("random", "mostpop", "itemknn", "bprmf", "lightgcn", "vbpr")
+
+
+class Frozen(nnx.Variable):
+    """Never changes and does not depend on the seed: features, graphs, counts."""
+
+
+class Drawn(nnx.Variable):
+    """Drawn from the trial's seed at initialisation and never trained."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All that a recommender may know: sizes, train interactions, item features by modality."""
+
+    n_users: int
+    n_items: int
+    train_user: np.ndarray  # [E] int32, sorted by user, then item
+    train_item: np.ndarray  # [E] int32
+    train_rating: np.ndarray  # [E] float32
+    features: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I, F], absent rows 0
+    present: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I] bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n_users, self.n_items
+
+    def concatenated(self) -> jax.Array:
+        """All modalities side by side in their order, [I, F1 + F2 + ...].
+
+        Raises:
+          InputError: there is no modality.
+        """
+        if not self.features:
+            raise InputError("this recommender needs item features; give --config.features.NAME")
+        return jnp.concatenate([jnp.asarray(x) for x in self.features.values()], axis=1)
+
+
+def find(name: str) -> type[nnx.Module]:
+    """The recommender class of a module: `vbpr` here, or `my_package.my_model` anywhere.
+
+    Raises:
+      InputError: no such module, or not exactly one recommender in it.
+    """
+    path = name if "." in name else f"mmjax.recommenders.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise
+        raise InputError(f"no recommender {name!r}{suggestion(name, BUILTIN)}") from None
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, nnx.Module)
+        and value.__module__ == module.__name__
+        and hasattr(value, "scores")
+    ]
+    if len(classes) != 1:
+        raise InputError(f"{path} holds {len(classes)} recommenders; it must hold exactly one")
+    return classes[0]
+
+
+def split_options(
+    recommender: type[nnx.Module], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sorts options into those of `__init__` and those of `loss`, by the two signatures.
+
+    Raises:
+      InputError: an option that neither takes, or one that has no default and is not given.
+    """
+    signatures = {"__init__": _keywords(recommender.__init__, skip={"rngs"})}
+    if hasattr(recommender, "loss"):
+        signatures["loss"] = _keywords(recommender.loss, skip={"key"})
+    known = [name for names in signatures.values() for name in names]
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"{recommender.__name__} has no option {name!r}{suggestion(name, known)}"
+            )
+    for names in signatures.values():
+        for name, parameter in names.items():
+            if parameter.default is inspect.Parameter.empty and name not in options:
+                raise InputError(f"{recommender.__name__} needs the option {name!r}")
+    shaping = {k: v for k, v in options.items() if k in signatures["__init__"]}
+    defaults = {k: p.default for k, p in signatures.get("loss", {}).items()}
+    return shaping, {k: options.get(k, default) for k, default in defaults.items()}
+
+
+def _keywords(function: Any, skip: set[str]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.items()
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    return {k: p for k, p in parameters if p.kind == keyword_only and k not in skip}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence about an unknown name."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def choice(name: str, value: str, allowed: Iterable[str]) -> str:
+    """`value`, if it is one of `allowed`.
+
+    Raises:
+      InputError: it is not.
+    """
+    if value not in allowed:
+        raise InputError(f"{name}={value!r}{suggestion(value, allowed)}")
+    return value
+
+
+# Losses. `margin` is s(u, i) - s(u, j), [B].
+
+
+def bpr(margin: jax.Array, kind: str) -> jax.Array:
+    """Bayesian personalised ranking, mean over the batch.
+
+    `softplus` is -log sigmoid(margin) and stays exact for any margin (Elliot clips it at -80);
+    `offset` is MMRec's -log(1e-10 + sigmoid(margin)).
+    """
+    if kind == "softplus":
+        return jax.nn.softplus(-margin).mean()
+    return -jnp.log(1e-10 + jax.nn.sigmoid(margin)).mean()
+
+
+def penalty(rows: Iterable[jax.Array], kind: str) -> jax.Array:
+    """Regulariser of gathered rows, each [B, D], repeated rows counted each time.
+
+    `squares` is Elliot's half sum of squares over B; `norms` is MMRec's EmbLoss, the sum of the
+    Frobenius norms (not squared) over B.
+    """
+    rows = list(rows)
+    if kind == "squares":
+        total = sum(0.5 * jnp.square(x).sum() for x in rows)
+    else:
+        total = sum(jnp.sqrt(jnp.square(x).sum()) for x in rows)
+    return total / rows[-1].shape[0]
+
+
+LOSSES = ("softplus", "offset")
+PENALTIES = ("squares", "norms")
+
+
+# Initialisers with the meaning of their torch names on a table or weight [in, out].
+
+
+def init_table(kind: str, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """`xavier_uniform`, `xavier_normal`, `normal` (sd 1), `normal0.1` (sd 0.1) or `linear`
+    (torch's default for a Linear's weight: uniform within 1/sqrt(in))."""
+    rows, columns = shape
+    if kind == "xavier_uniform":
+        bound = (6 / (rows + columns)) ** 0.5
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    if kind == "linear":
+        return jax.random.uniform(key, shape, minval=-(rows**-0.5), maxval=rows**-0.5)
+    scale = {"xavier_normal": (2 / (rows + columns)) ** 0.5, "normal": 1.0, "normal0.1": 0.1}
+    return scale[choice("init", kind, ("xavier_uniform", "linear", *scale))] * jax.random.normal(
+        key, shape
+    )
