@@ -4,19 +4,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmjax.errors import InputError
+
+_positional: list[str] = []
+
+
+def arguments() -> list[str]:
+    """The words on the command line that are no flags."""
+    return _positional
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls `main`; an InputError becomes one sentence and exit status 2."""
 
     def call(argv: list[str]) -> None:
-        if len(argv) > 1 and not flags.FLAGS.is_parsed():
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+        _positional[:] = argv[1:]
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax says dozens of lines a checkpoint
         try:
             main()
         except InputError as error:

@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
     {"errors", "files", "mesh", "checkpoint"},
-    {"data", "store", "graph"},
+    {"data", "store", "graph", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {"features", "train"},
+    {"features", "ensemble", "setup", "train"},
     {"sweep"},
     {"report"},
 )

@@ -15,6 +15,12 @@ BEYOND = ("coverage", "gini", "efd", "epc", "aplt", "arp")
 SHORT_HEAD = 0.8  # the most popular items that draw this share of interactions are the short head
 
 
+def order(name: str) -> tuple[int, int]:
+    """Sorts "metric@k" as people list them: by metric, then by cutoff."""
+    metric, cutoff = name.split("@")
+    return (*ACCURACY, *BEYOND).index(metric), int(cutoff)
+
+
 def discount(length: int) -> np.ndarray:
     """1 / log2(rank + 1) for ranks 1..length, [length]."""
     return 1 / np.log2(np.arange(2, length + 2))

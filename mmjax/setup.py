@@ -1,0 +1,131 @@
+"""From a config to what it names: the claimed workdir, the catalogue, the ensemble, the tasks."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax import ensemble, files, store
+from mmjax import mesh as meshes
+from mmjax.data import dataset as datasets
+from mmjax.errors import InputError
+from mmjax.evaluation import protocol as protocols
+from mmjax.recommenders import core
+
+Config = Mapping[str, Any]
+
+
+def required(config: Config, key: str) -> Any:
+    if config[key] in (None, ""):
+        raise InputError(f"give --config.{key}=...")
+    return config[key]
+
+
+def claim(workdir: Path, config: Config, data: datasets.Dataset) -> None:
+    """Makes `workdir` this config's, or checks that it is.
+
+    Raises:
+      InputError: it holds another config or was run on other data; the first difference is named.
+    """
+    mine = plain(config) | {"data_hash": data.interaction_hash()}
+    path = workdir / "config.json"
+    if not path.exists():
+        files.write_json(path, mine)
+        return
+    theirs, ours = (flatten(x) for x in (files.read_json(path), json.loads(json.dumps(mine))))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise InputError(
+                f"{workdir} belongs to another config: {key} is {theirs.get(key)!r} there and "
+                f"{ours.get(key)!r} here; choose another --workdir or delete it"
+            )
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A config as JSON values."""
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    return json.loads(json.dumps(dict(config)))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping)
+        out |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return out
+
+
+def trials(config: Config, data: datasets.Dataset) -> tuple[ensemble.Ensemble, dict]:
+    """The ensemble of one trial that a config describes, and its valid and test tasks."""
+    grid = meshes.make(config["mesh"])
+    recommender = core.find(config["recommender"])
+    options, traced = core.split_options(recommender, config["model"])
+    settings = ensemble.Settings(
+        **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
+        lr_decay=tuple(config["lr_decay"]),
+    )
+    built = ensemble.build(
+        recommender,
+        catalog(data, features(config, data)),
+        options,
+        seeds=[config["seed"]],
+        hypers={name: [value] for name, value in {"lr": config["lr"], **traced}.items()},
+        settings=settings,
+        mesh=grid,
+    )
+    return built, tasks(config, data)
+
+
+def catalog(data: datasets.Dataset, stores: Mapping[str, store.Store]) -> core.Catalog:
+    """What a recommender may know of a dataset."""
+    read = {name: opened.read() for name, opened in stores.items()}
+    return core.Catalog(
+        n_users=data.n_users,
+        n_items=data.n_items,
+        train_user=data.train.user,
+        train_item=data.train.item,
+        train_rating=data.train.rating,
+        features={name: rows for name, (rows, _) in read.items()},
+        present={name: present for name, (_, present) in read.items()},
+    )
+
+
+def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
+    """Opens the stores of `config.features`: "visual=STORE,textual=STORE", or "auto" for all under
+    the dataset's own features/, in the order of their names; every one must be in item order."""
+    text = config["features"]
+    if text == "auto":
+        folder = Path(config["dataset"]) / "features"
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        pairs = [(path.name, str(path)) for path in found if not path.name.startswith(".")]
+        if not pairs:
+            raise InputError(
+                f"{config['recommender']} needs item features and {folder} holds none; run "
+                f"extract.py --dataset={config['dataset']} or give --config.features=NAME=STORE"
+            )
+    else:
+        pairs = [tuple(part.split("=", 1)) for part in text.split(",") if part]
+        if any(len(pair) != 2 for pair in pairs) or len(dict(pairs)) != len(pairs):
+            raise InputError(f"features {text!r} is not NAME=STORE,NAME=STORE with distinct names")
+    return {name: store.open_store(url, item_hash=data.item_hash()) for name, url in pairs}
+
+
+def tasks(config: Config, data: datasets.Dataset) -> dict[str, protocols.Task]:
+    """The ranking tasks of the valid and test splits under the config's protocol."""
+    protocol = protocols.find(config["protocol"], config["threshold"])
+    out = {}
+    for split in ("valid", "test"):
+        held_out = data.split(split)
+        masked = [(data.train.user, data.train.item)]
+        if split == "test" and protocol.mask_valid_at_test:
+            masked.append((data.valid.user, data.valid.item))
+        out[split] = protocols.build(
+            protocol,
+            held_out=(held_out.user, held_out.item),
+            rating=held_out.rating,
+            masked=masked,
+            n_items=data.n_items,
+            longest=max(config["cutoffs"]),
+        )
+    return out

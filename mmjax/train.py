@@ -1,0 +1,270 @@
+"""One run from a config to results.json: read, build, train, choose on valid, read test once."""
+
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax import __version__, ensemble, files, journal, setup
+from mmjax import mesh as meshes
+from mmjax.checkpoint import Checkpoints
+from mmjax.data import dataset as datasets
+from mmjax.errors import InputError
+from mmjax.evaluation import protocol as protocols
+from mmjax.evaluation import ranking
+
+Config = setup.Config
+Tree = Any
+
+
+def run(config: Config, workdir: Path) -> dict[str, Any]:
+    """Trains and evaluates one configuration; run again after a kill, it goes on where it was.
+
+    Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, per_user.npz and results.json.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      InputError: a fault in the config, the dataset or the features; a loss or a score that is not
+        finite; a workdir that belongs to another config.
+    """
+    begin, workdir = time.perf_counter(), Path(workdir)
+    data = datasets.load(setup.required(config, "dataset"))
+    setup.claim(workdir, config, data)
+    if (workdir / "results.json").exists():
+        print(f"{workdir} is finished already; delete it to run again")
+        return files.read_json(workdir / "results.json")
+    trials, tasks = setup.trials(config, data)
+    state, timing = trials.init(), {"compile_s": 0.0}
+    evaluate = Evaluator(trials, tasks, config, data, timing)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        best, progress = fit(trials, state, evaluate, checkpoints, config, workdir, timing)
+    finally:
+        checkpoints.close()
+    valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
+    results = {
+        "dataset": data.name,
+        "recommender": config["recommender"],
+        "config": setup.plain(config),
+        "seed": config["seed"],
+        "epochs": progress["epoch"],
+        "best_epoch": progress["best_epoch"][0],
+        "valid": valid.rounded(),
+        "test": test.rounded(),
+        "timing": _summary(timing, begin),
+        "memory": {"peak_rss_mb": peak_rss_mb()},
+        "versions": journal.versions("jax", "jaxlib", "flax", "optax", "numpy")
+        | {"mmjax": __version__},
+        "device": trials.mesh.devices.flat[0].device_kind,
+        "data": {"item_hash": data.item_hash(), "interaction_hash": data.interaction_hash()},
+    }
+    save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
+    files.write_json(workdir / "results.json", results)
+    return results
+
+
+def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranking:
+    """Ranks the best parameters of a run again, with parts of its config changed.
+
+    Raises:
+      InputError: the workdir holds no run or no checkpoint, or its dataset has changed.
+    """
+    config = files.read_json(Path(workdir) / "config.json")
+    data = datasets.load(config["dataset"])
+    if data.interaction_hash() != config.pop("data_hash"):
+        raise InputError(f"{config['dataset']} has changed since {workdir} was trained on it")
+    config |= change
+    trials, tasks = setup.trials(config, data)
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
+    try:
+        latest = checkpoints.latest()
+        if latest is None:
+            raise InputError(f"{workdir} has no checkpoint yet; train it first")
+        state = trials.init()
+        best = checkpoints.load(latest[0], {"state": state, "best": state})["best"]
+    finally:
+        checkpoints.close()
+    return Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
+
+
+class Evaluator:
+    """Ranks the trials of a state on one split; compiles once a split and keeps the times."""
+
+    def __init__(self, trials, tasks, config, data, timing):
+        self._trials, self._tasks, self._config, self._timing = trials, tasks, config, timing
+        self._protocol = protocols.find(config["protocol"], config["threshold"])
+        self._popularity = np.bincount(data.train.item, minlength=data.n_items)
+        self._n_users, self._n_items = data.n_users, data.n_items
+        self._compiled: dict[str, Any] = {}
+        timing.setdefault("eval_s", [])
+
+    def __call__(self, state: Tree, split: str, *, lists: bool = True) -> list[ranking.Ranking]:
+        """One ranking a trial; `lists=False` leaves out the metrics of the lists' make-up."""
+        weights = {name: state[name] for name in ("params", "drawn", "epoch")}
+        if split not in self._compiled:
+            self._compiled[split] = self._compile(weights, split)
+        program, chunks = self._compiled[split]
+        begin = time.perf_counter()
+        result = jax.device_get(program(weights, self._trials.frozen, chunks))
+        rankings = [
+            ranking.summarise(
+                ensemble.pick(result, trial),
+                self._tasks[split],
+                popularity=self._popularity,
+                n_users=self._n_users,
+                cutoffs=self._config["cutoffs"] if lists else (),
+            )
+            for trial in range(len(self._trials.keys))
+        ]
+        self._timing["eval_s"].append(time.perf_counter() - begin)
+        return rankings
+
+    def select(self, found: ranking.Ranking) -> float:
+        """The value that chooses the epoch, rounded where the protocol rounds it."""
+        value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
+        return value if digits is None else round(value, digits)
+
+    def _compile(self, weights: Tree, split: str) -> tuple[Any, ranking.Chunks]:
+        grid = self._trials.mesh
+        chunks = ranking.chunk(self._tasks[split], self._n_items, multiple=grid.shape["data"])
+        chunks = jax.device_put(chunks, meshes.replicated(grid))
+        program = self._trials.evaluate(
+            self._config["cutoffs"], map_capped=self._protocol.map_capped
+        )
+        begin = time.perf_counter()
+        compiled = program.lower(weights, self._trials.frozen, chunks).compile()
+        self._timing["compile_s"] += time.perf_counter() - begin
+        return compiled, chunks
+
+
+def fit(
+    trials: ensemble.Ensemble,
+    state: Tree,
+    evaluate: Evaluator,
+    checkpoints: Checkpoints,
+    config: Config,
+    workdir: Path,
+    timing: dict[str, Any],
+) -> tuple[Tree, dict[str, Any]]:
+    """Trains T trials together, each with its own best epoch; returns the best states.
+
+    The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
+    every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
+    bit for bit.
+    """
+    total = config["epochs"] if trials.trainable else 0
+    count = len(trials.keys)
+    best = jax.tree.map(jnp.copy, state)
+    progress = {"epoch": 0, "best_epoch": [0] * count, "best": [None] * count, "done": False}
+    latest = checkpoints.latest()
+    if latest is not None:
+        step, progress = latest
+        restored = checkpoints.load(step, {"state": state, "best": best})
+        state, best = restored["state"], restored["best"]
+        print(f"resumed {workdir} after epoch {step}", flush=True)
+    timing["epoch_s"], saved = [], time.monotonic()
+    if total > progress["epoch"] and not progress["done"]:
+        begin = time.perf_counter()
+        train = trials.epoch().lower(*trials.arguments(state)).compile()
+        timing["compile_s"] += time.perf_counter() - begin
+    with journal.Journal(workdir, total, progress["epoch"]) as log:
+        while progress["epoch"] < total and not progress["done"]:
+            begin = time.perf_counter()
+            with jax.transfer_guard("disallow"):
+                state, losses = train(*trials.arguments(state))
+            losses = jax.device_get(losses)
+            timing["epoch_s"].append(time.perf_counter() - begin)
+            epoch = progress["epoch"] = progress["epoch"] + 1
+            check_finite(losses, epoch)
+            record = {"loss": float(losses[0].mean()), "epoch_s": timing["epoch_s"][-1]}
+            say = f"loss {record['loss']:.4f}"
+            if epoch % config["eval_every"] == 0 or epoch == total:
+                found = evaluate(state, "valid", lists=False)
+                best = update_best(best, state, found, evaluate, progress, config)
+                record |= {f"valid/{k}": v for k, v in found[0].overall.items()}
+                say += f" valid {config['metric']} {found[0].overall[config['metric']]:.4f}"
+                say += f" best {progress['best'][0]:.4f} at {progress['best_epoch'][0]}"
+            log.epoch(epoch, record, say)
+            last = epoch == total or progress["done"]
+            if last or time.monotonic() - saved >= config["checkpoint_seconds"]:
+                checkpoints.save(epoch, {"state": state, "best": best}, progress)
+                saved = time.monotonic()
+    if latest is None and total == 0:
+        checkpoints.save(0, {"state": state, "best": best}, progress)
+    checkpoints.wait()
+    return best, progress
+
+
+def update_best(
+    best: Tree,
+    state: Tree,
+    found: list[ranking.Ranking],
+    evaluate: Evaluator,
+    progress: dict[str, Any],
+    config: Config,
+) -> Tree:
+    """Keeps the state of the trials that improved, and notes when none has for `patience` times."""
+    values = [evaluate.select(one) for one in found]
+    better = [b is None or v > b for v, b in zip(values, progress["best"], strict=True)]
+    for trial in np.flatnonzero(better):
+        progress["best"][trial], progress["best_epoch"][trial] = values[trial], progress["epoch"]
+    waited = progress["epoch"] - max(progress["best_epoch"])
+    progress["done"] = 0 < config["patience"] <= waited // config["eval_every"]
+    if not any(better):
+        return best
+    if all(better):
+        return jax.tree.map(jnp.copy, state)
+    return jax.tree.map(
+        lambda new, old: jnp.where(np.reshape(better, (-1,) + (1,) * (new.ndim - 1)), new, old),
+        state,
+        best,
+    )
+
+
+def check_finite(losses: np.ndarray, epoch: int) -> None:
+    """Raises InputError naming the first step whose loss [T, steps] is not finite."""
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+        trial, step = bad[np.argmin(bad[:, 1])]
+        raise InputError(
+            f"the loss is {losses[trial, step]} at epoch {epoch}, step {step + 1} of "
+            f"{losses.shape[1]}, trial {trial}; lower the learning rate or check the features"
+        )
+
+
+def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:
+    """Per-user values for significance tests: {split}/users, {split}/ranked, {split}/metric@k."""
+    arrays = {}
+    for split, one in found.items():
+        arrays |= {f"{split}/users": one.users, f"{split}/ranked": one.ranked}
+        arrays |= {f"{split}/{k}": v.astype(np.float32) for k, v in one.per_user.items()}
+    aside = path.with_suffix(".partial.npz")
+    np.savez_compressed(aside, **arrays)
+    aside.replace(path)
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB (1e6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:
+    def median(values: list[float]) -> float | None:
+        return round(statistics.median(values), 4) if values else None
+
+    epochs = timing["epoch_s"]
+    return {
+        "compile_s": round(timing["compile_s"], 3),
+        "epoch_s": median(epochs[1:] or epochs),
+        "eval_s": median(timing["eval_s"][1:] or timing["eval_s"]),
+        "total_s": round(time.perf_counter() - begin, 3),
+    }

@@ -1,0 +1,38 @@
+"""Ranks a run's best parameters again and prints the metrics, under its own protocol or another.
+
+python scripts/evaluate.py --workdir=RUN [--split=test] [--protocol=mmrec] [--cutoffs=10,20]
+"""
+
+from pathlib import Path
+
+from _app import run
+from absl import flags
+
+from mmjax import files, report, train
+
+WORKDIR = flags.DEFINE_string("workdir", None, "a run of train.py", required=True)
+SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "which split to rank")
+PROTOCOL = flags.DEFINE_string(
+    "protocol", "", "strict | mmrec | elliot; the run's own if not given"
+)
+THRESHOLD = flags.DEFINE_float("threshold", None, "ratings below it are not relevant")
+CUTOFFS = flags.DEFINE_list("cutoffs", [], "list lengths; the run's if empty")
+JSON = flags.DEFINE_string("json", "", "also write the metrics to this file")
+
+
+def main() -> None:
+    change = {
+        "protocol": PROTOCOL.value,
+        "threshold": THRESHOLD.value,
+        "cutoffs": [int(k) for k in CUTOFFS.value],
+    }
+    change = {key: value for key, value in change.items() if value not in ("", None, [])}
+    found = train.evaluate(Path(WORKDIR.value), SPLIT.value, change)
+    print(report.listing(found.rounded()))
+    if JSON.value:
+        files.write_json(Path(JSON.value), found.rounded())
+        print(f"wrote {JSON.value}")
+
+
+if __name__ == "__main__":
+    run(main)

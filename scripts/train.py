@@ -1,0 +1,28 @@
+"""Trains one recommender and writes results.json; run again after a kill, it goes on.
+
+python scripts/train.py --config=configs/vbpr.py --config.dataset=DIR --workdir=RUN
+"""
+
+from pathlib import Path
+
+from _app import run
+from absl import flags
+from ml_collections import config_flags
+
+from mmjax import report, train
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py[:preset]")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
+
+
+def main() -> None:
+    results = train.run(CONFIG.value, Path(WORKDIR.value))
+    print(report.card(results))
+    print(
+        f"wrote {WORKDIR.value}/results.json, metrics.jsonl, per_user.npz, checkpoints, tensorboard"
+    )
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    run(main)
