@@ -13,6 +13,7 @@ item lacks that modality. Everything downstream addresses users and items by pos
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,7 @@ def save(dataset: Dataset, folder: Path) -> None:
         for column, array in dataset.split(name)._asdict().items()
     }
     np.savez(folder / "interactions.npz", **arrays)
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one an item
     with open(folder / "items.jsonl", "w", encoding="utf-8") as out:
         names = list(dataset.attributes)
         values = zip(*dataset.attributes.values(), strict=True) if names else None
@@ -111,7 +113,7 @@ def save(dataset: Dataset, folder: Path) -> None:
             record = dict(zip(("id", "title", "text", "image"), row, strict=True))
             if values is not None:
                 record["attributes"] = dict(zip(names, next(values), strict=True))
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.write(encode(record) + "\n")
     (folder / "users.txt").write_text("\n".join(dataset.user_ids) + "\n", encoding="utf-8")
     files.write_json(
         folder / "dataset.json",
@@ -139,7 +141,7 @@ def load(folder: Path | str) -> Dataset:
     if about.get("format") != FORMAT:
         raise InputError(f"{folder}/dataset.json has format {about.get('format')}, not {FORMAT}")
     try:
-        with np.load(folder / "interactions.npz") as arrays:
+        with open(folder / "interactions.npz", "rb") as stream, np.load(stream) as arrays:
             splits = {
                 name: Interactions(*(arrays[f"{name}_{c}"] for c in Interactions._fields))
                 for name in SPLITS
@@ -147,7 +149,7 @@ def load(folder: Path | str) -> Dataset:
         with open(folder / "items.jsonl", encoding="utf-8") as lines:
             items = [json.loads(line) for line in lines]
         user_ids = (folder / "users.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}); prepare it again") from None
     names = list(items[0].get("attributes", {})) if items else []
     dataset = Dataset(

@@ -1,5 +1,7 @@
 """Each source on small files of its layouts, and what it says about faulty ones."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -36,12 +38,13 @@ ITEMS_CSV = (
 )
 
 
-def test_movielens_with_overviews_and_posters(tmp_path):
+def test_movielens_with_overviews_and_posters(tmp_path, monkeypatch):
     ratings = "user_id,movie_id,rating,unix_timestamp\n7,20,4,100\n8,10,3.5,90\n"
     write(tmp_path, ratings_csv=ratings, items_csv=ITEMS_CSV)
     (tmp_path / "posters").mkdir()
     (tmp_path / "posters" / "20.jpg").write_bytes(b"")
-    raw = movielens.read(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    raw = movielens.read(Path("."))
     assert triples(raw) == [("7", "20", 4.0, 100), ("8", "10", 3.5, 90)]
     assert raw.titles == ["Heat, The (1995)", "Babe (1995)"]
     assert raw.texts == ["Cops\nand robbers.", ""]

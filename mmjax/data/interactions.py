@@ -1,0 +1,57 @@
+"""Any CSV, TSV or Parquet table of interactions, its columns given by name."""
+
+from pathlib import Path
+
+from mmjax.data.raw import Raw, assemble, find_images, join_items
+from mmjax.data.tables import decode, read_table
+
+ITEM_COLUMNS = {
+    "id": ("id", "item", "item_id"),
+    "title": "title",
+    "text": ("text", "description"),
+    "image": "image",
+}
+
+
+def read(
+    raw: Path,
+    *,
+    user_column: str = "user",
+    item_column: str = "item",
+    rating_column: str | None = None,
+    time_column: str | None = None,
+    split_column: str | None = None,
+    items_file: Path | None = None,
+) -> Raw:
+    """Reads a table of interactions and perhaps one of items.
+
+    Args:
+      raw: the table; `.parquet`, or text separated by tabs or commas, with a header.
+      rating_column: None reads `rating` where there is one; a name must be there. The same holds
+        for time (`timestamp` or `time`, in seconds) and split (`split`, holding 0, 1, 2 or train,
+        valid, test).
+      items_file: table of items: id, and any of title, text (or description) and image (a path
+        relative to the table).
+
+    Raises:
+      InputError: a file or column is missing, an item id repeats, or a table is at fault (see
+        `read_table`).
+    """
+    columns = {
+        "user": user_column,
+        "item": item_column,
+        "rating": rating_column or "rating",
+        "time": time_column or ("timestamp", "time"),
+        "split": split_column or "split",
+    }
+    given = {"rating": rating_column, "time": time_column, "split": split_column}
+    optional = [role for role, column in given.items() if column is None]
+    table = read_table(raw, columns, optional=optional)
+    _, item_ids = decode(table.column("item"))
+    items, missing = None, 0
+    if items_file is not None:
+        optional = ("title", "text", "image")
+        items = read_table(items_file, ITEM_COLUMNS, optional=optional).to_pydict()
+        missing = find_images(items, items_file.parent)
+    joined = join_items(item_ids, items, path=items_file)
+    return assemble(table, joined, source="interactions", images_not_found=missing)
