@@ -97,7 +97,7 @@ class Ensemble:
             after = {"params": params, "opt": opt, "epoch": state["epoch"] + 1}
             return state | after, losses
 
-        return jax.jit(over_trials(one, 3), donate_argnums=0)
+        return jax.jit(self._lift(one, 3), donate_argnums=0)
 
     def arguments(self, state: Tree) -> tuple:
         return state, self.hypers, self.keys, self.frozen, self.data
@@ -116,7 +116,10 @@ class Ensemble:
                 constrain=self._split_rows,
             )
 
-        return jax.jit(over_trials(one, 1))
+        return jax.jit(self._lift(one, 1))
+
+    def _lift(self, function: Callable, batched: int) -> Callable:
+        return over_trials(function, batched, in_turn=meshes.is_cpu(self.mesh))
 
     def _split_rows(self, array: jax.Array) -> jax.Array:
         if self.mesh.shape["data"] == 1:
@@ -124,10 +127,11 @@ class Ensemble:
         return jax.lax.with_sharding_constraint(array, meshes.rows(self.mesh))
 
 
-def over_trials(function: Callable, batched: int) -> Callable:
-    """vmap over the first `batched` arguments; without the batch axis inside when T = 1.
+def over_trials(function: Callable, batched: int, *, in_turn: bool) -> Callable:
+    """Lifts a function of one trial to T trials: its first `batched` arguments get a trial axis.
 
-    A batch axis of one would cost a CPU its native sparse and gather kernels for nothing.
+    Accelerators run the trials side by side (vmap). A CPU runs them in turn: one trial keeps its
+    cores busy, the tables of one stay in cache, and each trial is bit for bit what it is alone.
     """
 
     def call(*args: Any) -> Any:
@@ -135,6 +139,8 @@ def over_trials(function: Callable, batched: int) -> Callable:
         if jax.tree.leaves(trials)[0].shape[0] == 1:
             out = function(*jax.tree.map(lambda x: x[0], trials), *shared)
             return jax.tree.map(lambda x: x[None], out)
+        if in_turn:
+            return jax.lax.map(lambda own: function(*own, *shared), trials)
         return jax.vmap(lambda *own: function(*own, *shared))(*trials)
 
     return call
@@ -178,7 +184,8 @@ def build(
         return {"params": params, "drawn": drawn, "opt": optimizer.init(params)}
 
     everywhere = meshes.replicated(mesh)
-    initialise = jax.jit(over_trials(draw, 1), out_shardings=everywhere)
+    lifted = over_trials(draw, 1, in_turn=meshes.is_cpu(mesh))
+    initialise = jax.jit(lifted, out_shardings=everywhere)
     compiled = initialise.lower(keys).compile()
 
     def init() -> Tree:

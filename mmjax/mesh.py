@@ -55,6 +55,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh is made of CPU devices."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def slow_scatter(platform: str, version: str) -> str | None:
     """What to say of a backend on which every embedding gradient is hundreds of times too slow.
 

@@ -20,7 +20,7 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Positives:
-    """Train interactions on device. P items are seen in train; E distinct (user, item) pairs."""
+    """Train interactions, to be put on device: E distinct (user, item) pairs over P items."""
 
     user: jax.Array  # [E] int32, ascending
     item: jax.Array  # [E] int32

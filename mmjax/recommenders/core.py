@@ -62,7 +62,9 @@ class Catalog:
         """
         if not self.features:
             raise InputError("this recommender needs item features; give --config.features.NAME")
-        return jnp.concatenate([jnp.asarray(x) for x in self.features.values()], axis=1)
+        # A recommender is built while its initialisation is traced; what is frozen stays concrete.
+        with jax.ensure_compile_time_eval():
+            return jnp.concatenate([jnp.asarray(x) for x in self.features.values()], axis=1)
 
 
 def find(name: str) -> type[nnx.Module]:

@@ -67,11 +67,11 @@ class ItemKNN(nnx.Module):
     def scores(self, tables: graph.Graph, batch: dict[str, jax.Array]) -> jax.Array:
         matrix, user = self.profile.get_value(), batch["user"]
         n_items, size = tables.shape[1], user.shape[0]
-        start, end = matrix.starts[user], matrix.starts[user + 1]
+        start, end = jnp.take(matrix.starts, user), jnp.take(matrix.starts, user + 1)
         place = start[:, None] + jnp.arange(self.longest)[None]  # [B, longest]
         mine = place < end[:, None]
-        item = jnp.where(mine, matrix.columns.at[place].get(mode="clip"), n_items)
-        value = matrix.values.at[place].get(mode="clip")
+        item = jnp.where(mine, jnp.take(matrix.columns, place, mode="clip"), n_items)
+        value = jnp.take(matrix.values, place, mode="clip")
         column = jnp.broadcast_to(jnp.arange(size)[:, None], item.shape)
         history = jnp.zeros((n_items, size)).at[item, column].set(value, mode="drop")
         return graph.propagate(tables, history).T  # [B, I]

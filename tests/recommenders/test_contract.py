@@ -1,0 +1,253 @@
+"""One behavioural test for all recommenders: every module of the folder is found and held to it."""
+
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mmjax.recommenders
+from mmjax import ensemble
+from mmjax import mesh as meshes
+from mmjax.data import world
+from mmjax.data.prepare import prepare
+from mmjax.errors import InputError
+from mmjax.evaluation import protocol as protocols
+from mmjax.evaluation import ranking
+from mmjax.recommenders import core
+
+NAMES = [
+    module.name
+    for module in pkgutil.iter_modules(mmjax.recommenders.__path__)
+    if module.name != "core"
+]
+OPTIONS = {"dim": 32, "layers": 2, "l_w": 5e-2}
+OF_MODEL = {"lightgcn": {"l_w": 5e-3}}
+EPOCHS = 20
+# What each must reach of MostPop's Recall@20 on the world below; the floor is no learner.
+FACTOR = {"random": 0.0, "mostpop": 1.0}
+
+
+@pytest.fixture(scope="module")
+def data():
+    raw = world.generate(users=1200, items=300, interactions=36_000, seed=1)
+    return prepare(raw, name="world", keep_items="all")
+
+
+@pytest.fixture(scope="module")
+def catalog(data):
+    """The world's true attributes, one-hot, are the features: what a perfect encoder would see."""
+    hot = []
+    for values in data.attributes.values():
+        names, place = np.unique(values, return_inverse=True)
+        hot.append(np.eye(len(names), dtype=np.float32)[place])
+    return core.Catalog(
+        n_users=data.n_users,
+        n_items=data.n_items,
+        train_user=data.train.user,
+        train_item=data.train.item,
+        train_rating=data.train.rating,
+        features={"visual": np.hstack(hot[:2]), "textual": np.hstack(hot[2:])},
+        present={m: np.ones(data.n_items, bool) for m in ("visual", "textual")},
+    )
+
+
+def build(name, catalog, seeds=(0,), lr=(1e-2,)):
+    recommender = core.find(name)
+    known = set(core._keywords(recommender.__init__, {"rngs"}))
+    if hasattr(recommender, "loss"):
+        known |= set(core._keywords(recommender.loss, {"key"}))
+    options = {k: v for k, v in {**OPTIONS, **OF_MODEL.get(name, {})}.items() if k in known}
+    shaping, traced = core.split_options(recommender, options)
+    return ensemble.build(
+        recommender,
+        catalog,
+        shaping,
+        seeds=seeds,
+        hypers={"lr": lr, **{k: [v] * len(seeds) for k, v in traced.items()}},
+        settings=ensemble.Settings(batch_size=256),
+        mesh=meshes.make("data=1"),
+    )
+
+
+def train(trials, epochs):
+    state = trials.init()
+    if trials.trainable:
+        step = trials.epoch()
+        for _ in range(epochs):
+            state, losses = step(*trials.arguments(state))
+            assert np.isfinite(losses).all()
+    return state
+
+
+def model_of(trials, state, trial=0):
+    return trials.merge(jax.tree.map(lambda x: x[trial], state), trials.frozen)
+
+
+def recall(trials, state, data):
+    protocol = protocols.find("strict")
+    task = protocols.build(
+        protocol,
+        held_out=(data.test.user, data.test.item),
+        rating=data.test.rating,
+        masked=[(s.user, s.item) for s in (data.train, data.valid)],
+        n_items=data.n_items,
+        longest=20,
+    )
+    chunks = ranking.chunk(task, data.n_items)
+    result = trials.evaluate((20,), map_capped=False)(state, trials.frozen, chunks)
+    return np.asarray(result["per_user"]["recall@20"]).mean(axis=1)
+
+
+@pytest.fixture(scope="module")
+def popularity(data, catalog):
+    trials = build("mostpop", catalog)
+    return recall(trials, trials.init(), data)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learns_the_world_better_than_popularity(name, data, catalog, popularity):
+    trials = build(name, catalog)
+    reached = recall(trials, train(trials, EPOCHS), data)[0]
+    assert reached >= FACTOR.get(name, 1.3) * popularity, (reached, popularity)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_is_eager_and_a_batch_is_its_users_one_by_one(name, catalog):
+    trials = build(name, catalog)
+    model = model_of(trials, trials.init())
+    users = jnp.array([5, 0, 17, 5])
+    eager = model.scores(model.tables(), {"user": users})
+    assert eager.shape == (4, catalog.n_items)
+    graphdef, variables = nnx.split(model)
+
+    @jax.jit
+    def score(variables, users):
+        model = nnx.merge(graphdef, variables)
+        return model.scores(model.tables(), {"user": users})
+
+    np.testing.assert_allclose(score(variables, users), eager, atol=1e-6)
+    alone = jnp.concatenate([score(variables, users[n : n + 1]) for n in range(4)])
+    np.testing.assert_allclose(alone, eager, atol=1e-6)
+    np.testing.assert_array_equal(eager[0], eager[3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_gradient(name, catalog):
+    trials = build(name, catalog)
+    if not trials.trainable:
+        assert not jax.tree.leaves(trials.init()["params"])
+        return
+    state = jax.tree.map(lambda x: x[0], trials.init())
+    users = jnp.arange(64) % catalog.n_users
+    batch = {"user": users, "pos": users % catalog.n_items, "neg": (users + 7) % catalog.n_items}
+    options = {k: v[0] for k, v in trials.hypers.items() if k != "lr"}
+
+    def loss(params):
+        model = trials.merge(state | {"params": params}, trials.frozen)
+        redrawn = model.epoch(jax.random.key(0)) if hasattr(model, "epoch") else {}
+        return model.loss(batch, redrawn, **options, key=jax.random.key(1))
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(state["params"])
+    assert value.shape == ()
+    for path, gradient in jax.tree.leaves_with_path(gradients):
+        assert np.isfinite(gradient).all(), path
+        assert np.abs(gradient).max() > 0, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trials_of_one_program_equal_separate_runs(name, data, catalog):
+    together = build(name, catalog, seeds=(3, 4, 5), lr=(1e-2, 1e-2, 3e-3))
+    state = train(together, 2)
+    for trial, (seed, lr) in enumerate(((3, 1e-2), (4, 1e-2), (5, 3e-3))):
+        alone = build(name, catalog, seeds=(seed,), lr=(lr,))
+        other = train(alone, 2)
+        for mine, theirs in zip(
+            jax.tree.leaves(state["params"]), jax.tree.leaves(other["params"]), strict=True
+        ):
+            np.testing.assert_array_equal(mine[trial], theirs[0])
+        assert recall(together, state, data)[trial] == recall(alone, other, data)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_user_without_history_is_scored(name, data, catalog):
+    keep = catalog.train_user != 0
+    without = core.Catalog(
+        **vars(catalog)
+        | {k: getattr(catalog, k)[keep] for k in ("train_user", "train_item", "train_rating")}
+    )
+    trials = build(name, without)
+    model = model_of(trials, train(trials, 1))
+    scores = model.scores(model.tables(), {"user": jnp.array([0])})
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("missing", ["one modality", "half the rows"])
+def test_features_of_any_number_and_with_gaps(name, missing, catalog):
+    if missing == "one modality":
+        features = {"multimodal": catalog.features["visual"]}
+    else:
+        absent = np.arange(catalog.n_items) % 2 == 0
+        features = {k: np.where(absent[:, None], 0, v) for k, v in catalog.features.items()}
+    changed = core.Catalog(**vars(catalog) | {"features": features})
+    train(build(name, changed), 1)
+
+
+def test_trials_side_by_side_as_on_an_accelerator():
+    """The accelerator's lifting, vmap, gives what the CPU's gives, up to the order of sums."""
+    x = jnp.arange(12.0).reshape(3, 4)
+    lifted = [
+        ensemble.over_trials(lambda a, b: (a @ a) * b, 1, in_turn=turn)(x, 2.0)
+        for turn in (False, True)
+    ]
+    np.testing.assert_allclose(*lifted)
+    alone = ensemble.over_trials(lambda a, b: (a @ a) * b, 1, in_turn=False)(x[:1], 2.0)
+    assert alone.shape == (1,)
+
+
+def test_vbpr_without_features_says_so(catalog):
+    bare = core.Catalog(**vars(catalog) | {"features": {}})
+    with pytest.raises(InputError, match="needs item features"):
+        build("vbpr", bare)
+
+
+def test_unknown_names_come_with_suggestions():
+    with pytest.raises(InputError, match="did you mean 'lightgcn'"):
+        core.find("lightgnc")
+    with pytest.raises(InputError, match=r"no recommender 'nowhere\.model'"):
+        core.find("nowhere.model")
+    with pytest.raises(InputError, match="did you mean 'layers'"):
+        core.split_options(core.find("lightgcn"), {"dim": 8, "layer": 2, "l_w": 0.1})
+    with pytest.raises(InputError, match="needs the option 'dim'"):
+        core.split_options(core.find("lightgcn"), {"layers": 2, "l_w": 0.1})
+    with pytest.raises(InputError, match="did you mean 'squares'"):
+        core.choice("regulariser", "square", core.PENALTIES)
+
+
+def test_a_recommender_outside_the_package(tmp_path, monkeypatch, data, catalog):
+    """One file anywhere on the path is found by name and trained."""
+    (tmp_path / "toy_model.py").write_text(
+        "import jax, jax.numpy as jnp\n"
+        "from flax import nnx\n"
+        "class Toy(nnx.Module):\n"
+        "    def __init__(self, catalog, *, dim, rngs):\n"
+        "        self.user = nnx.Param(rngs.params.normal((catalog.n_users, dim)) * 0.1)\n"
+        "        self.item = nnx.Param(rngs.params.normal((catalog.n_items, dim)) * 0.1)\n"
+        "    def loss(self, batch, epoch, *, key):\n"
+        "        u, i, j = self.user[...], self.item[...], self.item[...]\n"
+        "        d = (u[batch['user']] * (i[batch['pos']] - j[batch['neg']])).sum(-1)\n"
+        "        return jax.nn.softplus(-d).mean()\n"
+        "    def tables(self):\n"
+        "        return self.user[...], self.item[...]\n"
+        "    def scores(self, tables, batch):\n"
+        "        return tables[0][batch['user']] @ tables[1].T\n"
+    )
+    (tmp_path / "toy_pack").mkdir()
+    (tmp_path / "toy_model.py").rename(tmp_path / "toy_pack" / "toy_model.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    trials = build("toy_pack.toy_model", catalog)
+    untrained = recall(trials, trials.init(), data)[0]
+    assert recall(trials, train(trials, 10), data)[0] > 1.3 * untrained
