@@ -1,5 +1,6 @@
 """Checkpoints of a run, by orbax: written aside while training goes on, whole or not at all."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class Checkpoints:
     def save(self, step: int, tree: Tree, progress: dict[str, Any]) -> None:
         """Starts to save; the arrays are copied before this returns, the files follow."""
         self.wait()
-        self._pending = self._orbax.save_async(step, tree, custom_metadata=progress)
+        as_of_now = copy.deepcopy(progress)  # it is written later, and the loop goes on meanwhile
+        self._pending = self._orbax.save_async(step, tree, custom_metadata=as_of_now)
 
     def wait(self) -> None:
         """Returns when the save under way, if any, is on disk."""

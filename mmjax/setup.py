@@ -9,6 +9,7 @@ from mmjax import ensemble, files, store
 from mmjax import mesh as meshes
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
+from mmjax.evaluation import metrics
 from mmjax.evaluation import protocol as protocols
 from mmjax.recommenders import core
 
@@ -19,6 +20,21 @@ def required(config: Config, key: str) -> Any:
     if config[key] in (None, ""):
         raise InputError(f"give --config.{key}=...")
     return config[key]
+
+
+def check(config: Config) -> None:
+    """Raises InputError for a value that no run could use, before anything is read or written."""
+    smallest = {"epochs": 0, "patience": 0, "eval_every": 1, "batch_size": 1}
+    for key, least in smallest.items():
+        if config[key] < least:
+            raise InputError(f"{key}={config[key]} must be at least {least}")
+    if not config["cutoffs"] or min(config["cutoffs"]) < 1:
+        raise InputError(f"cutoffs={tuple(config['cutoffs'])} must be list lengths of at least 1")
+    measured = [f"{name}@{k}" for name in metrics.ACCURACY for k in config["cutoffs"]]
+    if config["metric"] not in measured:
+        hint = core.suggestion(config["metric"], measured)
+        raise InputError(f"metric {config['metric']!r} is not measured{hint}")
+    protocols.find(config["protocol"], config["threshold"])
 
 
 def claim(workdir: Path, config: Config, data: datasets.Dataset) -> None:

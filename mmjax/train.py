@@ -36,6 +36,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         finite; a workdir that belongs to another config.
     """
     begin, workdir = time.perf_counter(), Path(workdir)
+    setup.check(config)
     data = datasets.load(setup.required(config, "dataset"))
     setup.claim(workdir, config, data)
     if (workdir / "results.json").exists():
@@ -82,6 +83,9 @@ def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranki
     if data.interaction_hash() != config.pop("data_hash"):
         raise InputError(f"{config['dataset']} has changed since {workdir} was trained on it")
     config |= change
+    if not change.get("metric"):
+        config["metric"] = f"recall@{max(config['cutoffs'])}"
+    setup.check(config)
     trials, tasks = setup.trials(config, data)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints")
     try:

@@ -1,0 +1,107 @@
+"""How a store lies on disk: key-value store, zarr arrays, manifest, digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+
+from mmjax.errors import InputError
+
+FORMAT = 1
+CHUNK_BYTES = 4 << 20
+ARRAYS = ("features/", "present/")
+DTYPES = {
+    np.dtype(dtype).name: np.dtype(dtype)
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
+}
+
+
+def kvstore(url: str | Path, context: ts.Context | None) -> ts.KvStore:
+    """The place a path or URL names: files of a folder, objects of a bucket, one interface."""
+    url = str(url)
+    spec: Any = url.rstrip("/") + "/"
+    if "://" not in url:
+        spec = {"driver": "file", "path": os.path.abspath(os.path.expanduser(url)) + "/"}
+        if os.path.isfile(spec["path"][:-1]):
+            raise InputError(f"{url} is a file, not a store; choose another name")
+    try:
+        return ts.KvStore.open(spec, context=context).result()
+    except ValueError as error:
+        raise InputError(f"{url} cannot hold a store: {first_line(error)}") from None
+
+
+def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
+    """The value of a key, None where there is none.
+
+    Raises:
+      InputError: the place cannot be reached or its contents not be read.
+    """
+    try:
+        answer = kv.read(key).result()
+    except ValueError as error:
+        raise InputError(f"{url}/{key} cannot be read: {first_line(error)}") from None
+    return answer.value if answer.state == "value" else None
+
+
+def write_manifest(kv: ts.KvStore, manifest: dict[str, Any]) -> None:
+    """Writes the manifest as one value, which no reader ever sees in part."""
+    text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    kv.write("manifest.json", text.encode()).result()
+
+
+def zarr(
+    kv: ts.KvStore, part: str, context: ts.Context | None, dtype: str = "", *shapes: tuple
+) -> ts.TensorStore:
+    """Opens an array of the store or, with a dtype, shape and chunk shape, creates it."""
+    inner = kv.spec()
+    inner.path += part
+    spec = {
+        "driver": "zarr3",
+        "kvstore": inner.to_json(),
+        # Else a lost chunk would read as zeros, and a chunk of zeros would not be written.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+    if dtype:
+        spec["metadata"] = {
+            "shape": shapes[0],
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shapes[1]}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "crc32c"},
+            ],
+        }
+    return ts.open(spec, context=context, open=not dtype, create=bool(dtype)).result()
+
+
+def digest(rows: np.ndarray, present: np.ndarray) -> str:
+    """Names a chunk by its contents."""
+    return hashlib.sha256(rows.tobytes() + present.tobytes()).hexdigest()[:32]
+
+
+def delete_arrays(kv: ts.KvStore) -> None:
+    """Deletes every chunk and its metadata, nothing else that may lie beside them."""
+    for part in ARRAYS:
+        after = part[:-1] + chr(ord("/") + 1)
+        kv.delete_range(ts.KvStore.KeyRange(part, after)).result()
+
+
+def prune(kv: ts.KvStore) -> None:
+    """Removes the empty folders that deleting files leaves behind; buckets have none."""
+    spec = kv.spec().to_json()
+    if spec["driver"] == "file":
+        for folder, _, _ in os.walk(spec["path"], topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def first_line(error: Exception) -> str:
+    """TensorStore's message without the specification it appends."""
+    return str(error).split(" [")[0].strip()
