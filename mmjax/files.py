@@ -16,17 +16,20 @@ def folder_aside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a new folder beside `out` that becomes `out` when the block ends without an error.
 
     Raises:
-      InputError: `out` exists already, is not empty and `overwrite` is not set.
+      InputError: `out` exists already, is not empty and `overwrite` is not set; or it cannot be
+        made there.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "." has no name, and a link is no folder to remove
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise InputError(f"{out} exists already; choose another folder or pass --overwrite")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made ({error.strerror}); choose another name") from None
     try:
         yield aside
         if out.exists():
@@ -37,15 +40,22 @@ def folder_aside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file by rename, so that a reader or a kill never sees half of it."""
+    """Writes a file by rename, so that a reader or a kill never sees half of it.
+
+    Raises:
+      InputError: it cannot be written there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)
         aside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

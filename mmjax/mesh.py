@@ -20,15 +20,19 @@ def make(spec: str = "data=-1") -> Mesh:
     The first devices are used when the sizes ask for fewer than there are.
 
     Raises:
-      InputError: an unknown axis, a size that is no number, or more devices than there are.
+      InputError: an unknown or repeated axis, a size that is no number, two sizes of -1, or more
+        devices than there are.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes, named = dict.fromkeys(AXES, 1), set()
     for part in filter(None, (part.strip() for part in spec.split(","))):
         match = re.fullmatch(r"(\w+)=(-1|[1-9]\d*)", part)
         if not match or match[1] not in sizes:
             raise InputError(
                 f"mesh {spec!r}: {part!r} is not AXIS=SIZE with an axis of {', '.join(AXES)}"
             )
+        if match[1] in named:
+            raise InputError(f"mesh {spec!r} names {match[1]} twice; name each axis once")
+        named.add(match[1])
         sizes[match[1]] = int(match[2])
     devices = jax.devices()
     warning = slow_scatter(devices[0].platform, jaxlib.__version__)
@@ -36,8 +40,13 @@ def make(spec: str = "data=-1") -> Mesh:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) > 1 or fixed > len(devices) or (free and len(devices) % fixed):
-        raise InputError(f"mesh {spec!r} does not fit {len(devices)} {devices[0].platform} devices")
+    if len(free) > 1:
+        raise InputError(f"mesh {spec!r}: more than one size is -1; give all but one")
+    if fixed > len(devices) or (free and len(devices) % fixed):
+        raise InputError(
+            f"mesh {spec!r} does not fit {len(devices)} {devices[0].platform} devices; the sizes "
+            "multiply to at most that many, and with -1 divide them"
+        )
     if free:
         sizes[free[0]] = len(devices) // fixed
     shape = tuple(sizes.values())

@@ -34,7 +34,7 @@ MODELS = {
         params={
             "user": "u_embedding",
             "item": "i_embedding",
-            "kernel": "item_linear.weight",
+            "weight": "item_linear.weight",
             "bias": "item_linear.bias",
         },
     ),
@@ -64,15 +64,10 @@ class Case:
         model = core.find(spec["name"])(catalog, **options, rngs=nnx.Rngs(0))
         self.graphdef, _, self.frozen = nnx.split(model, nnx.Param, ...)
         self.names = spec["params"]
-        self.params = {k: jnp.asarray(self.tensor(f"p0/{v}"), dtype) for k, v in self.names.items()}
+        self.params = {k: jnp.asarray(self.ref[f"p0/{v}"], dtype) for k, v in self.names.items()}
         self.l_w = meta["params"]["reg_weight"]
         self.batch = {k: jnp.asarray(self.ref[v]) for k, v in (("user", "users"),)}
         self.batch |= {k: jnp.asarray(self.ref[k]) for k in ("pos", "neg")}
-
-    def tensor(self, name):
-        """A dumped array in our layout: torch's Linear weight is [out, in]."""
-        array = self.ref[name]
-        return array.T if name.endswith("linear.weight") else array
 
     def model(self, params):
         return nnx.merge(self.graphdef, nnx.State(params), self.frozen)
@@ -104,7 +99,7 @@ def test_loss_gradients_scores_and_adam_steps(parity, dump, dtype):
         assert loss.dtype == dtype
         close(loss, case.ref[f"loss{tag}"], tolerance)
         for name, theirs in case.names.items():
-            close(gradients[name], case.tensor(f"g64/{theirs}"), tolerance)
+            close(gradients[name], case.ref[f"g64/{theirs}"], tolerance)
         close(jax.jit(case.scores)(case.params), case.ref[f"scores{tag}"], tolerance)
 
         adam, params, losses = optax.adam(1e-3), case.params, []

@@ -1,0 +1,239 @@
+"""Measures training epochs and evaluations, side by side with plain PyTorch in the same call.
+
+python scripts/benchmark.py models --models=bprmf,lightgcn,vbpr --threads=1 --json=FILE
+
+Every measurement runs in a process of its own, pinned to the same cores, one after the other:
+compile time apart, a warm-up, then the median of `--repeats`. The data is a world of the shape on
+which MMRec was timed, with random features of its widths.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from _app import arguments, run
+from absl import flags
+
+from mmjax import __version__, ensemble, files, journal, train
+from mmjax import mesh as meshes
+from mmjax.data import world
+from mmjax.data.prepare import prepare
+from mmjax.errors import InputError
+from mmjax.evaluation import protocol as protocols
+from mmjax.recommenders import core
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("models", ["bprmf", "lightgcn", "vbpr"], "recommenders to measure")
+flags.DEFINE_integer("threads", 1, "cores to pin to", lower_bound=1)
+flags.DEFINE_integer("repeats", 5, "epochs and evaluations measured", lower_bound=1)
+flags.DEFINE_string("json", "", "also write the numbers to this file")
+flags.DEFINE_bool("torch", True, "measure the plain PyTorch peers too")
+flags.DEFINE_integer("users", 19_445, "of the world")
+flags.DEFINE_integer("items", 7_050, "of the world")
+flags.DEFINE_integer("interactions", 160_792, "of the world; four fifths are train")
+flags.DEFINE_list("widths", ["4096", "384"], "of the random features, a modality each")
+flags.DEFINE_integer("dim", 64, "embedding width")
+flags.DEFINE_integer("batch_size", 2048, "interactions a step")
+flags.DEFINE_string("worker", "", "internal: SIDE:MODEL to measure in this process")
+
+L_W = {"bprmf": 0.1, "lightgcn": 1e-4, "vbpr": 0.1}
+MMREC = {"ranking_loss": "offset", "regulariser": "norms"}
+OPTIONS = {
+    "bprmf": {"bias": False, "init": "xavier_normal"},
+    "lightgcn": {"layers": 2, "eps": 1e-7, "init": "xavier_uniform"},
+    "vbpr": {"normalize": False, "content_init": "joint", "projection_init": "xavier_normal"},
+}
+LONGEST = 50
+
+
+def main() -> None:
+    if FLAGS.worker:
+        print(json.dumps(measure(*FLAGS.worker.split(":"))))
+        return
+    if arguments() != ["models"]:
+        raise InputError("say what to measure: benchmark.py models")
+    unknown = [name for name in FLAGS.models if name not in OPTIONS]
+    if unknown:
+        raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(OPTIONS)}")
+    sides = ["mmjax", "torch"] if FLAGS.torch and has_torch() else ["mmjax"]
+    rows = [spawn(side, model) for model in FLAGS.models for side in sides]
+    print(table(rows))
+    if FLAGS.json:
+        about = {
+            "cpu": cpu_name(),
+            "threads": FLAGS.threads,
+            "versions": journal.versions("jax", "jaxlib", "numpy") | {"mmjax": __version__},
+            "shape": {k: FLAGS[k].value for k in ("users", "items", "interactions", "widths")},
+            "settings": {k: FLAGS[k].value for k in ("dim", "batch_size", "repeats")},
+        }
+        files.write_json(FLAGS.json, about | {"rows": rows})
+        print(f"wrote {FLAGS.json}")
+
+
+def spawn(side: str, model: str) -> dict:
+    """Measures one side of one model in a fresh process with the same flags."""
+    print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
+    own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models")) and a != "models"]
+    command = [sys.executable, __file__, *own, f"--worker={side}:{model}"]
+    # XLA and OpenMP size their pools when they start; the pinning in `measure` then holds for all.
+    environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise InputError(f"measuring {model} in {side} failed with exit status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(side: str, model: str) -> dict:
+    """Seconds of compile, epoch and evaluation, and peak memory, in this process."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    raw = world.generate(
+        users=FLAGS.users, items=FLAGS.items, interactions=FLAGS.interactions, seed=0
+    )
+    data = prepare(raw, name="benchmark", keep_items="all", test=0.1, valid=1 / 9)
+    catalog = make_catalog(data, model)
+    task = protocols.build(
+        protocols.find("mmrec"),
+        held_out=(data.test.user, data.test.item),
+        rating=data.test.rating,
+        masked=[(data.train.user, data.train.item)],
+        n_items=data.n_items,
+        longest=LONGEST,
+    )
+    row = {"model": model, "side": side, "train_interactions": len(data.train.user)}
+    row["evaluated_users"] = len(task.users)
+    measured = of_mmjax if side == "mmjax" else of_torch
+    row |= measured(model, catalog, data, task)
+    return row | {"peak_rss_mb": train.peak_rss_mb()}
+
+
+def of_mmjax(model, catalog, data, task) -> dict:
+    recommender = core.find(model)
+    options, traced = core.split_options(
+        recommender, {"dim": FLAGS.dim, "l_w": L_W[model], **MMREC, **OPTIONS[model]}
+    )
+    grid = meshes.make("data=1")
+    trials = ensemble.build(
+        recommender,
+        catalog,
+        options,
+        seeds=[0],
+        hypers={"lr": [1e-3], **{k: [v] for k, v in traced.items()}},
+        settings=ensemble.Settings(batch_size=FLAGS.batch_size),
+        mesh=grid,
+    )
+    state = trials.init()
+    begin = time.perf_counter()
+    epoch = trials.epoch().lower(*trials.arguments(state)).compile()
+    compile_s = time.perf_counter() - begin
+    config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
+    timing = {"compile_s": 0.0}
+    evaluate = train.Evaluator(trials, {"test": task}, config, data, timing)
+
+    def one_epoch():
+        nonlocal state
+        state, losses = epoch(*trials.arguments(state))
+        losses.block_until_ready()
+
+    return {
+        "epoch_s": timed(one_epoch),
+        "eval_s": timed(lambda: evaluate(state, "test", lists=False)),
+        "compile_s": compile_s,
+        "compile_eval_s": timing["compile_s"],
+    }
+
+
+def of_torch(model, catalog, data, task) -> dict:
+    import _peers
+    import torch
+
+    torch.set_num_threads(FLAGS.threads)
+    torch.manual_seed(0)
+    peer = _peers.Peer(model, catalog, FLAGS.dim)
+    adam = torch.optim.Adam(peer.parameters(), lr=1e-3)
+    user, item = (torch.from_numpy(x.astype("int64")) for x in (data.train.user, data.train.item))
+
+    def one_epoch():
+        _peers.epoch(peer, adam, user, item, data.n_items, FLAGS.batch_size, L_W[model])
+
+    return {
+        "epoch_s": timed(one_epoch),
+        "eval_s": timed(lambda: _peers.evaluate(peer, task, LONGEST)),
+        "compile_s": 0.0,
+        "compile_eval_s": 0.0,
+        "torch": torch.__version__,
+    }
+
+
+def make_catalog(data, model: str) -> core.Catalog:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    widths = [int(w) for w in FLAGS.widths] if model == "vbpr" else []
+    shapes = [(data.n_items, width) for width in widths]
+    return core.Catalog(
+        n_users=data.n_users,
+        n_items=data.n_items,
+        train_user=data.train.user,
+        train_item=data.train.item,
+        train_rating=data.train.rating,
+        features={f"m{n}": rng.standard_normal(s, np.float32) for n, s in enumerate(shapes)},
+    )
+
+
+def timed(call) -> float:
+    """Median seconds of `--repeats` calls after one to warm up."""
+    call()
+    times = []
+    for _ in range(FLAGS.repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def table(rows: list[dict]) -> str:
+    head = ("model", "side", "epoch s", "eval s", "compile s", "peak MB", "epoch x", "eval x")
+    lines = ["| " + " | ".join(head) + " |", "|:--|:--|" + "--:|" * 6]
+    for row in rows:
+        peer = next((r for r in rows if r["model"] == row["model"] and r["side"] == "torch"), None)
+        ratio = (
+            ("", "")
+            if row["side"] == "torch" or peer is None
+            else tuple(f"{peer[k] / row[k]:.1f}" for k in ("epoch_s", "eval_s"))
+        )
+        compile_s = row["compile_s"] + row["compile_eval_s"]
+        cells = (
+            row["model"],
+            row["side"],
+            f"{row['epoch_s']:.3f}",
+            f"{row['eval_s']:.3f}",
+            f"{compile_s:.1f}" if compile_s else "",
+            f"{row['peak_rss_mb']:.0f}",
+            *ratio,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def has_torch() -> bool:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        print("torch is not installed (extra `torch`): no peers are measured", file=sys.stderr)
+        return False
+    return True
+
+
+def cpu_name() -> str:
+    try:
+        lines = open("/proc/cpuinfo").read().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+if __name__ == "__main__":
+    run(main)
