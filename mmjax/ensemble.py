@@ -122,7 +122,8 @@ class Ensemble:
         return over_trials(function, batched, in_turn=meshes.is_cpu(self.mesh))
 
     def _split_rows(self, array: jax.Array) -> jax.Array:
-        if self.mesh.shape["data"] == 1:
+        """Spreads rows over the mesh's data axis, where they divide."""
+        if array.shape[0] % self.mesh.shape["data"]:
             return array
         return jax.lax.with_sharding_constraint(array, meshes.rows(self.mesh))
 

@@ -29,6 +29,7 @@ class Journal:
         self._total, self._done, self._start = total, done, time.monotonic()
         self._first, self._said = done, 0.0
         terminal = sys.stderr.isatty()
+        self._unsaid = ""
         self._bar = tqdm(total=total, initial=done, unit="epoch") if terminal else None
 
     def epoch(self, epoch: int, scalars: dict[str, float], say: str) -> None:
@@ -42,10 +43,10 @@ class Journal:
             self._bar.update(epoch - self._bar.n)
             self._bar.set_postfix_str(say)
             return
-        now = time.monotonic()
+        now, self._unsaid = time.monotonic(), f"epoch {epoch}/{self._total} {say}"
         if now - self._said >= LINE_EVERY or epoch == self._total:
-            self._said = now
-            print(f"epoch {epoch}/{self._total} {say} {self._rate(now)}", flush=True)
+            print(self._unsaid, self._rate(now), flush=True)
+            self._said, self._unsaid = now, ""
 
     def _rate(self, now: float) -> str:
         pace = (now - self._start) / max(1, self._done - self._first)
@@ -63,6 +64,8 @@ class Journal:
     ) -> None:
         self._lines.close()
         self._board.close()
+        if self._unsaid and kind is None:  # where it stopped early
+            print(self._unsaid, flush=True)
         if self._bar is not None:
             self._bar.close()
 

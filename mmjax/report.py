@@ -13,24 +13,31 @@ import matplotlib.pyplot as plt
 
 from mmjax import files
 from mmjax.errors import InputError
+from mmjax.recommenders import core
 
 Results = dict[str, Any]
-COLUMNS = ("recall@20", "ndcg@20", "hr@20", "map@20", "coverage@20", "gini@20", "arp@20")
-INK, ACCENT, GRID = "#1f2937", "#2563eb", "#d1d5db"
+METRICS = ("recall", "ndcg", "hr", "map", "coverage", "gini", "arp")
+KEYS = ("dataset", "recommender", "config", "seed", "epochs", "best_epoch", "valid", "test")
+KEYS += ("timing", "memory", "versions", "device", "data")
+INK, QUIET, BEST, REST = "#1f2937", "#6b7280", "#2563eb", "#a9c1f5"
 
 
 def load(workdirs: Sequence[Path]) -> list[Results]:
     """Reads the results.json of each run.
 
     Raises:
-      InputError: a run has none; two runs are on different data or protocols, which no table may
-        mix.
+      InputError: a run has none, or a damaged one; two runs are on different data or protocols,
+        which no table may mix.
     """
     runs = []
-    for workdir in workdirs:
-        if not (Path(workdir) / "results.json").exists():
-            raise InputError(f"{workdir} has no results.json; train it to the end first")
-        runs.append(files.read_json(Path(workdir) / "results.json"))
+    for path in (Path(workdir) / "results.json" for workdir in workdirs):
+        if not path.exists():
+            raise InputError(f"{path.parent} has no results.json; train it to the end first")
+        run = files.read_json(path)
+        lacking = [key for key in KEYS if not isinstance(run, dict) or key not in run]
+        if lacking:
+            raise InputError(f"{path} has no {lacking[0]!r}; it is not what train.py writes")
+        runs.append(run)
     for what, read in (
         ("data", lambda run: run["data"]["interaction_hash"]),
         ("protocol", lambda run: (run["config"]["protocol"], run["config"]["threshold"])),
@@ -40,9 +47,28 @@ def load(workdirs: Sequence[Path]) -> list[Results]:
     return runs
 
 
-def card(run: Results, columns: Sequence[str] = COLUMNS) -> str:
+def chosen(runs: Sequence[Results], columns: Sequence[str] = ()) -> list[str]:
+    """The metrics to show: `columns`, or unless given the usual ones at 20 or the longest cutoff.
+
+    Raises:
+      InputError: a column that not every run has; the sentence suggests one.
+    """
+    common = [name for name in runs[0]["test"] if all(name in run["test"] for run in runs)]
+    if columns:
+        for name in columns:
+            if name not in common:
+                raise InputError(f"not every run has {name!r}{core.suggestion(name, common)}")
+        return list(columns)
+    cutoffs = {int(name.split("@")[1]) for name in common}
+    if not cutoffs:
+        raise InputError("the runs share no cutoff; rank them again with evaluate.py --cutoffs")
+    best = 20 if 20 in cutoffs else max(cutoffs)
+    return [f"{name}@{best}" for name in METRICS if f"{name}@{best}" in common]
+
+
+def card(run: Results) -> str:
     """A run in a few lines for a terminal: metrics of both splits, epoch, time and memory."""
-    shown = [c for c in columns if c in run["test"]]
+    shown = chosen([run])
     rows = [["", *shown]]
     rows += [[split, *(_number(run[split][c]) for c in shown)] for split in ("valid", "test")]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -67,12 +93,11 @@ def listing(metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def rows(runs: Sequence[Results], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def rows(runs: Sequence[Results], columns: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison table, runs in the order given."""
-    shown = [c for c in columns if all(c in run["test"] for run in runs)]
-    if not shown:
-        raise InputError(f"the runs have none of the columns {', '.join(columns)}")
-    head = ["recommender", "seed", "epoch", *shown, "valid recall@20", "s/epoch", "total s"]
+    shown = chosen(runs, columns)
+    metric = runs[0]["config"]["metric"]
+    head = ["recommender", "seed", "epoch", *shown, f"valid {metric}", "s/epoch", "total s"]
     body = []
     for run in runs:
         timing = run["timing"]
@@ -81,8 +106,8 @@ def rows(runs: Sequence[Results], columns: Sequence[str]) -> tuple[list[str], li
                 run["recommender"].rsplit(".", 1)[-1],
                 str(run["seed"]),
                 str(run["best_epoch"]),
-                *(_number(run["test"][c]) for c in shown),
-                _number(run["valid"].get("recall@20", float("nan"))),
+                *(_number(run["test"][c], [other["test"][c] for other in runs]) for c in shown),
+                _number(run["valid"][metric]) if metric in run["valid"] else "",
                 "" if timing["epoch_s"] is None else f"{timing['epoch_s']:.3f}",
                 f"{timing['total_s']:.1f}",
             ]
@@ -90,7 +115,7 @@ def rows(runs: Sequence[Results], columns: Sequence[str]) -> tuple[list[str], li
     return head, body
 
 
-def markdown(runs: Sequence[Results], columns: Sequence[str] = COLUMNS) -> str:
+def markdown(runs: Sequence[Results], columns: Sequence[str] = ()) -> str:
     """The comparison as a Markdown table, numbers to the right, and how it was made below it."""
     head, body = rows(runs, columns)
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
@@ -123,49 +148,48 @@ def as_csv(runs: Sequence[Results]) -> str:
     return out.getvalue()
 
 
-def picture(runs: Sequence[Results], path: Path, metrics: Sequence[str] = COLUMNS[:2]) -> None:
-    """Bars of the first metrics, a panel each, a row a run, values written at the bars."""
+def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) -> None:
+    """Bars of the first two metrics, a panel each, a row a run, the best one darker."""
     labels = [run["recommender"].rsplit(".", 1)[-1] for run in runs]
     if len(set(labels)) < len(labels):
-        labels = [f"{label} (seed {run['seed']})" for label, run in zip(labels, runs, strict=True)]
-    height = 1.1 + 0.42 * len(runs)
+        labels = [f"{label}, seed {run['seed']}" for label, run in zip(labels, runs, strict=True)]
+    metrics, places = chosen(runs, columns)[:2], range(len(runs))
+    size = (1.2 + 4.0 * len(metrics), 1.0 + 0.4 * len(runs))
     style = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK}
     with plt.rc_context(style):
         figure, axes = plt.subplots(
-            1, len(metrics), figsize=(4.6 * len(metrics), height), sharey=True, squeeze=False
+            1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
         for axis, metric in zip(axes[0], metrics, strict=True):
             values = [run["test"][metric] for run in runs]
-            bars = axis.barh(labels, values, color=ACCENT, height=0.62)
-            axis.bar_label(bars, [_number(v) for v in values], padding=4, color=INK)
-            axis.set_xlim(0, max([*values, 1e-9]) * 1.22)
-            axis.set_title(metric, loc="left", fontsize=12, color=INK)
-            axis.xaxis.grid(True, color=GRID)
-            axis.set_axisbelow(True)
+            colors = [BEST if value == max(values) else REST for value in values]
+            bars = axis.barh(places, values, color=colors, height=0.66)
+            # Every bar says its number, so an axis of numbers would only repeat them.
+            axis.bar_label(bars, [_number(v, values) for v in values], padding=5)
+            axis.set_xlim(0, max([*values, 1e-9]) * 1.18)
+            axis.set_xticks([])
+            axis.set_yticks(places, labels)
+            axis.set_title(metric, loc="left", fontsize=11, fontweight="bold", pad=8)
             axis.tick_params(length=0, colors=INK)
             axis.spines[:].set_visible(False)
         axes[0][0].invert_yaxis()
-        protocol = runs[0]["config"]["protocol"]
-        figure.suptitle(
-            f"{runs[0]['dataset']}: test, protocol {protocol}", x=0.01, ha="left", fontsize=12
-        )
-        figure.tight_layout()
-        figure.savefig(path, dpi=150, facecolor="white")
+        about = f"{runs[0]['dataset']}, test split, protocol {runs[0]['config']['protocol']}"
+        figure.supxlabel(about, fontsize=9, color=QUIET, x=0.01, ha="left")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=150, facecolor="white")
         plt.close(figure)
+    files.write_bytes(path, drawn.getvalue())
 
 
-def write(runs: Sequence[Results], out: Path, columns: Sequence[str] = COLUMNS) -> list[Path]:
+def write(runs: Sequence[Results], out: Path, columns: Sequence[str] = ()) -> list[Path]:
     """Writes table.md, table.csv and table.png into `out`; returns their paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "table.md", out / "table.csv", out / "table.png"]
+    paths = [Path(out) / f"table.{kind}" for kind in ("md", "csv", "png")]
     files.write_bytes(paths[0], markdown(runs, columns).encode())
     files.write_bytes(paths[1], as_csv(runs).encode())
-    shown = [c for c in columns if all(c in run["test"] for run in runs)]
-    aside = out / ".table.partial.png"
-    picture(runs, aside, shown[:2])
-    aside.replace(paths[2])
+    picture(runs, paths[2], columns)
     return paths
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+def _number(value: float, beside: Sequence[float] = ()) -> str:
+    """Four decimals, or one where it or a number of its column is large (ARP counts ratings)."""
+    return f"{value:.4f}" if max(map(abs, [value, *beside])) < 10 else f"{value:.1f}"

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from mmjax import ensemble, files, store
 from mmjax import mesh as meshes
 from mmjax.data import dataset as datasets
@@ -14,9 +16,11 @@ from mmjax.evaluation import protocol as protocols
 from mmjax.recommenders import core
 
 Config = Mapping[str, Any]
+Tasks = dict[str, protocols.Task]  # by split
 
 
 def required(config: Config, key: str) -> Any:
+    """A value that has no default; InputError when it was not given."""
     if config[key] in (None, ""):
         raise InputError(f"give --config.{key}=...")
     return config[key]
@@ -37,18 +41,24 @@ def check(config: Config) -> None:
     protocols.find(config["protocol"], config["threshold"])
 
 
-def claim(workdir: Path, config: Config, data: datasets.Dataset) -> None:
-    """Makes `workdir` this config's, or checks that it is.
+def identity(
+    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store]
+) -> dict[str, Any]:
+    """What a run is: its config, and the content of what the config names."""
+    contents = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
+    return plain(config) | {"data_hash": data.interaction_hash(), "features_hash": contents}
+
+
+def verify(workdir: Path, mine: dict[str, Any]) -> None:
+    """Checks that a workdir is new or belongs to the run of this identity.
 
     Raises:
-      InputError: it holds another config or was run on other data; the first difference is named.
+      InputError: it belongs to another; the first difference is named.
     """
-    mine = plain(config) | {"data_hash": data.interaction_hash()}
     path = workdir / "config.json"
     if not path.exists():
-        files.write_json(path, mine)
         return
-    theirs, ours = (flatten(x) for x in (files.read_json(path), json.loads(json.dumps(mine))))
+    theirs, ours = flatten(files.read_json(path)), flatten(mine)
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
             raise InputError(
@@ -65,6 +75,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, Mapping)
@@ -72,8 +83,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def trials(config: Config, data: datasets.Dataset) -> tuple[ensemble.Ensemble, dict]:
-    """The ensemble of one trial that a config describes, and its valid and test tasks."""
+def trials(
+    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store]
+) -> ensemble.Ensemble:
+    """The ensemble of one trial that a config describes."""
     grid = meshes.make(config["mesh"])
     recommender = core.find(config["recommender"])
     options, traced = core.split_options(recommender, config["model"])
@@ -81,21 +94,21 @@ def trials(config: Config, data: datasets.Dataset) -> tuple[ensemble.Ensemble, d
         **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
         lr_decay=tuple(config["lr_decay"]),
     )
-    built = ensemble.build(
+    return ensemble.build(
         recommender,
-        catalog(data, features(config, data)),
+        catalog(data, stores, grid),
         options,
         seeds=[config["seed"]],
         hypers={name: [value] for name, value in {"lr": config["lr"], **traced}.items()},
         settings=settings,
         mesh=grid,
     )
-    return built, tasks(config, data)
 
 
-def catalog(data: datasets.Dataset, stores: Mapping[str, store.Store]) -> core.Catalog:
-    """What a recommender may know of a dataset."""
-    read = {name: opened.read() for name, opened in stores.items()}
+def catalog(data: datasets.Dataset, stores: Mapping[str, store.Store], grid: Mesh) -> core.Catalog:
+    """What a recommender may know of a dataset; features go from disk straight to the devices."""
+    everywhere = meshes.replicated(grid)
+    read = {name: opened.read(everywhere) for name, opened in stores.items()}
     return core.Catalog(
         n_users=data.n_users,
         n_items=data.n_items,
@@ -124,10 +137,11 @@ def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
         pairs = [tuple(part.split("=", 1)) for part in text.split(",") if part]
         if any(len(pair) != 2 for pair in pairs) or len(dict(pairs)) != len(pairs):
             raise InputError(f"features {text!r} is not NAME=STORE,NAME=STORE with distinct names")
-    return {name: store.open_store(url, item_hash=data.item_hash()) for name, url in pairs}
+    mine = {"item_hash": data.item_hash(), "n_items": data.n_items}
+    return {name: store.open_store(url, **mine) for name, url in pairs}
 
 
-def tasks(config: Config, data: datasets.Dataset) -> dict[str, protocols.Task]:
+def tasks(config: Config, data: datasets.Dataset) -> Tasks:
     """The ranking tasks of the valid and test splits under the config's protocol."""
     protocol = protocols.find(config["protocol"], config["threshold"])
     out = {}

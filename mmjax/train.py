@@ -21,6 +21,7 @@ from mmjax.evaluation import ranking
 
 Config = setup.Config
 Tree = Any
+PROVENANCE = ("encoder", "revision", "layer", "pooling", "shape", "content_hash")
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
@@ -38,11 +39,14 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     begin, workdir = time.perf_counter(), Path(workdir)
     setup.check(config)
     data = datasets.load(setup.required(config, "dataset"))
-    setup.claim(workdir, config, data)
+    stores = setup.features(config, data)
+    identity = setup.identity(config, data, stores)
+    setup.verify(workdir, identity)
     if (workdir / "results.json").exists():
         print(f"{workdir} is finished already; delete it to run again")
         return files.read_json(workdir / "results.json")
-    trials, tasks = setup.trials(config, data)
+    tasks, trials = setup.tasks(config, data), setup.trials(config, data, stores)
+    files.write_json(workdir / "config.json", identity)
     state, timing = trials.init(), {"compile_s": 0.0}
     evaluate = Evaluator(trials, tasks, config, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -66,6 +70,10 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         | {"mmjax": __version__},
         "device": trials.mesh.devices.flat[0].device_kind,
         "data": {"item_hash": data.item_hash(), "interaction_hash": data.interaction_hash()},
+        "features": {
+            name: {key: opened.manifest.get(key) for key in PROVENANCE}
+            for name, opened in stores.items()
+        },
     }
     save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
     files.write_json(workdir / "results.json", results)
@@ -80,29 +88,41 @@ def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranki
     """
     config = files.read_json(Path(workdir) / "config.json")
     data = datasets.load(config["dataset"])
-    if data.interaction_hash() != config.pop("data_hash"):
-        raise InputError(f"{config['dataset']} has changed since {workdir} was trained on it")
+    stores = setup.features(config, data)
+    setup.verify(Path(workdir), setup.identity(_of_run(config), data, stores))
     config |= change
-    if not change.get("metric"):
-        config["metric"] = f"recall@{max(config['cutoffs'])}"
+    config["metric"] = f"recall@{config['cutoffs'][0]}"  # nothing is chosen here
     setup.check(config)
-    trials, tasks = setup.trials(config, data)
+    tasks, trials = setup.tasks(config, data), setup.trials(config, data, stores)
     checkpoints = Checkpoints(Path(workdir) / "checkpoints")
     try:
         latest = checkpoints.latest()
         if latest is None:
             raise InputError(f"{workdir} has no checkpoint yet; train it first")
         state = trials.init()
-        best = checkpoints.load(latest[0], {"state": state, "best": state})["best"]
+        like = {"state": state, "best": weights(state)}
+        best = checkpoints.load(latest[0], like)["best"]
     finally:
         checkpoints.close()
     return Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
 
 
+def weights(state: Tree) -> Tree:
+    """What of a state scores items, and the epoch it is from: the rest is the optimiser's."""
+    return {name: state[name] for name in ("params", "drawn", "epoch")}
+
+
 class Evaluator:
     """Ranks the trials of a state on one split; compiles once a split and keeps the times."""
 
-    def __init__(self, trials, tasks, config, data, timing):
+    def __init__(
+        self,
+        trials: ensemble.Ensemble,
+        tasks: setup.Tasks,
+        config: Config,
+        data: datasets.Dataset,
+        timing: dict[str, Any],
+    ):
         self._trials, self._tasks, self._config, self._timing = trials, tasks, config, timing
         self._protocol = protocols.find(config["protocol"], config["threshold"])
         self._popularity = np.bincount(data.train.item, minlength=data.n_items)
@@ -112,12 +132,12 @@ class Evaluator:
 
     def __call__(self, state: Tree, split: str, *, lists: bool = True) -> list[ranking.Ranking]:
         """One ranking a trial; `lists=False` leaves out the metrics of the lists' make-up."""
-        weights = {name: state[name] for name in ("params", "drawn", "epoch")}
+        state = weights(state)
         if split not in self._compiled:
-            self._compiled[split] = self._compile(weights, split)
+            self._compiled[split] = self._compile(state, split)
         program, chunks = self._compiled[split]
         begin = time.perf_counter()
-        result = jax.device_get(program(weights, self._trials.frozen, chunks))
+        result = jax.device_get(program(state, self._trials.frozen, chunks))
         rankings = [
             ranking.summarise(
                 ensemble.pick(result, trial),
@@ -136,7 +156,7 @@ class Evaluator:
         value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
         return value if digits is None else round(value, digits)
 
-    def _compile(self, weights: Tree, split: str) -> tuple[Any, ranking.Chunks]:
+    def _compile(self, state: Tree, split: str) -> tuple[Any, ranking.Chunks]:
         grid = self._trials.mesh
         chunks = ranking.chunk(self._tasks[split], self._n_items, multiple=grid.shape["data"])
         chunks = jax.device_put(chunks, meshes.replicated(grid))
@@ -144,7 +164,7 @@ class Evaluator:
             self._config["cutoffs"], map_capped=self._protocol.map_capped
         )
         begin = time.perf_counter()
-        compiled = program.lower(weights, self._trials.frozen, chunks).compile()
+        compiled = program.lower(state, self._trials.frozen, chunks).compile()
         self._timing["compile_s"] += time.perf_counter() - begin
         return compiled, chunks
 
@@ -166,7 +186,7 @@ def fit(
     """
     total = config["epochs"] if trials.trainable else 0
     count = len(trials.keys)
-    best = jax.tree.map(jnp.copy, state)
+    best = jax.tree.map(jnp.copy, weights(state))
     progress = {"epoch": 0, "best_epoch": [0] * count, "best": [None] * count, "done": False}
     latest = checkpoints.latest()
     if latest is not None:
@@ -224,6 +244,7 @@ def update_best(
     progress["done"] = 0 < config["patience"] <= waited // config["eval_every"]
     if not any(better):
         return best
+    state = weights(state)
     if all(better):
         return jax.tree.map(jnp.copy, state)
     return jax.tree.map(
@@ -259,6 +280,11 @@ def peak_rss_mb() -> float:
     """The most memory this process has held, in MB (1e6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _of_run(identity: dict[str, Any]) -> dict[str, Any]:
+    """The config part of a run's identity."""
+    return {k: v for k, v in identity.items() if k not in ("data_hash", "features_hash")}
 
 
 def _summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:

@@ -1,0 +1,101 @@
+"""Checkpoints come back as they were, or not at all."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmjax import mesh
+from mmjax.checkpoint import Checkpoints
+from mmjax.errors import InputError
+
+
+def tree(value, sharding=None):
+    made = {
+        "params": {"user": jnp.full((8, 4), float(value)), "item": jnp.arange(16.0).reshape(8, 2)},
+        "epoch": jnp.asarray(int(value)),
+        "key": jnp.arange(2, dtype=jnp.uint32),
+    }
+    if sharding is not None:
+        made["params"] = jax.device_put(made["params"], sharding)
+    return made
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(tmp_path / "checkpoints")
+    yield opened
+    opened.close()
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_save_load_latest(checkpoints, tmp_path):
+    assert checkpoints.latest() is None
+    progress = {"epoch": 1, "best": [0.125, None], "done": False}
+    for epoch in (1, 2, 3):
+        progress["epoch"] = epoch
+        checkpoints.save(epoch, tree(epoch), progress)
+    progress["epoch"] = 99  # the loop goes on while the last one is written
+    checkpoints.wait()
+    assert checkpoints.latest() == (3, {"epoch": 3, "best": [0.125, None], "done": False})
+    same(checkpoints.load(3, tree(0.0)), tree(3))
+    same(checkpoints.load(2, tree(0.0)), tree(2))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_another_process_finds_them(checkpoints, tmp_path):
+    checkpoints.save(5, tree(5), {"epoch": 5})
+    checkpoints.wait()
+    again = Checkpoints(tmp_path / "checkpoints")
+    assert again.latest() == (5, {"epoch": 5})
+    same(again.load(5, tree(0.0)), tree(5))
+    again.close()
+
+
+def test_they_move_between_shardings(checkpoints):
+    rows = mesh.rows(mesh.make("data=8"))
+    checkpoints.save(1, tree(1, rows), {})
+    checkpoints.wait()
+    same(checkpoints.load(1, tree(0.0)), tree(1))
+    columns = NamedSharding(mesh.make("data=4,model=2"), PartitionSpec("data", "model"))
+    loaded = checkpoints.load(1, tree(0.0, columns))
+    assert loaded["params"]["user"].sharding == columns
+    same(loaded, tree(1))
+
+
+def test_another_shape_or_structure_is_refused(checkpoints):
+    checkpoints.save(1, tree(1), {})
+    checkpoints.wait()
+    wider = tree(0.0) | {"params": {"user": jnp.zeros((8, 5)), "item": jnp.zeros((8, 2))}}
+    fewer = {name: part for name, part in tree(0.0).items() if name != "key"}
+    more = tree(0.0) | {"extra": jnp.zeros(3)}
+    for like in (wider, fewer, more):
+        with pytest.raises(InputError, match="checkpoint 1 does not fit this configuration"):
+            checkpoints.load(1, like)
+
+
+def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
+    """A kill leaves a folder with orbax's temporary name; its arrays may even look whole."""
+    folder = tmp_path / "checkpoints"
+    first = Checkpoints(folder)
+    first.save(1, tree(1), {"epoch": 1})
+    first.close()
+    shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
+    (folder / "2.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
+    again = Checkpoints(folder)
+    assert again.latest() == (1, {"epoch": 1})
+    again.save(2, tree(2), {"epoch": 2})  # the same step, over the remains
+    again.wait()
+    assert again.latest() == (2, {"epoch": 2})
+    same(again.load(2, tree(0.0)), tree(2))
+    again.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
