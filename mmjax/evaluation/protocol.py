@@ -4,7 +4,8 @@ Peers' numbers are comparable only under the same protocol, so a protocol is one
 
   strict   mask train (and valid at test); any held-out item is relevant; binary nDCG
   mmrec    mask train only; AP over min(relevant, cutoff); selection on values rounded to 4 decimals
-  elliot   mask train only; relevant means rating >= threshold; graded nDCG, gain 2^(r - t + 1) - 1
+  elliot   mask train only; relevant means rating >= threshold; graded nDCG, gain 2^(r - t + 1) - 1;
+           items without train interactions do not exist
 
 All choose on the validation split and read the test split once.
 """
@@ -23,6 +24,7 @@ class Protocol:
     name: str
     mask_valid_at_test: bool
     graded: bool = False
+    cold_items: bool = True  # whether items without train interactions are candidates
     map_capped: bool = False
     round_selection: int | None = None
     threshold: float = 0.0
@@ -31,7 +33,7 @@ class Protocol:
 PRESETS = {
     "strict": Protocol("strict", mask_valid_at_test=True),
     "mmrec": Protocol("mmrec", mask_valid_at_test=False, map_capped=True, round_selection=4),
-    "elliot": Protocol("elliot", mask_valid_at_test=False, graded=True),
+    "elliot": Protocol("elliot", mask_valid_at_test=False, graded=True, cold_items=False),
 }
 
 
@@ -62,6 +64,7 @@ class Task(NamedTuple):
     gain: np.ndarray  # [number of targets] float32, beside target.item
     ideal: np.ndarray  # [N, K] float32, gains in falling order
     relevant: np.ndarray  # [N] float32
+    outside: np.ndarray | None  # [I] bool, items that are nobody's candidates
 
 
 Pairs = tuple[np.ndarray, np.ndarray]  # user, item
@@ -80,13 +83,16 @@ def build(
 
     Args:
       held_out: users and items of the split; `rating` beside them.
-      masked: users and items that are no candidates, from one or two splits.
+      masked: users and items that are no candidates: train, then whatever else is seen.
       longest: the largest cutoff, K.
 
     Raises:
       InputError: no item is relevant, or a relevant item of a user is masked for that user.
     """
-    keep = rating >= protocol.threshold
+    keep, outside = rating >= protocol.threshold, None
+    if not protocol.cold_items:
+        outside = ~np.isin(np.arange(n_items), masked[0][1])
+        keep &= ~outside[held_out[1]]
     user, item = (x[keep].astype(np.int64) for x in held_out)
     if len(user) == 0:
         raise InputError(f"no held-out item has a rating >= {protocol.threshold:g}")
@@ -122,4 +128,5 @@ def build(
         gain=gain.astype(np.float32),
         ideal=ideal,
         relevant=counts.astype(np.float32),
+        outside=outside,
     )

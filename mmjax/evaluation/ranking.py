@@ -33,6 +33,7 @@ class Chunks(NamedTuple):
     target_gain: jax.Array  # [targets]
     ideal: jax.Array  # [N, K]
     relevant: jax.Array  # [N]
+    outside: jax.Array | None  # [I] bool, nobody's candidates
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def chunk(task: Task, n_items: int, *, multiple: int = 1, size: int | None = Non
         target_gain=task.gain,
         ideal=task.ideal,
         relevant=task.relevant,
+        outside=task.outside,
     )
 
 
@@ -102,6 +104,8 @@ def rank(
         raw = constrain(scores(tables, {"user": user}))  # [B, I]
         finite = jnp.isfinite(raw.sum())  # a sum is vectorised, isfinite of each score is not
         candidates = raw.at[seen_row, seen_item].set(-jnp.inf, mode="drop")
+        if chunks.outside is not None:
+            candidates = jnp.where(chunks.outside[None], -jnp.inf, candidates)
         value, item = top_k(candidates, longest)
         place = find(chunks.target_item, start, end, item)
         gain = jnp.where(place >= 0, chunks.target_gain.at[place].get(mode="clip"), 0.0)

@@ -56,14 +56,15 @@ def test_lists_masks_and_ties(seed, name, size):
 
 
 def test_graded_gains_and_threshold():
-    scores = np.array([[5, 4, 3, 2.0]])
+    scores = np.array([[5, 4, 3, 2.0], [0, 0, 0, 0]])
     held = (np.array([0, 0, 0]), np.array([0, 1, 3]))
     rating = np.array([3, 5, 4], np.float32)
+    train = (np.array([0, 1, 1, 1]), np.array([2, 0, 1, 3]))
     task = protocols.build(
         protocols.find("elliot", 4.0),
         held_out=held,
         rating=rating,
-        masked=[(np.array([0]), np.array([2]))],
+        masked=[train],
         n_items=4,
         longest=3,
     )
@@ -73,16 +74,30 @@ def test_graded_gains_and_threshold():
     weight = 1 / np.log2([2, 3, 4])
     want = (3 * weight[1] + 1 * weight[2]) / (3 * weight[0] + 1 * weight[1])
     assert found["ndcg@3"][0] == pytest.approx(want)
-    everything = protocols.find("elliot", 0.0)
     zero = protocols.build(
-        everything,
+        protocols.find("elliot", 0.0),
         held_out=held,
         rating=rating,
-        masked=[held[:0] or ([], [])],
+        masked=[train],
         n_items=4,
         longest=3,
     )
     assert list(zero.gain) == [15, 63, 31]
+
+
+def test_items_without_train_do_not_exist_for_elliot():
+    scores = np.array([[9, 5, 7, 3, 1.0]])
+    train, held = (np.array([0, 0, 1]), np.array([1, 3, 4])), (np.array([0, 0]), np.array([2, 4]))
+    task = protocols.build(
+        protocols.find("elliot"),
+        held_out=held,
+        rating=np.ones(2, np.float32),
+        masked=[train],
+        n_items=5,
+        longest=2,
+    )
+    assert list(task.relevant) == [1]  # item 2 is cold and no longer counts
+    assert evaluate(scores, task, (2,))["ranked"].tolist() == [[4, -1]]
 
 
 def test_overlap_is_refused():
@@ -105,7 +120,7 @@ def test_nothing_relevant_is_refused():
             protocols.find("elliot", 4.0),
             held_out=pairs,
             rating=np.ones(1, np.float32),
-            masked=[(np.array([1]), np.array([3]))],
+            masked=[(np.array([1]), np.array([2]))],
             n_items=5,
             longest=3,
         )
