@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_names_its_step(folder, tmp_path):
 
 def test_a_workdir_of_another_config_is_refused(folder, tmp_path):
     train.run(config(itemknn, folder), tmp_path / "run")
-    with pytest.raises(InputError, match=r"another config: model\.neighbours is 50 there and 7"):
+    with pytest.raises(InputError, match=r"another config: model\.neighbours is 200 there and 7"):
         train.run(config(itemknn, folder, model={"neighbours": 7}), tmp_path / "run")
 
 
