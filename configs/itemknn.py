@@ -12,7 +12,16 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    options = dict(neighbours=200, similarity="cosine", shrink=10.0, alpha=0.5, beta=0.5)
+    options = dict(
+        neighbours=200,
+        similarity="cosine",
+        shrink=10.0,
+        alpha=0.5,
+        beta=0.5,
+        implicit=True,
+        neighbours_of="candidate",
+        keep_self=False,
+    )
     rule = dict(implicit=False, neighbours_of="history", keep_self=True)
     elliot = options | rule | dict(neighbours=50, shrink=0.0)
     return common.preset(

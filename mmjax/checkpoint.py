@@ -1,6 +1,7 @@
 """Checkpoints of a run, by orbax: written aside while training goes on, whole or not at all."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from mmjax.errors import InputError
 
 Tree = Any
+TEMPORARY = ".orbax-checkpoint-tmp"  # what orbax calls a checkpoint that is not whole yet
 
 
 class Checkpoints:
@@ -20,17 +22,28 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        keep = ocp.training.preservation_policies.LatestN(2)
-        self._orbax = ocp.training.Checkpointer(
-            Path(folder).resolve(), preservation_policy=keep, cleanup_tmp_directories=True
-        )
+        self._folder = Path(folder)
+        self._orbax: ocp.training.Checkpointer | None = None
         self._pending: ocp.AsyncResponse | None = None
+
+    def _open(self) -> ocp.training.Checkpointer:
+        """Orbax, from the first use on: it makes the folder, which who only looks must not."""
+        if self._orbax is None:
+            keep = ocp.training.preservation_policies.LatestN(2)
+            self._orbax = ocp.training.Checkpointer(
+                self._folder.resolve(), preservation_policy=keep, cleanup_tmp_directories=False
+            )
+        return self._orbax
 
     def save(self, step: int, tree: Tree, progress: dict[str, Any]) -> None:
         """Starts to save; the arrays are copied before this returns, the files follow."""
+        if self._pending is None and jax.process_index() == 0:
+            # What a killed save left. Only who saves may do this: the save may be another's.
+            for remains in self._folder.glob(f"*{TEMPORARY}*"):
+                shutil.rmtree(remains, ignore_errors=True)
         self.wait()
         as_of_now = copy.deepcopy(progress)  # it is written later, and the loop goes on meanwhile
-        self._pending = self._orbax.save_async(step, tree, custom_metadata=as_of_now)
+        self._pending = self._open().save_async(step, tree, custom_metadata=as_of_now)
 
     def wait(self) -> None:
         """Returns when the save under way, if any, is on disk."""
@@ -40,29 +53,48 @@ class Checkpoints:
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """Step and progress of the last whole checkpoint, or None."""
-        latest = self._orbax.latest
+        latest = self._open().latest if self._folder.is_dir() else None
         if latest is None:
             return None
-        metadata = self._orbax.metadata(latest.step)
+        metadata = self._open().metadata(latest.step)
         return latest.step, metadata.custom_metadata
 
     def load(self, step: int, like: Tree) -> Tree:
         """Restores a checkpoint into the shapes, types and shardings of `like`.
 
         Raises:
-          InputError: the checkpoint has another structure or other shapes.
+          InputError: the checkpoint has another structure or other shapes, or is damaged.
         """
-        abstract = jax.tree.map(_abstract, like)
+        # Orbax would say a mismatch in thousands of words, and leave coroutines unawaited.
+        theirs, ours = _shapes(self._open().metadata(step).metadata), _shapes(like)
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise InputError(
+                    f"checkpoint {step} in {self._folder} does not fit this configuration: {name} "
+                    f"is {theirs.get(name, 'not there')}, not {ours.get(name, 'known here')}; "
+                    "delete the workdir to start over"
+                )
         try:
-            return self._orbax.load(step, abstract)
-        except (ValueError, KeyError, TypeError) as error:
+            return self._open().load(step, jax.tree.map(_abstract, like))
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
-                f"checkpoint {step} does not fit this configuration: {error}"
+                f"checkpoint {step} in {self._folder} is damaged; delete its folder to go on from "
+                f"an earlier one ({str(error).splitlines()[0][:200]})"
             ) from None
 
     def close(self) -> None:
         self.wait()
-        self._orbax.close()
+        if self._orbax is not None:
+            self._orbax.close()
+            self._orbax = None
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """Shape of each array by its place, e.g. `opt.0.mu.user`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

@@ -160,13 +160,14 @@ def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) ->
         figure, axes = plt.subplots(
             1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         for axis, metric in zip(axes[0], metrics, strict=True):
             values = [run["test"][metric] for run in runs]
             colors = [BEST if value == max(values) else REST for value in values]
             bars = axis.barh(places, values, color=colors, height=0.66)
             # Every bar says its number, so an axis of numbers would only repeat them.
             axis.bar_label(bars, [_number(v, values) for v in values], padding=5)
-            axis.set_xlim(0, max([*values, 1e-9]) * 1.18)
+            axis.set_xlim(0, max([*values, 1e-9]) * 1.25)
             axis.set_xticks([])
             axis.set_yticks(places, labels)
             axis.set_title(metric, loc="left", fontsize=11, fontweight="bold", pad=8)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from _app import arguments, run
 from absl import flags
@@ -229,11 +230,11 @@ def has_torch() -> bool:
 
 def cpu_name() -> str:
     try:
-        lines = open("/proc/cpuinfo").read().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return "unknown"
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, words=True)

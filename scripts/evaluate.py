@@ -9,6 +9,7 @@ from _app import run
 from absl import flags
 
 from mmjax import files, report, train
+from mmjax.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of train.py", required=True)
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "which split to rank")
@@ -21,13 +22,19 @@ JSON = flags.DEFINE_string("json", "", "also write the metrics to this file")
 
 
 def main() -> None:
+    workdir = Path(WORKDIR.value)
+    if not (workdir / "config.json").exists():
+        raise InputError(f"--workdir={workdir} is no run of train.py (it has no config.json)")
+    for cutoff in CUTOFFS.value:
+        if not cutoff.isdecimal():
+            raise InputError(f"--cutoffs: {cutoff!r} is no list length; give e.g. --cutoffs=10,20")
     change = {
         "protocol": PROTOCOL.value,
         "threshold": THRESHOLD.value,
         "cutoffs": [int(k) for k in CUTOFFS.value],
     }
     change = {key: value for key, value in change.items() if value not in ("", None, [])}
-    found = train.evaluate(Path(WORKDIR.value), SPLIT.value, change)
+    found = train.evaluate(workdir, SPLIT.value, change)
     print(report.listing(found.rounded()))
     if JSON.value:
         files.write_json(Path(JSON.value), found.rounded())

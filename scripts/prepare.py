@@ -64,6 +64,8 @@ def main() -> None:
     if SOURCE.value != "world" and not RAW.value:
         raise InputError(f"--raw is missing: where the files of --source={SOURCE.value} are")
     out = Path(OUT.value)
+    if out.is_dir() and any(out.iterdir()) and not (out / "dataset.json").exists():
+        raise InputError(f"--out={out} holds files but no prepared dataset; choose another folder")
     clock = time.perf_counter()
 
     def say(what: str) -> None:

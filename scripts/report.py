@@ -12,13 +12,13 @@ from mmjax import report
 from mmjax.errors import InputError
 
 OUT = flags.DEFINE_string("out", "", "folder for the files; the first run's parent when not given")
-COLUMNS = flags.DEFINE_list("columns", list(report.COLUMNS), "metrics of the table")
+COLUMNS = flags.DEFINE_list("columns", [], "metrics of the table; the usual ones when not given")
 
 
 def main() -> None:
     workdirs = [Path(name) for name in arguments()]
     if not workdirs:
-        raise InputError("name the runs: report.py RUN RUN ...")
+        raise InputError("no run is named; call report.py RUN RUN ...")
     runs = report.load(workdirs)
     print(report.markdown(runs, COLUMNS.value))
     paths = report.write(runs, Path(OUT.value or workdirs[0].parent), COLUMNS.value)
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, words=True)

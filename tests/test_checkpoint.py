@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -52,6 +53,12 @@ def test_save_load_latest(checkpoints, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
+def test_looking_makes_no_folder(checkpoints, tmp_path):
+    assert checkpoints.latest() is None
+    checkpoints.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_process_finds_them(checkpoints, tmp_path):
     checkpoints.save(5, tree(5), {"epoch": 5})
     checkpoints.wait()
@@ -78,9 +85,22 @@ def test_another_shape_or_structure_is_refused(checkpoints):
     wider = tree(0.0) | {"params": {"user": jnp.zeros((8, 5)), "item": jnp.zeros((8, 2))}}
     fewer = {name: part for name, part in tree(0.0).items() if name != "key"}
     more = tree(0.0) | {"extra": jnp.zeros(3)}
-    for like in (wider, fewer, more):
-        with pytest.raises(InputError, match="checkpoint 1 does not fit this configuration"):
+    for like, what in (
+        (wider, r"params\.user is \(8, 4\), not \(8, 5\)"),
+        (fewer, r"key is \(2,\), not known here"),
+        (more, r"extra is not there, not \(3,\)"),
+    ):
+        with pytest.raises(InputError, match=f"checkpoint 1 .* does not fit .*: {what}"):
             checkpoints.load(1, like)
+
+
+def test_a_named_tuple_of_an_optimiser_fits(checkpoints):
+    params = tree(1)["params"]
+    chain = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+    checkpoints.save(1, {"opt": chain.init(params), "drawn": {}}, {})
+    checkpoints.wait()
+    like = {"opt": chain.init(jax.tree.map(jnp.ones_like, params)), "drawn": {}}
+    same(checkpoints.load(1, like), {"opt": chain.init(params), "drawn": {}})
 
 
 def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
@@ -93,6 +113,7 @@ def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
     (folder / "2.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
     again = Checkpoints(folder)
     assert again.latest() == (1, {"epoch": 1})
+    assert len(list(folder.iterdir())) == 2  # who only looks takes nothing away
     again.save(2, tree(2), {"epoch": 2})  # the same step, over the remains
     again.wait()
     assert again.latest() == (2, {"epoch": 2})

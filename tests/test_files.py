@@ -22,13 +22,13 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
 def test_an_error_leaves_what_was_there(tmp_path, error):
     out = tmp_path / "out"
-    with pytest.raises(error), files.folder_aside(out) as aside:
+    with pytest.raises(error), files.folder_aside(out) as aside:  # noqa: PT012
         (aside / "half").write_text("1")
         raise error("stop")
     assert listing(tmp_path) == []
     out.mkdir()
     (out / "old").write_text("old")
-    with pytest.raises(error), files.folder_aside(out, overwrite=True) as aside:
+    with pytest.raises(error), files.folder_aside(out, overwrite=True) as aside:  # noqa: PT012
         (aside / "half").write_text("1")
         raise error("stop")
     assert listing(tmp_path) == ["out", "out/old"]

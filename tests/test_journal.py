@@ -86,7 +86,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
 
 
 def test_files_are_closed_when_the_run_fails(tmp_path, capsys):
-    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, total=5) as log:
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, total=5) as log:  # noqa: PT012
         log.epoch(1, {"loss": 1.0}, "one")
         log.epoch(2, {"loss": 1.0}, "two")
         raise KeyboardInterrupt

