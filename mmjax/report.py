@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,23 +95,36 @@ def listing(metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def by_seed(runs: Sequence[Results]) -> list[list[Results]]:
+    """Runs that differ in nothing but their seed, together; in the order given."""
+    groups: dict[str, list[Results]] = {}
+    for run in runs:
+        config = {key: value for key, value in run["config"].items() if key != "seed"}
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
 def rows(runs: Sequence[Results], columns: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the comparison table, runs in the order given."""
+    """Header and rows of the comparison table: a row a config, mean ± sd over its seeds."""
     shown = chosen(runs, columns)
     metric = runs[0]["config"]["metric"]
     head = ["recommender", "seed", "epoch", *shown, f"valid {metric}", "s/epoch", "total s"]
     body = []
-    for run in runs:
-        timing = run["timing"]
+    for same in by_seed(runs):
+        valid = [run["valid"][metric] for run in same if metric in run["valid"]]
+        epochs = [e for run in same if (e := run["timing"]["epoch_s"]) is not None]
         body.append(
             [
-                run["recommender"].rsplit(".", 1)[-1],
-                str(run["seed"]),
-                str(run["best_epoch"]),
-                *(_number(run["test"][c], [other["test"][c] for other in runs]) for c in shown),
-                _number(run["valid"][metric]) if metric in run["valid"] else "",
-                "" if timing["epoch_s"] is None else f"{timing['epoch_s']:.3f}",
-                f"{timing['total_s']:.1f}",
+                same[0]["recommender"].rsplit(".", 1)[-1],
+                str(same[0]["seed"]) if len(same) == 1 else f"{len(same)} seeds",
+                f"{statistics.median(run['best_epoch'] for run in same):g}",
+                *(
+                    _spread([r["test"][c] for r in same], [r["test"][c] for r in runs])
+                    for c in shown
+                ),
+                _spread(valid) if valid else "",
+                f"{statistics.median(epochs):.3f}" if epochs else "",
+                f"{statistics.median(run['timing']['total_s'] for run in same):.1f}",
             ]
         )
     return head, body
@@ -131,7 +146,9 @@ def markdown(runs: Sequence[Results], columns: Sequence[str] = ()) -> str:
     protocol, threshold = run["config"]["protocol"], run["config"]["threshold"]
     note = f"Test split of {run['dataset']}, protocol {protocol}"
     note += f" with threshold {threshold:g}" if threshold else ""
-    note += f", epoch chosen on valid {run['config']['metric']}. {run['device']}; {made}."
+    note += f", epoch chosen on valid {run['config']['metric']}"
+    note += "; mean ± sd over seeds" if len(body) < len(runs) else ""
+    note += f". {run['device']}; {made}."
     return "\n".join([line(head), line(rule), *map(line, body), "", note, ""])
 
 
@@ -149,12 +166,13 @@ def as_csv(runs: Sequence[Results]) -> str:
 
 
 def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) -> None:
-    """Bars of the first two metrics, a panel each, a row a run, the best one darker."""
-    labels = [run["recommender"].rsplit(".", 1)[-1] for run in runs]
+    """Bars of the first two metrics, a panel each, a row a config, the best one darker."""
+    groups = by_seed(runs)
+    labels = [same[0]["recommender"].rsplit(".", 1)[-1] for same in groups]
     if len(set(labels)) < len(labels):
-        labels = [f"{label}, seed {run['seed']}" for label, run in zip(labels, runs, strict=True)]
-    metrics, places = chosen(runs, columns)[:2], range(len(runs))
-    size = (1.2 + 4.0 * len(metrics), 1.0 + 0.4 * len(runs))
+        labels = [f"{label}, {place}" for place, label in enumerate(labels, start=1)]
+    metrics, places = chosen(runs, columns)[:2], range(len(groups))
+    size = (1.2 + 4.0 * len(metrics), 1.0 + 0.4 * len(groups))
     style = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK}
     with plt.rc_context(style):
         figure, axes = plt.subplots(
@@ -162,12 +180,14 @@ def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) ->
         )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         for axis, metric in zip(axes[0], metrics, strict=True):
-            values = [run["test"][metric] for run in runs]
+            found = [[run["test"][metric] for run in same] for same in groups]
+            values = [statistics.mean(each) for each in found]
             colors = [BEST if value == max(values) else REST for value in values]
             bars = axis.barh(places, values, color=colors, height=0.66)
             # Every bar says its number, so an axis of numbers would only repeat them.
-            axis.bar_label(bars, [_number(v, values) for v in values], padding=5)
-            axis.set_xlim(0, max([*values, 1e-9]) * 1.25)
+            axis.bar_label(bars, [_spread(each, values) for each in found], padding=5)
+            room = 1.25 if len(groups) == len(runs) else 1.6
+            axis.set_xlim(0, max([*values, 1e-9]) * room)
             axis.set_xticks([])
             axis.set_yticks(places, labels)
             axis.set_title(metric, loc="left", fontsize=11, fontweight="bold", pad=8)
@@ -189,6 +209,12 @@ def write(runs: Sequence[Results], out: Path, columns: Sequence[str] = ()) -> li
     files.write_bytes(paths[1], as_csv(runs).encode())
     picture(runs, paths[2], columns)
     return paths
+
+
+def _spread(values: Sequence[float], beside: Sequence[float] = ()) -> str:
+    """A number, or the mean ± standard deviation of several."""
+    mean = _number(statistics.mean(values), beside)
+    return mean if len(values) == 1 else f"{mean} ± {_number(statistics.stdev(values), beside)}"
 
 
 def _number(value: float, beside: Sequence[float] = ()) -> str:

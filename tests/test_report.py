@@ -161,3 +161,17 @@ def test_what_is_no_finished_run_is_named(workdirs, runs, tmp_path):
     (tmp_path / "results.json").write_text("[1]")
     with pytest.raises(InputError, match=r"results\.json has no 'dataset'"):
         report.load([tmp_path])
+
+
+def test_runs_that_differ_in_their_seed_become_one_row(runs, tmp_path):
+    again = copy.deepcopy(runs[0])
+    again["seed"] = again["config"]["seed"] = 7
+    again["test"]["recall@20"] += 0.02
+    head, body = report.rows([*runs, again], ["recall@20"])
+    assert len(body) == len(runs)
+    assert body[0][head.index("seed")] == "2 seeds"
+    value = runs[0]["test"]["recall@20"]
+    assert body[0][head.index("recall@20")] == f"{value + 0.01:.4f} ± {0.02 / 2**0.5:.4f}"
+    assert "mean ± sd over seeds" in report.markdown([*runs, again])
+    report.picture([*runs, again], tmp_path / "seeds.png")
+    assert (tmp_path / "seeds.png").stat().st_size > 1000
