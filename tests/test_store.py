@@ -140,7 +140,8 @@ def test_two_writers_share_a_store(tmp_path):
     )
     second = store.Writer(first.store, ids(10))
     second.write(4, features[4:], present[4:])
-    second._wait()
+    while second._pending:
+        second._wait()
     first.write(0, features[:4], present[:4])
     last = tmp_path / "two/features/c/2/0"
     last.rename(tmp_path / "kept")
