@@ -2,18 +2,14 @@
 
 import json
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from mmjax import files
-
-LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+from mmjax.progress import Progress
 
 
 class Journal:
@@ -26,11 +22,7 @@ class Journal:
         files.write_bytes(self._path, "".join(kept).encode())
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1)
-        self._total, self._done, self._start = total, done, time.monotonic()
-        self._first, self._said = done, 0.0
-        terminal = sys.stderr.isatty()
-        self._unsaid = ""
-        self._bar = tqdm(total=total, initial=done, unit="epoch") if terminal else None
+        self._progress = Progress("epoch", total, unit="epoch", done=done)
 
     def epoch(self, epoch: int, scalars: dict[str, float], say: str) -> None:
         """Records one epoch; `say` is the short text for people."""
@@ -38,36 +30,15 @@ class Journal:
         self._lines.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name.replace("@", "_"), value, epoch)
-        self._done = epoch
-        if self._bar is not None:
-            self._bar.update(epoch - self._bar.n)
-            self._bar.set_postfix_str(say)
-            return
-        now, self._unsaid = time.monotonic(), f"epoch {epoch}/{self._total} {say}"
-        if now - self._said >= LINE_EVERY or epoch == self._total:
-            print(self._unsaid, self._rate(now), flush=True)
-            self._said, self._unsaid = now, ""
-
-    def _rate(self, now: float) -> str:
-        pace = (now - self._start) / max(1, self._done - self._first)
-        left = pace * (self._total - self._done)
-        return f"{pace:.2f} s/epoch, at most {left:.0f} s left"
+        self._progress.add(epoch - self._progress.done, say)
 
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: Any) -> None:
         self._lines.close()
         self._board.close()
-        if self._unsaid and kind is None:  # where it stopped early
-            print(self._unsaid, flush=True)
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.__exit__(*failure)
 
 
 def _lines(path: Path) -> list[str]:

@@ -109,15 +109,8 @@ def catalog(data: datasets.Dataset, stores: Mapping[str, store.Store], grid: Mes
     """What a recommender may know of a dataset; features go from disk straight to the devices."""
     everywhere = meshes.replicated(grid)
     read = {name: opened.read(everywhere) for name, opened in stores.items()}
-    return core.Catalog(
-        n_users=data.n_users,
-        n_items=data.n_items,
-        train_user=data.train.user,
-        train_item=data.train.item,
-        train_rating=data.train.rating,
-        features={name: rows for name, (rows, _) in read.items()},
-        present={name: present for name, (_, present) in read.items()},
-    )
+    rows = {name: rows for name, (rows, _) in read.items()}
+    return core.Catalog.of(data, rows, {name: present for name, (_, present) in read.items()})
 
 
 def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
     {"errors", "files", "mesh", "checkpoint"},
-    {"data", "store", "graph", "sampling", "journal"},
+    {"data", "store", "graph", "sampling", "journal", "progress"},
     {"encoders", "recommenders"},
     {"evaluation"},
     {"features", "ensemble", "setup", "train"},

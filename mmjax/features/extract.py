@@ -25,7 +25,7 @@ from mmjax import store
 from mmjax.data.dataset import Dataset
 from mmjax.encoders.core import Batch, Batches, Encode, Fitted, Rows, Tower, stream
 from mmjax.errors import InputError
-from mmjax.features.progress import Progress
+from mmjax.progress import Progress
 
 FIELDS = ("title", "text")
 

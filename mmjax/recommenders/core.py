@@ -50,6 +50,12 @@ class Catalog:
     features: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I, F], absent rows 0
     present: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I] bool
 
+    @classmethod
+    def of(cls, data: Any, features: Mapping[str, Any], present: Mapping[str, Any]) -> "Catalog":
+        """The catalogue of a dataset, which has `n_users`, `n_items` and `train`."""
+        train = (data.train.user, data.train.item, data.train.rating)
+        return cls(data.n_users, data.n_items, *train, features, present)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.n_users, self.n_items

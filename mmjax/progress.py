@@ -1,0 +1,72 @@
+"""How far a long loop is: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts units of a known total, with their pace and the time left; a context manager."""
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        unit: str = "item",
+        done: int = 0,
+        every_s: float = 10,
+        out: TextIO | None = None,
+    ):
+        """Goes on after `done` units; a line comes at most every `every_s` seconds."""
+        self.what, self.total, self.unit, self.every_s = what, total, unit, every_s
+        self.done = self._first = done
+        self._out = out or sys.stderr
+        self._bar = None
+        if self._out.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, file=self._out)
+        self._begin, self._said, self._unsaid = time.monotonic(), 0.0, ""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    def add(self, count: int, say: str = "") -> None:
+        """Counts units that are done; `say` is a short text beside the number."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            self._bar.set_postfix_str(say)
+            return
+        self._unsaid = f"{self.what} {self.done}/{self.total} {say}".rstrip()
+        now = time.monotonic()
+        if self.done >= self.total or now - self._said >= self.every_s:
+            print(f"{self._unsaid}, {self._pace()}", file=self._out, flush=True)
+            self._said, self._unsaid = now, ""
+
+    def _pace(self) -> str:
+        """Rate and time left: seconds a unit where it takes long, else units a second."""
+        each = self.seconds / max(1, self.done - self._first)
+        rate = (
+            f"{each:.2f} s/{self.unit}"
+            if each > 0.1
+            else f"{1 / max(each, 1e-9):.1f} {self.unit}s/s"
+        )
+        return f"{rate}, {each * (self.total - self.done):.0f} s left"
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._unsaid and kind is None:  # a loop that stopped early
+            print(self._unsaid, file=self._out, flush=True)
+        if self._bar is not None:
+            self._bar.close()
