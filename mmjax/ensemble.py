@@ -123,7 +123,7 @@ class Ensemble:
 
     def _split_rows(self, array: jax.Array) -> jax.Array:
         """Spreads rows over the mesh's data axis, where they divide."""
-        if array.shape[0] % self.mesh.shape["data"]:
+        if self.mesh.size == 1 or array.shape[0] % self.mesh.shape["data"]:
             return array
         return jax.lax.with_sharding_constraint(array, meshes.rows(self.mesh))
 
