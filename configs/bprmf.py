@@ -30,7 +30,7 @@ def get_config(arg: str | None = None):
     )
     return common.preset(
         arg,
-        default=common.base("bprmf", **mmrec_model),
+        default=common.base("bprmf", **mmrec_model | dict(l_w=1.0)),
         elliot=common.elliot(common.base("bprmf", **elliot_model)),
         mmrec=common.mmrec(common.base("bprmf", **mmrec_model)),
     )

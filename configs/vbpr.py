@@ -1,7 +1,8 @@
 """VBPR (He and McAuley, AAAI 2016) on the features of any number of modalities.
 
-Expected: Amazon Baby, R50 + SBERT, Elliot's protocol, Recall@20 .0613, nDCG@20 .0309 (Ducho 2.0
-demo); MMRec's own split and features, Recall@20 .0663, nDCG@20 .0284 (MMRec survey).
+Expected: MovieLens-100k with posters and plots, protocol strict, Recall@20 .332 (README). Amazon
+Baby, R50 + SBERT, Elliot's protocol, Recall@20 .0613, nDCG@20 .0309 (Ducho 2.0 demo); MMRec's own
+split and features, Recall@20 .0663, nDCG@20 .0284 (MMRec survey).
 
     python scripts/train.py --config=configs/vbpr.py --config.dataset=DIR --workdir=RUN
     python scripts/train.py --config=configs/vbpr.py:elliot ...   # Elliot's options and loop
@@ -23,7 +24,7 @@ def get_config(arg: str | None = None):
     )
     mmrec_model = dict(
         dim=64,
-        l_w=1e-2,
+        l_w=1.0,
         normalize=False,
         ranking_loss="offset",
         regulariser="norms",

@@ -31,10 +31,10 @@ train() {
 }
 train mostpop
 train itemknn
-train bprmf --config.model.l_w=1.0 --config.patience=10
+train bprmf --config.patience=10
 train lightgcn --config.model.l_w=0.01 --config.model.layers=3 --config.lr=0.005 \
   --config.patience=10
-train vbpr --config.model.l_w=1.0 --config.patience=10
+train vbpr --config.patience=10
 
 say "the comparison"
 script report --out="$out" "$out"/{mostpop,itemknn,bprmf,lightgcn,vbpr}
