@@ -157,8 +157,9 @@ class Evaluator:
         return value if digits is None else round(value, digits)
 
     def _compile(self, state: Tree, split: str) -> tuple[Any, ranking.Chunks]:
-        grid = self._trials.mesh
-        chunks = ranking.chunk(self._tasks[split], self._n_items, multiple=grid.shape["data"])
+        grid, spread = self._trials.mesh, self._trials.mesh.shape["data"]
+        scores = ranking.CPU_CHUNK if meshes.is_cpu(grid) else ranking.ACCELERATOR_CHUNK * spread
+        chunks = ranking.chunk(self._tasks[split], self._n_items, multiple=spread, scores=scores)
         chunks = jax.device_put(chunks, meshes.replicated(grid))
         program = self._trials.evaluate(
             self._config["cutoffs"], map_capped=self._protocol.map_capped

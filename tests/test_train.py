@@ -15,9 +15,11 @@ import worlds
 
 from configs import bprmf, itemknn, lightgcn, vbpr
 from mmjax import ensemble, files, report, setup, store, train
+from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
 from mmjax.errors import InputError
+from mmjax.recommenders import core
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +76,43 @@ def test_a_run_and_what_it_writes(folder, tmp_path):
     assert again.rounded() == results["test"]
     assert "vbpr on small" in report.card(results)
     assert train.run(config(vbpr, folder), tmp_path / "run") == results  # finished: nothing to do
+
+
+def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_path):
+    """Three learning rates as one program: each trial's best epoch and parameters are its own."""
+    made = config(bprmf, folder, epochs=8, patience=0)
+    data = dataset.load(folder)
+    recommender = core.find("bprmf")
+    options, traced = core.split_options(recommender, made.model)
+
+    def fit(rates, where):
+        trials = ensemble.build(
+            recommender,
+            core.Catalog.of(data, {}, {}),
+            options,
+            seeds=[0] * len(rates),
+            hypers={"lr": rates, **{name: [value] * len(rates) for name, value in traced.items()}},
+            settings=ensemble.Settings(batch_size=512),
+            mesh=meshes.make("data=1"),
+        )
+        timing = {"compile_s": 0.0}
+        evaluate = train.Evaluator(trials, setup.tasks(made, data), made, data, timing)
+        checkpoints = Checkpoints(where / "checkpoints")
+        best, progress = train.fit(
+            trials, trials.init(), evaluate, checkpoints, made, where, timing
+        )
+        checkpoints.close()
+        return best, progress
+
+    rates = [0.05, 0.0, 0.003]
+    together, progress = fit(rates, tmp_path / "together")
+    assert progress["best_epoch"][1] == 1  # nothing moves, so nothing improves on the first
+    assert len(set(progress["best_epoch"])) > 1
+    for trial, rate in enumerate(rates):
+        alone, own = fit([rate], tmp_path / f"alone-{trial}")
+        assert own["best_epoch"][0] == progress["best_epoch"][trial]
+        assert own["best"][0] == progress["best"][trial]
+        same(ensemble.pick(together, trial), ensemble.pick(alone, 0))
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(folder, tmp_path):

@@ -17,7 +17,8 @@ from mmjax.errors import InputError
 from mmjax.evaluation import metrics
 from mmjax.evaluation.protocol import Task
 
-CHUNK_SCORES = 1 << 21  # scores a chunk holds at most: 8 MiB, small enough for a CPU's cache
+# Scores a chunk holds at most: 8 MiB stay in a CPU's cache, half a GiB keeps an accelerator busy.
+CPU_CHUNK, ACCELERATOR_CHUNK = 1 << 21, 1 << 27
 ScoreFn = Callable[[Any, dict[str, jax.Array]], jax.Array]
 
 
@@ -49,10 +50,10 @@ class Ranking:
         return {name: round(value, digits) for name, value in self.overall.items()}
 
 
-def chunk(task: Task, n_items: int, *, multiple: int = 1, size: int | None = None) -> Chunks:
-    """Cuts a task so that a chunk's scores stay in cache; B is a multiple of `multiple`."""
+def chunk(task: Task, n_items: int, *, multiple: int = 1, scores: int = CPU_CHUNK) -> Chunks:
+    """Cuts a task into chunks of about `scores` scores, B users each, a multiple of `multiple`."""
     n = len(task.users)
-    size = size or max(1, min(n, CHUNK_SCORES // n_items))
+    size = max(1, min(n, scores // n_items))
     size = -(-size // multiple) * multiple
     count = -(-n // size)
 

@@ -44,7 +44,7 @@ def test_lists_masks_and_ties(seed, name, size):
     task = protocols.build(
         protocols.find(name), held_out=test, rating=rating, masked=masked, n_items=30, longest=12
     )
-    result = evaluate(scores, task, (5, 12), chunk={"size": size})
+    result = evaluate(scores, task, (5, 12), chunk={"scores": size * 30})
     assert list(task.users) == sorted(set(test[0]))
     for n, user in enumerate(task.users):
         out = {i for pairs in masked for u, i in zip(*pairs, strict=True) if u == user}
