@@ -166,7 +166,10 @@ def build(
 
     Raises:
       InputError: an unknown sampler or optimiser, or unusable interactions.
+      ValueError: not T values of a hyper-parameter.
     """
+    if any(len(values) != len(seeds) for values in hypers.values()):
+        raise ValueError(f"{len(seeds)} seeds but { ({k: len(v) for k, v in hypers.items()}) }")
     core.choice("sampler", settings.sampler, sampling.SAMPLERS)
     optimizer = parse_optimizer(settings.optimizer)
     data = sampling.positives(catalog.train_user, catalog.train_item, catalog.n_users)

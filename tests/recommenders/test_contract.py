@@ -189,16 +189,24 @@ def test_features_of_any_number_and_with_gaps(name, missing, catalog):
     train(build(name, changed), 1)
 
 
-def test_trials_side_by_side_as_on_an_accelerator():
-    """The accelerator's lifting, vmap, gives what the CPU's gives, up to the order of sums."""
-    x = jnp.arange(12.0).reshape(3, 4)
-    lifted = [
-        ensemble.over_trials(lambda a, b: (a @ a) * b, 1, in_turn=turn)(x, 2.0)
-        for turn in (False, True)
-    ]
-    np.testing.assert_allclose(*lifted)
-    alone = ensemble.over_trials(lambda a, b: (a @ a) * b, 1, in_turn=False)(x[:1], 2.0)
-    assert alone.shape == (1,)
+@pytest.mark.parametrize("name", NAMES)
+def test_trials_side_by_side_as_on_an_accelerator(name, data, catalog, monkeypatch):
+    """vmapped, as accelerators run them, trials equal those in turn up to the order of sums."""
+    in_turn = build(name, catalog, seeds=(3, 4), lr=(1e-2, 3e-3))
+    monkeypatch.setattr(ensemble.meshes, "is_cpu", lambda mesh: False)
+    abreast = build(name, catalog, seeds=(3, 4), lr=(1e-2, 3e-3))
+    states = [trials.init() for trials in (in_turn, abreast)]
+    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    if in_turn.trainable:
+        losses = []
+        for n, (trials, state) in enumerate(zip((in_turn, abreast), states, strict=True)):
+            monkeypatch.setattr(ensemble.meshes, "is_cpu", lambda mesh, cpu=n == 0: cpu)
+            states[n], loss = trials.epoch()(*trials.arguments(state))
+            losses.append(loss)
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    values = [recall(t, s, data) for t, s in zip((in_turn, abreast), states, strict=True)]
+    np.testing.assert_allclose(*values, atol=2e-3)
 
 
 def test_vbpr_without_features_says_so(catalog):
