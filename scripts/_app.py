@@ -55,7 +55,7 @@ def _parse(argv: list[str]) -> list[str]:
         # What is wrong inside a config file arrives as a whole traceback; its last line says it.
         about, _, trace = text.partition("Error whilst parsing config file:")
         last = re.sub(r"^\w+: ", "", trace.strip().splitlines()[-1]) if trace else ""
-        _stop(_unknown_key(argv) or f"{about}{last}".strip("'\""))
+        _stop(_unknown_key(argv) or f"{about}{last}")
 
 
 def _unknown_key(argv: list[str]) -> str | None:

@@ -88,7 +88,8 @@ def find(weights: str, revision: str | None = None) -> Checkpoint:
             )
         version = importlib.metadata.version(distribution)
         return Checkpoint(Path(spec.origin).parent / inner, weights, f"{distribution} {version}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights) or weights.startswith((".", "/")):
+    # The hub's oldest ids, such as bert-base-uncased, have no owner.
+    if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", weights) or weights.startswith((".", "/")):
         raise InputError(
             f"weights {weights!r} are no folder, no hub id (owner/name) and none of the packaged "
             f"{', '.join(PACKAGED)}"
@@ -104,9 +105,9 @@ def find(weights: str, revision: str | None = None) -> Checkpoint:
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
-            f"weights {weights!r} (revision {revision or 'main'}) are neither a local folder nor "
-            f"to be had from the hub ({type(error).__name__}); download them "
-            "elsewhere and give their folder"
+            f"weights {weights!r} (revision {revision or 'main'}) are no local folder, none of the "
+            f"packaged {', '.join(PACKAGED)}, and not to be had from the hub "
+            f"({type(error).__name__}); download them elsewhere and give their folder"
         ) from None
     return Checkpoint(Path(folder), weights, Path(folder).name)
 

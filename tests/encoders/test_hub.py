@@ -135,8 +135,10 @@ def test_checkpoints_are_found_and_told_apart(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is for hub ids"):
         hub.find(str(tmp_path), "v2")
     with pytest.raises(InputError, match=r"no folder, no hub id .* all-MiniLM-L6-v2"):
-        hub.find("bert-of-mine")
-    # conftest sets the hub offline: this asks nobody.
+        hub.find("no/such/folder")
+    # conftest sets the hub offline: these ask nobody. The oldest ids have no owner.
+    with pytest.raises(InputError, match=r"packaged all-MiniLM-L6-v2, and not to be had"):
+        hub.find("bert-base-uncased")
     with pytest.raises(InputError, match=r"'owner/name' \(revision main\).*LocalEntryNotFound"):
         hub.find("owner/name")
     monkeypatch.setitem(hub.PACKAGED, "ghost", ("no_such_package_here", "model", "no-such"))
