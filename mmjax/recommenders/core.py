@@ -16,6 +16,8 @@ trained. A recommender without `loss` (MostPop, ItemKNN) is ready when it is bui
 import difflib
 import importlib
 import inspect
+import os
+import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +28,6 @@ import numpy as np
 from flax import nnx
 
 from mmjax.errors import InputError
-
-BUILTIN = ("random", "mostpop", "itemknn", "bprmf", "lightgcn", "vbpr")
 
 
 class Frozen(nnx.Variable):
@@ -85,7 +85,9 @@ def find(name: str) -> type[nnx.Module]:
     except ModuleNotFoundError as error:
         if error.name is None or not path.startswith(error.name):
             raise
-        raise InputError(f"no recommender {name!r}{suggestion(name, BUILTIN)}") from None
+        here = [file.name for file in pkgutil.iter_modules([os.path.dirname(__file__)])]
+        known = [file for file in here if file != "core"]
+        raise InputError(f"no recommender {name!r}{suggestion(name, known)}") from None
     classes = [
         value
         for value in vars(module).values()
