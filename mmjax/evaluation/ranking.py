@@ -124,7 +124,7 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Exact top-k of each row, [B, I] -> values and indices [B, k]; ties to the lower index.
 
     Where a row has fewer than k columns the rest is -inf. Selecting blocks by their maxima first
-    was measured and gained nothing over XLA's own top-k on CPU.
+    was measured on CPU: scores and top-k together took 2 to 18 % less, not worth its code.
     """
     value, index = jax.lax.top_k(scores, min(k, scores.shape[1]))
     missing = ((0, 0), (0, k - value.shape[1]))
