@@ -7,7 +7,7 @@ width, layers, batch size, optimiser) is shared. State is a plain pytree with a 
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ class Ensemble:
     frozen: Tree  # shared by all trials, on device
     keys: jax.Array  # [T]
     hypers: dict[str, jax.Array]  # each [T]
-    data: sampling.Positives
+    data: sampling.Positives | None  # None where nothing is trained
     optimizer: optax.GradientTransformation
     settings: Settings
     mesh: Mesh
@@ -168,14 +168,15 @@ def build(
       InputError: an unknown sampler or optimiser, or unusable interactions.
       ValueError: not T values of a hyper-parameter.
     """
-    if any(len(values) != len(seeds) for values in hypers.values()):
-        raise ValueError(f"{len(seeds)} seeds but { ({k: len(v) for k, v in hypers.items()}) }")
+    for name, values in hypers.items():
+        if len(values) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds but {len(values)} values of {name}")
     core.choice("sampler", settings.sampler, sampling.SAMPLERS)
     optimizer = parse_optimizer(settings.optimizer)
-    data = sampling.positives(catalog.train_user, catalog.train_item, catalog.n_users)
-    settings = Settings(
-        **(vars(settings) | {"batch_size": min(settings.batch_size, len(data.user))})
-    )
+    trainable, data = hasattr(recommender, "loss"), None
+    if trainable:  # what is not trained draws no negatives, and may have users without any
+        data = sampling.positives(catalog.train_user, catalog.train_item, catalog.n_users)
+        settings = replace(settings, batch_size=min(settings.batch_size, len(data.user)))
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     shared: dict[str, Any] = {}  # what constructing one trial finds to be the same for all
 
@@ -208,7 +209,7 @@ def build(
         optimizer=optimizer,
         settings=settings,
         mesh=mesh,
-        trainable=hasattr(recommender, "loss"),
+        trainable=trainable,
         init=init,
     )
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import bisection
 from mmjax.errors import InputError
 
 SAMPLERS = ("interactions", "users")
@@ -106,15 +107,11 @@ def negatives(key: jax.Array, data: Positives, user: jax.Array) -> jax.Array:
     start, end = data.start[user], data.start[user + 1]
     r = jax.random.randint(key, user.shape, 0, data.pool.shape[0] - (end - start))
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        before = data.place.at[middle].get(mode="clip") - (middle - start) <= r
-        right = before & (low < high)
-        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+    def before(place: jax.Array) -> jax.Array:
+        return data.place.at[place].get(mode="clip") - (place - start) <= r
 
-    low, _ = jax.lax.fori_loop(0, data.longest.bit_length(), halve, (start, end))
-    return data.pool[r + low - start]
+    j = bisection.first(start, end, before, data.longest) - start
+    return data.pool[r + j]
 
 
 def shuffle(key: jax.Array, index: jax.Array, n: int) -> jax.Array:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {"errors", "files", "mesh", "checkpoint"},
+    {"errors", "files", "bisection", "mesh", "checkpoint"},
     {"data", "store", "graph", "sampling", "journal", "progress"},
     {"encoders", "recommenders"},
     {"evaluation"},

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import bisection
 from mmjax.errors import InputError
 from mmjax.evaluation import metrics
 from mmjax.evaluation.protocol import Task
@@ -133,20 +134,12 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 def find(items: jax.Array, start: jax.Array, end: jax.Array, wanted: jax.Array) -> jax.Array:
     """Where each wanted item [B, K] stands in its row's ascending items[start:end]; -1: nowhere."""
-    low = jnp.broadcast_to(start[:, None], wanted.shape)
-    high = jnp.broadcast_to(end[:, None], wanted.shape)
-    last = high
-
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        right = (items.at[middle].get(mode="clip") < wanted) & (low < high)
-        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
-
-    steps = max(1, int(items.shape[0]).bit_length())
-    low, _ = jax.lax.fori_loop(0, steps, halve, (low, high))
-    found = (low < last) & (items.at[low].get(mode="clip") == wanted)
-    return jnp.where(found, low, -1)
+    low, high = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
+    place = bisection.first(
+        low, high, lambda at: items.at[at].get(mode="clip") < wanted, items.shape[0]
+    )
+    found = (place < high) & (items.at[place].get(mode="clip") == wanted)
+    return jnp.where(found, place, -1)
 
 
 def summarise(

@@ -209,6 +209,28 @@ def test_trials_side_by_side_as_on_an_accelerator(name, data, catalog, monkeypat
     np.testing.assert_allclose(*values, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_user_who_has_every_item(name, catalog):
+    """Nothing is left to sample for them: a trained recommender says so, the others need not."""
+    rest = catalog.train_user != 0
+    everything = np.arange(catalog.n_items, dtype=np.int32)
+    full = core.Catalog(
+        **vars(catalog)
+        | {
+            "train_user": np.append(np.zeros_like(everything), catalog.train_user[rest]),
+            "train_item": np.append(everything, catalog.train_item[rest]),
+            "train_rating": np.ones(len(everything) + rest.sum(), np.float32),
+        }
+    )
+    if hasattr(core.find(name), "loss"):
+        with pytest.raises(InputError, match="user 0 has interacted with all"):
+            build(name, full)
+        return
+    trials = build(name, full)
+    model = model_of(trials, trials.init())
+    assert np.isfinite(model.scores(model.tables(), {"user": jnp.array([0, 1])})).all()
+
+
 def test_vbpr_without_features_says_so(catalog):
     bare = core.Catalog(**vars(catalog) | {"features": {}})
     with pytest.raises(InputError, match="needs item features"):
