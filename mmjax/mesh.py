@@ -3,6 +3,8 @@
 import math
 import re
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jaxlib
@@ -62,6 +64,33 @@ def rows(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+# How a tower's parameters lie over `model`, by name: the first that matches whole. Of the two
+# products of a block the first is split by its outputs, the second by its inputs, so that one sum
+# over devices closes both; whatever is not named, or does not divide, is on every device.
+SPLITS = (
+    (r".*\b(?:query|key|value|qkv|gate|up)\.kernel", PartitionSpec(None, "model")),
+    (r".*\b(?:query|key|value|qkv|gate|up)\.bias", PartitionSpec("model")),
+    (r".*\b(?:out|down)\.kernel", PartitionSpec("model", None)),
+    (r".*\.table", PartitionSpec("model", None)),
+)
+
+
+def spread(params: Any, mesh: Mesh, table: Sequence[tuple[str, PartitionSpec]] = SPLITS) -> Any:
+    """Places a tree of parameters on the mesh, split as `table` says of their names."""
+
+    def place(path: tuple, leaf: Any) -> jax.Array:
+        name = ".".join(str(getattr(step, "key", step)) for step in path)
+        found = (spec for pattern, spec in table if re.fullmatch(pattern, name))
+        spec = next(found, PartitionSpec())
+        sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
+        fits = len(sizes) <= leaf.ndim and not any(
+            count % size for count, size in zip(leaf.shape, sizes, strict=False)
+        )
+        return jax.device_put(leaf, NamedSharding(mesh, spec if fits else PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(place, params)
 
 
 def is_cpu(mesh: Mesh) -> bool:

@@ -1,53 +1,161 @@
-"""Encodes a prepared dataset's images or texts into a store.
+"""Encodes images, texts or audio into stores; killed, the same command goes on.
 
-python scripts/extract.py --dataset=DIR --encoder=plain_image --out=STORE
-python scripts/extract.py --dataset=DIR --encoder=bert --weights=all-MiniLM-L6-v2 --out=STORE
+A prepared dataset, one encoder:
+  python scripts/extract.py --dataset=DIR --encoder=efficientnet --weights=efficientnet-lite0 \\
+      --out=DIR/features/visual
+Several layers from one pass, several encoders in one run, a dual encoder and its fusion:
+  python scripts/extract.py … --layers=pooler_output,hidden_states.3:mean --out=FOLDER
+  python scripts/extract.py --config=configs/extract/movielens.py --dataset=DIR --out=FOLDER
+  python scripts/extract.py … --encoder=clip --weights=openai/clip-vit-base-patch16 \\
+      --modality=visual_textual --fusion=concat --out=FOLDER
+Files and tables as they are, reviews among them; a Ducho configuration; any model of PyTorch:
+  python scripts/extract.py --texts=reviews.tsv --id_columns=user,item --text_column=review …
+  python scripts/extract.py --ducho=config.yml
+  python scripts/extract.py … --backend=torch --encoder=timm --weights=NAME
 """
 
 from _app import run
 from absl import flags
+from ml_collections import config_flags
 
-from mmjax import mesh
+from mmjax import mesh, store
 from mmjax.data.dataset import load
-from mmjax.features.extract import extract
+from mmjax.errors import InputError
+from mmjax.features import ducho, inputs
+from mmjax.features.extract import Job
+from mmjax.features.plan import Plan, check_modality, follow, steps_of
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", None, "Prepared folder (prepare.py).", required=True)
-flags.DEFINE_string("encoder", None, "File name in mmjax/encoders, or module.", required=True)
-flags.DEFINE_string("out", None, "Store to write: folder, gs:// or s3:// URL.", required=True)
-flags.DEFINE_string("weights", None, "Checkpoint folder, hub id or packaged name.")
+flags.DEFINE_string("dataset", None, "Prepared folder (prepare.py) whose items are encoded.")
+flags.DEFINE_string("images", None, "Or a folder of images, each named by its item.")
+flags.DEFINE_string("audios", None, "Or a folder of audio files, each named by its item.")
+flags.DEFINE_string("texts", None, "Or a table (TSV, CSV, Parquet) of texts.")
+flags.DEFINE_list("id_columns", ["item"], "Of --texts: the item, or the user and the item.")
+flags.DEFINE_string("text_column", "text", "Of --texts.")
+flags.DEFINE_list("fields", ["text"], "Of --dataset, what a text is: text, title, or title,text.")
+
+flags.DEFINE_string("encoder", None, "File name in mmjax/encoders, module, or auto by --weights.")
+flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "torch: any model, on the host.")
+config_flags.DEFINE_config_file("config", None, "Several encoders: see configs/extract.")
+flags.DEFINE_string("ducho", None, "Or a Ducho configuration.")
+flags.DEFINE_multi_string("ducho_set", [], "Changes one of its values: a.b.c=value.")
+flags.DEFINE_string("out", None, "Store to write (folder, gs:// or s3:// URL), or folder of them.")
+
+flags.DEFINE_string("weights", None, "Checkpoint folder or file, hub id or packaged name.")
 flags.DEFINE_string("revision", None, "Revision of a hub id.")
+flags.DEFINE_list("layers", [], "Outputs: NAME, NAME:mean|cls|max|flatten, or number.")
+flags.DEFINE_string("modality", None, "Of dual encoders: visual, textual, visual_textual.")
+flags.DEFINE_string("fusion", None, "Of visual_textual: concat, sum, mul or mean.")
 flags.DEFINE_string("pooling", None, "mean, cls, max or pooler; the checkpoint's own if not given.")
-flags.DEFINE_integer("width", None, "Width of the plain encoders (at most 128 by default).")
-flags.DEFINE_list("fields", ["text"], "Text fields to encode: text, title, or title,text.")
+flags.DEFINE_string("tokenizer", None, "Checkpoint whose tokenizer is used instead.")
+flags.DEFINE_integer("max_length", None, "Tokens at which a text is cut.")
+flags.DEFINE_enum("padding", None, ["bucket", "max_length"], "Of texts; to buckets if not given.")
+flags.DEFINE_bool("clean", None, "Clean texts as Ducho's clear_text does.")
+flags.DEFINE_string("image_processor", None, "Checkpoint whose image processor is used instead.")
+flags.DEFINE_list("reshape", None, "HEIGHT,WIDTH that images are squeezed to.")
+flags.DEFINE_enum("preprocessing", None, ["zscore", "minmax", "none"], "Of pixels.")
+flags.DEFINE_list("mean", None, "With zscore: three numbers.")
+flags.DEFINE_list("std", None, "With zscore: three numbers.")
+flags.DEFINE_integer("max_pixels", None, "Images with more are not decoded.")
+flags.DEFINE_float("max_seconds", None, "At which audio is cut.")
+flags.DEFINE_integer("width", None, "Of the plain encoders (at most 128 by default).")
+flags.DEFINE_bool("trust", None, "torch: a pickled module may run its code.")
+
+flags.DEFINE_integer("workers", None, "Threads that decode; as many as cores if not given.")
 flags.DEFINE_integer("batch", 32, "Items in one device batch.")
+flags.DEFINE_integer("chunk_rows", None, "Items a kill can lose; 512 if not given.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation and store.")
-flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "At an input that cannot be read.")
-flags.DEFINE_string("mesh", "data=-1", "Devices; a batch is split over `data`.")
-flags.DEFINE_bool("overwrite", False, "Replace a store that is there.")
+flags.DEFINE_enum("on_error", "skip", ["skip", "stop"], "At an input that cannot be read.")
+flags.DEFINE_string("mesh", "data=-1", "Devices: batches over `data`, parameters over `model`.")
+flags.DEFINE_bool("overwrite", False, "Begin anew what is there.")
+flags.DEFINE_bool("export_folders", False, "Also write one .npy an item beside every store.")
+
+OPTIONS = ("weights", "revision", "layers", "modality", "pooling", "tokenizer", "max_length")
+OPTIONS += ("padding", "clean", "image_processor", "reshape", "preprocessing", "mean", "std")
+OPTIONS += ("max_pixels", "max_seconds", "width", "trust", "workers")
 
 
 def main() -> None:
-    options = {name: getattr(FLAGS, name) for name in ("weights", "revision", "pooling", "width")}
-    summary = extract(
-        load(FLAGS.dataset),
-        FLAGS.encoder,
-        FLAGS.out,
-        options=options,
-        fields=FLAGS.fields,
-        batch=FLAGS.batch,
-        dtype=FLAGS.dtype,
-        on_error=FLAGS.on_error,
-        rows=mesh.rows(mesh.make(FLAGS.mesh)),
-        overwrite=FLAGS.overwrite,
-    )
-    for item, given, why in summary.failed:
-        print(f"skipped item {item}: {given}: {why}")
-    print(
-        f"{summary.store}: {summary.items} items x {summary.width}, {summary.present} present, "
-        f"{summary.items - summary.present} absent ({len(summary.failed)} could not be read), "
-        f"{summary.seconds:.1f} s, {summary.present / summary.seconds:.1f} items/s"
-    )
+    plan = make_plan()
+    for key in plan.ignored:
+        print(f"ignored {key}")
+    grid = mesh.make(FLAGS.mesh)
+    for url in follow(plan.steps, mesh=grid, overwrite=FLAGS.overwrite):
+        if FLAGS.export_folders:
+            opened = store.open_store(url)
+            store.export_folder(opened, f"{url}.npy", opened.item_ids(), overwrite=True)
+
+
+def make_plan() -> Plan:
+    """What the flags ask for: one encoder, a config of several, or Ducho's configuration."""
+    ways = [name for name in ("encoder", "config", "ducho") if FLAGS[name].value]
+    if FLAGS.backend == "torch" and not ways:
+        FLAGS.encoder, ways = "auto", ["encoder"]
+    if len(ways) != 1:
+        raise InputError("give one of --encoder, --config and --ducho")
+    if ways == ["ducho"]:
+        return ducho.read(FLAGS.ducho, FLAGS.ducho_set, FLAGS.dtype)
+    if not FLAGS.out:
+        raise InputError("--out is missing; see --help")
+    rows = read_inputs()
+    if ways == ["config"]:
+        jobs = FLAGS.config.to_dict()["jobs"]
+        steps = [
+            step
+            for name, about in jobs.items()
+            for step in steps_of(rows, *job_of(about, f"{FLAGS.out}/{name}"))
+        ]
+        return Plan(steps)
+    about = {name: FLAGS[name].value for name in OPTIONS}
+    about |= {name: FLAGS[name].value for name in ("encoder", "backend", "fusion", "batch")}
+    return Plan(steps_of(rows, *job_of(about, FLAGS.out)))
+
+
+def read_inputs() -> inputs.Inputs:
+    """The rows that the flags name: of a dataset, or files and a table joined by id."""
+    if FLAGS.dataset:
+        return inputs.of_dataset(load(FLAGS.dataset), FLAGS.fields)
+    found = []
+    for flag, modality in (("images", "image"), ("audios", "audio")):
+        if FLAGS[flag].value:
+            found.append(inputs.of_files(FLAGS[flag].value, modality))
+    if FLAGS.texts:
+        found.append(inputs.of_table(FLAGS.texts, FLAGS.id_columns, FLAGS.text_column))
+    if not found:
+        raise InputError("give --dataset, or --images, --audios or --texts")
+    rows = found[0]
+    for other in found[1:]:
+        rows = inputs.join(rows, other)
+    return rows
+
+
+def job_of(about: dict, out: str) -> tuple[Job, str | None]:
+    """The job and the fusion of one encoder's settings, checked and typed."""
+    about = {key: value for key, value in about.items() if value is not None}
+    encoder, fusion = about.pop("encoder", "auto"), about.pop("fusion", None)
+    if about.pop("backend", "jax") == "torch":
+        about["kind"], encoder = encoder, "hosted"
+    check_modality(about.get("modality"))
+    for key, kind, count in (("reshape", int, 2), ("mean", float, 3), ("std", float, 3)):
+        if key in about:
+            about[key] = numbers(key, about[key], kind, count)
+    about["layers"] = tuple(about.get("layers", ()))
+    batch = about.pop("batch", FLAGS.batch)
+    settings = {key: FLAGS[key].value for key in ("dtype", "chunk_rows", "on_error")}
+    settings |= {key: about.pop(key) for key in list(about) if key in settings}
+    if not about["layers"]:
+        del about["layers"]  # the plain encoders have none
+    return Job(encoder, out, about, batch=batch, **settings), fusion
+
+
+def numbers(key: str, values: list, kind: type, count: int) -> tuple:
+    try:
+        found = tuple(kind(value) for value in values)
+    except ValueError:
+        found = ()
+    if len(found) != count:
+        raise InputError(f"--{key} takes {count} numbers, not {','.join(map(str, values))!r}")
+    return found
 
 
 if __name__ == "__main__":

@@ -132,25 +132,100 @@ def test_content_hash_follows_values_mask_and_items_but_not_the_order_of_writing
 
 
 def test_two_writers_share_a_store(tmp_path):
-    """Chunks another writer wrote are read back for the digests: equal to one writer's store."""
+    """What another writer wrote is known by its records: equal to one writer's store."""
     features, present = draw(10, 6)
     store.write_array(tmp_path / "one", features, item_ids=ids(10), present=present, chunk_rows=4)
     first = store.create(
         tmp_path / "two", shape=(10, 6), dtype=np.float32, item_ids=ids(10), chunk_rows=4
     )
     second = store.Writer(first.store, ids(10))
-    second.write(4, features[4:], present[4:])
-    while second._pending:
-        second._wait()
-    first.write(0, features[:4], present[:4])
-    last = tmp_path / "two/features/c/2/0"
-    last.rename(tmp_path / "kept")
-    with pytest.raises(InputError, match=r"c/2/0 \(rows 8 to 9\) is missing"):
+    second.write(4, features[4:], present[4:], notes=["second"])
+    second._settle()
+    with pytest.raises(InputError, match="the rows from 0 were never written"):
         first.finish()
-    (tmp_path / "kept").rename(last)
+    first.write(0, features[:4], present[:4], notes=["first"])
+    assert first.notes() == ["first", "second"]
     first.finish()
-    manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("one", "two")]
-    assert manifests[0] == manifests[1]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def begin(url, **about):
+    return store.create(
+        url, shape=(10, 6), dtype="float32", item_ids=ids(10), chunk_rows=4, resume=True, **about
+    )
+
+
+@pytest.mark.parametrize("killed", range(5))
+def test_an_unfinished_store_goes_on_where_it_was(tmp_path, killed):
+    """Killed after so many chunks, or before the arrays were there; ends equal byte for byte."""
+    features, present = draw(10, 6)
+    with begin(tmp_path / "whole", layer="last") as writer:
+        for start, stop in writer.store.spans():
+            writer.write(start, features[start:stop], present[start:stop], notes=[start])
+    writer = begin(tmp_path / "killed", layer="last")
+    if killed == 4:
+        (tmp_path / "killed/present/zarr.json").unlink()
+        (tmp_path / "killed/items.txt").unlink()
+    for start in (8, 0, 4)[: killed % 4]:
+        stop = min(start + 4, 10)
+        writer.write(start, features[start:stop], present[start:stop], notes=[start])
+    writer._settle()
+    writer._lock.close()  # as the system does when a process dies
+    with begin(tmp_path / "killed", layer="last") as writer:
+        assert writer.done == set((8, 0, 4)[: killed % 4])
+        for start, stop in writer.store.spans():
+            if start not in writer.done:
+                writer.write(start, features[start:stop], present[start:stop], notes=[start])
+        assert writer.notes() == [0, 4, 8]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    with begin(tmp_path / "killed", layer="last") as writer:  # nothing is left to do
+        assert writer.done == {0, 4, 8}
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_other_options_do_not_go_on_with_a_store(tmp_path):
+    writer = begin(tmp_path / "s", layer="last", settings_of_mine=1)
+    with pytest.raises(InputError, match="another process is writing"):
+        begin(tmp_path / "s", layer="last", settings_of_mine=1)
+    writer.write(0, np.ones((4, 6), np.float32), np.ones(4, bool))
+    with pytest.raises(RuntimeError), writer:
+        raise RuntimeError("stopped")
+    with pytest.raises(InputError, match="was begun with layer 'last', not 'first'"):
+        begin(tmp_path / "s", layer="first", settings_of_mine=1)
+    with pytest.raises(InputError, match="settings.settings_of_mine 1, not 2"):
+        begin(tmp_path / "s", layer="last", settings_of_mine=2)
+    with pytest.raises(InputError, match="settings.settings_of_mine 1, not None"):
+        begin(tmp_path / "s", layer="last")
+    assert begin(tmp_path / "s", layer="last", settings_of_mine=1).done == {0}
+    fresh = begin(tmp_path / "s", layer="first", overwrite=True)
+    assert fresh.done == set()
+    with pytest.raises(RuntimeError), fresh:
+        raise RuntimeError("stopped")
+    assert not (tmp_path / "s").exists()  # not one chunk: nothing to go on with
+
+
+def test_where_there_are_no_locks_the_last_to_begin_takes_over():
+    context = ts.Context()
+    rows, there = np.ones((4, 6), np.float32), np.ones(4, bool)
+    first = begin("memory://s", context=context)
+    first.write(0, rows, there)
+    first._settle()
+    second = begin("memory://s", context=context)
+    assert second.done == {0}
+    first.write(4, rows, there)
+    with pytest.raises(InputError, match="another process has begun to write memory://s"):
+        first._settle()
+    second.write(4, rows, there)
+    second.write(8, rows[:2], there[:2])
+    assert second.finish().manifest["complete"]
 
 
 @pytest.mark.parametrize("part", ["features/c/1/0", "present/c/1"])
@@ -219,7 +294,7 @@ def test_nothing_remains_of_a_store_that_failed(tmp_path):
     with pytest.raises(InputError, match=r"'item 3' \(row 3\) hold a NaN"):
         store.write_array(tmp_path / "s", features, item_ids=ids(5), chunk_rows=2)
     with (
-        pytest.raises(InputError, match="is missing"),
+        pytest.raises(InputError, match="the rows from 0 were never written"),
         store.create(tmp_path / "s", shape=(3, 2), dtype=np.float32, item_ids=ids(3)),
     ):
         pass

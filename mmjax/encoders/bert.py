@@ -4,18 +4,19 @@ Token, position and segment embeddings, then post-norm transformer blocks with e
 vector is pooled from the last hidden state as the checkpoint's sentence-transformers files say.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.encoders import hub, text
-from mmjax.encoders.core import Batch, Tower
+from mmjax.encoders import hub, outputs, text
+from mmjax.encoders.core import Tower
 from mmjax.encoders.hub import Rule
 from mmjax.encoders.layers import ACTIVATIONS, Block, Embedding, layer_norm
+from mmjax.encoders.outputs import Outputs
 from mmjax.errors import InputError
 
 
@@ -47,13 +48,6 @@ class Config:
         return cls(**{name: config[name] for name in cls.__dataclass_fields__})
 
 
-class Output(NamedTuple):
-    """All hidden states, the embeddings' first, [B, L, D] each; the pooler's output [B, D]."""
-
-    states: tuple[jax.Array, ...]
-    pooled: jax.Array | None
-
-
 class Bert(nnx.Module):
     """BERT's encoder; `pooler` adds the tanh layer on the first token."""
 
@@ -79,16 +73,22 @@ class Bert(nnx.Module):
 
     def __call__(
         self, ids: jax.Array, mask: jax.Array, segments: jax.Array | None = None
-    ) -> Output:
-        """ids: int [B, L]; mask: bool [B, L], true at tokens; segments: int [B, L], zeros."""
+    ) -> Outputs:
+        """ids: int [B, L]; mask: bool [B, L], true at tokens; segments: int [B, L], zeros.
+
+        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state [B, L, D] and,
+        with the pooler, pooler_output [B, D].
+        """
         segments = jnp.zeros_like(ids) if segments is None else segments
         positions = self.positions(jnp.arange(ids.shape[1]))[None]  # [1, L, D]
-        states = [self.norm(self.words(ids) + positions + self.segments(segments))]
+        hidden = [self.norm(self.words(ids) + positions + self.segments(segments))]
         seen = mask.astype(bool)[:, None, :]  # [B, 1, L]: every query sees the same keys
         for block in self.blocks:
-            states.append(block(states[-1], seen))
-        pooled = None if self.pooler is None else jnp.tanh(self.pooler(states[-1][:, 0]))
-        return Output(tuple(states), pooled)
+            hidden.append(block(hidden[-1], seen))
+        found = {**outputs.states(hidden), "last_hidden_state": hidden[-1]}
+        if self.pooler is not None:
+            found["pooler_output"] = jnp.tanh(self.pooler(hidden[-1][:, 0]))
+        return found
 
 
 def key_map(*, pooler: bool = True) -> list[Rule]:
@@ -116,57 +116,35 @@ def load(
     *,
     weights: str = "all-MiniLM-L6-v2",
     revision: str | None = None,
-    pooling: str | None = None,
+    layers: Sequence[str | int] = (),
     dtype: str = "float32",
+    options: text.Options = text.Options(),  # noqa: B008 - frozen
 ) -> Tower:
     """The text tower of a checkpoint: folder, hub id or packaged name.
 
     Args:
-      pooling: mean, cls, max or pooler; what the checkpoint's files say unless given.
+      layers: outputs by name or number; `sentence_embedding` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged.
+      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
     """
     checkpoint = hub.find(weights, revision)
     config = Config.read(hub.read_config(checkpoint.folder, ("bert",)))
-    recipe = text.read_recipe(checkpoint.folder, pooling)
-    tokens = hub.tokenizer(checkpoint.folder)
-    with_pooler = recipe.pooling == "pooler"
+    pooler = hub.has(checkpoint.folder, r"(?:bert\.)?pooler\..*")
     graph, params = hub.load_module(
-        lambda: Bert(config, pooler=with_pooler, rngs=nnx.Rngs(0)),
+        lambda: Bert(config, pooler=pooler, rngs=nnx.Rngs(0)),
         checkpoint.folder,
-        key_map(pooler=with_pooler),
+        key_map(pooler=pooler),
         jnp.dtype(dtype),
     )
-    length = min(
-        recipe.max_length or config.max_position_embeddings,
-        config.max_position_embeddings,
-        tokens.model_max_length,
-    )
-
-    def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
-        return text.token_batches(tokens, texts, size, length)
-
-    @jax.jit
-    def encode(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        # Accelerators multiply float32 in fewer bits unless asked; parity is worth the time.
-        with jax.default_matmul_precision("highest"):
-            states, pooled = hub.merge(graph, params)(ids, mask)
-            vectors = pooled if with_pooler else text.pool(states[-1], mask, recipe.pooling)
-            return text.normalize_rows(vectors) if recipe.normalize else vectors
-
-    return Tower(
-        modality="text",
-        width=config.hidden_size,
-        params=params,
-        batches=batches,
-        encode=encode,
-        about={
-            "encoder": f"bert:{checkpoint.name}",
-            "revision": checkpoint.revision,
-            "preprocessing": f"tokenizer of the checkpoint, cut at {length} tokens",
-            "layer": "last_hidden_state" if not with_pooler else "pooler_output",
-            "pooling": recipe.pooling + (", normalized" if recipe.normalize else ""),
-        },
+    return text.tower(
+        graph,
+        params,
+        lambda module, ids, mask: module(ids, mask),
+        folder=checkpoint.folder,
+        options=options,
+        window=config.max_position_embeddings,
+        layers=layers,
+        about={"encoder": f"bert:{checkpoint.name}", "revision": checkpoint.revision},
     )

@@ -4,14 +4,16 @@ One file a tower, found by its module's name. The file offers
 
   load(**options) -> Tower | Fitted
 
-whose keyword arguments are the options it understands (`weights`, `revision`, `pooling`, `dtype`,
-`width`, …) with their defaults. A **Tower** encodes every item by itself, so its rows stream into
-a store; a **Fitted** encoder needs the whole catalogue before it can say what one item is.
+whose keyword arguments are the options it understands (`weights`, `revision`, `layers`, `dtype`,
+`width`, …) with their defaults; one whose default is a dataclass stands for that dataclass's
+fields. A **Tower** encodes every item by itself, so its rows stream into stores; a **Fitted**
+encoder needs the whole catalogue before it can say what one item is.
 """
 
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,20 +29,24 @@ class Batch(NamedTuple):
     rows: np.ndarray  # [n <= B] positions in the inputs; what follows n is padding
     arrays: tuple[np.ndarray, ...]  # [B, ...] each
     failed: dict[int, str] = {}  # position -> why this input could not be read  # noqa: RUF012
+    cut: int = 0  # inputs longer than the encoder's window, of which only the beginning is read
 
 
-Batches = Callable[[Sequence[str], int], Iterator[Batch]]  # (inputs, B)
-Encode = Callable[..., jax.Array]  # (params, *arrays [B, ...]) -> [B, F]
-Rows = Iterator[tuple[np.ndarray, np.ndarray]]  # positions [n] and values [n, F], in any order
+Batches = Callable[[Sequence[Any], int], Iterator[Batch]]  # (inputs, B)
+Encode = Callable[..., Any]  # (params, *arrays [B, ...]) -> [B, F], or a tuple of such
+Rows = Iterator[tuple[np.ndarray, Any]]  # positions [n] and values [n, F], in any order
 Run = Callable[[Batches, Encode, Any], Rows]
 
 
 @dataclass(frozen=True)
 class Tower:
-    """An encoder with weights: `encode(params, *arrays)` on what `batches` makes of inputs."""
+    """An encoder with weights: `encode(params, *arrays)` on what `batches` makes of inputs.
 
-    modality: str  # "image": inputs are paths; "text": inputs are strings
-    width: int
+    `encode` gives one array [B, F] for each of `layers`, all from one pass.
+    """
+
+    modality: str  # "image", "audio": inputs are paths; "text": strings; "image_text": pairs
+    layers: dict[str, int]  # name, as NAME or NAME:POOLING -> width, in the order asked for
     params: Any
     batches: Batches
     encode: Encode
@@ -56,8 +62,15 @@ class Fitted:
     """
 
     modality: str
-    fit: Callable[[Sequence[str], Run], np.ndarray]
+    fit: Callable[[Sequence[Any], Run], np.ndarray]
     about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Clock:
+    """Seconds that a stream waited for the host's batches, to say which side is the slower."""
+
+    waited: float = 0.0
 
 
 def stream(
@@ -65,7 +78,8 @@ def stream(
     encode: Encode,
     params: Any,
     rows: NamedSharding | None = None,
-    on_failure: Callable[[int, str], None] = lambda row, why: None,
+    on_batch: Callable[[Batch], None] = lambda batch: None,
+    clock: Clock | None = None,
 ) -> Rows:
     """Encodes batches and yields their rows [n] and values [n, F], in the batches' order.
 
@@ -73,25 +87,43 @@ def stream(
     values of the last are fetched, so neither waits for the other's latency.
 
     Args:
-      rows: how a batch is split over devices; `params` are then copied to all of them. Without
-        it everything happens on JAX's default device.
-      on_failure: called, in order, for each input that could not be read.
+      params: placed already, or host arrays to be copied to every device of `rows`.
+      rows: how a batch is split over devices. Without it everything happens on JAX's default
+        device.
+      on_batch: called, in order, with each batch before it is encoded: for what it says failed.
     """
-    everywhere = None if rows is None else NamedSharding(rows.mesh, PartitionSpec())
-    params = jax.device_put(params, everywhere)
-    waiting: tuple[np.ndarray, jax.Array] | None = None
+    params = place(params, rows)
+    waiting: tuple[np.ndarray, Any] | None = None
+    clock = clock or Clock()
+
+    def fetch(count: int, values: Any) -> Any:
+        return jax.tree.map(lambda value: np.asarray(value)[:count], values)
+
     with contextlib.closing(ahead(batches)) as made:
-        for batch in made:
-            for row, why in batch.failed.items():
-                on_failure(row, why)
+        while True:
+            begin = time.perf_counter()
+            batch = next(made, None)
+            clock.waited += time.perf_counter() - begin
+            if batch is None:
+                break
+            on_batch(batch)
             if not len(batch.rows):
                 continue
             values = encode(params, *jax.device_put(batch.arrays, rows))
             if waiting is not None:
-                yield waiting[0], np.asarray(waiting[1])[: len(waiting[0])]
+                yield waiting[0], fetch(len(waiting[0]), waiting[1])
             waiting = batch.rows, values
     if waiting is not None:
-        yield waiting[0], np.asarray(waiting[1])[: len(waiting[0])]
+        yield waiting[0], fetch(len(waiting[0]), waiting[1])
+
+
+def place(params: Any, rows: NamedSharding | None) -> Any:
+    """Copies host arrays to every device of a batch's sharding; placed ones stay as they are."""
+    everywhere = None if rows is None else NamedSharding(rows.mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, everywhere),
+        params,
+    )
 
 
 def ahead(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from mmjax.encoders import images
 from mmjax.encoders.core import Batch, Fitted, Run
@@ -37,7 +38,7 @@ def load(*, width: int = 128) -> Fitted:
     """The encoder of at most `width` components, fewer when the catalogue has fewer images."""
 
     def batches(paths: Sequence[str], size: int) -> Iterator[Batch]:
-        return images.pixel_batches(paths, size, SIDE)
+        return images.pixel_batches(paths, size, squeeze, (SIDE, SIDE), draft=(2 * SIDE, 2 * SIDE))
 
     def fit(paths: Sequence[str], run: Run) -> np.ndarray:
         described = np.zeros((len(paths), sum(BLOCKS)), np.float32)
@@ -59,6 +60,11 @@ def load(*, width: int = 128) -> Fitted:
             "pooling": "none",
         },
     )
+
+
+def squeeze(image: Image.Image) -> np.ndarray:
+    """uint8 [64, 64, 3]; each pixel is the mean of those it stands for."""
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 @jax.jit

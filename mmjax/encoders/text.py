@@ -1,26 +1,45 @@
-"""What text towers share: batches of tokens in a few shapes, pooling, sentence-transformers."""
+"""What text towers share: batches of tokens in a few shapes, and sentence-transformers' recipes."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from mmjax.encoders.core import Batch, pad_to
+from mmjax.encoders import hub, outputs
+from mmjax.encoders.cleaning import clean
+from mmjax.encoders.core import Batch, Tower, pad_to
 from mmjax.errors import InputError
 
 POOLINGS = ("mean", "cls", "max", "pooler")
+PADDINGS = ("bucket", "max_length")
 # Twice a length costs more than twice the time, a program about a second once: a middle way.
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may change of it; None leaves what the checkpoint says."""
+
+    pooling: str | None = None  # of POOLINGS
+    tokenizer: str | None = None  # folder, packaged name or hub id, instead of the checkpoint's
+    max_length: int | None = None  # tokens at which a text is cut
+    padding: str = "bucket"  # to the next of BUCKETS, or to max_length as Ducho does
+    clean: bool = False  # contractions, digits and punctuation first (see `cleaning`)
+
+    def __post_init__(self) -> None:
+        if self.padding not in PADDINGS:
+            raise InputError(f"padding {self.padding!r} is none of {', '.join(PADDINGS)}")
 
 
 class Recipe(NamedTuple):
     """How a checkpoint makes one vector of a text."""
 
-    pooling: str
+    pooling: str | None  # of `outputs.POOLINGS`; None is the model's own pooler
     normalize: bool
     max_length: int | None
 
@@ -37,7 +56,7 @@ def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
         raise InputError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
     modules = _read_list(folder / "modules.json")
     if modules is None:
-        return Recipe(pooling or "mean", False, None)
+        return Recipe(_own(pooling or "mean"), False, None)
     own, normalize = "mean", False
     for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
@@ -51,48 +70,111 @@ def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
     if (folder / "sentence_bert_config.json").exists():
         about = json.loads((folder / "sentence_bert_config.json").read_text())
         length = about.get("max_seq_length")
-    return Recipe(pooling or own, normalize, length)
+    return Recipe(_own(pooling or own), normalize, length)
 
 
-def pool(states: jax.Array, mask: jax.Array, how: str) -> jax.Array:
-    """[B, L, D] to [B, D]: mean or maximum over the tokens of `mask` [B, L], or the first."""
-    if how == "cls":
-        return states[:, 0]
-    there = mask[:, :, None].astype(bool)
-    if how == "max":
-        return jnp.where(there, states, jnp.finfo(states.dtype).min).max(axis=1)
-    total = jnp.where(there, states, 0).sum(axis=1, dtype=jnp.float32)
-    return (total / jnp.maximum(there.sum(axis=1), 1)).astype(states.dtype)
+def tower(
+    graph: nnx.GraphDef,
+    params: Any,
+    forward: Callable[[nnx.Module, jax.Array, jax.Array], outputs.Outputs],
+    *,
+    folder: Path,
+    options: Options,
+    window: int,
+    layers: Sequence[str | int] = (),
+    default: str | None = None,
+    about: dict[str, Any],
+) -> Tower:
+    """A Tower that reads texts through the checkpoint's tokenizer.
 
+    Without a `default` layer that is `sentence_embedding`: the last hidden state, pooled and
+    perhaps normalised as the folder's sentence-transformers files say. It is added to the outputs
+    of `forward` (module, ids [B, L], mask [B, L]).
 
-def normalize_rows(vectors: jax.Array) -> jax.Array:
-    """Rows of unit length; a row of zeros stays one."""
-    norms = jnp.linalg.norm(vectors.astype(jnp.float32), axis=-1, keepdims=True)
-    return (vectors / jnp.maximum(norms, 1e-12)).astype(vectors.dtype)
+    Args:
+      window: the longest text in tokens that the model can read; the tokenizer's own limit, the
+        recipe's and `options.max_length` shorten it.
+
+    Raises:
+      InputError: what `hub.tokenizer`, `read_recipe` and `outputs.tower` raise.
+    """
+    recipe = read_recipe(folder, options.pooling)
+    tokens = hub.tokenizer(Path(options.tokenizer or folder))
+    length = min(options.max_length or window, window, tokens.model_max_length)
+    if recipe.max_length and not options.max_length:
+        length = min(length, recipe.max_length)
+    if options.max_length and options.max_length > length:
+        raise InputError(f"max_length {options.max_length} is over the model's {length} tokens")
+
+    def run(
+        module: nnx.Module, ids: jax.Array, mask: jax.Array
+    ) -> tuple[outputs.Outputs, jax.Array]:
+        found = forward(module, ids, mask)
+        if "last_hidden_state" in found and default is None:
+            vectors = outputs.pool(found["last_hidden_state"], mask, recipe.pooling)
+            if recipe.pooling is None:
+                vectors = found["pooler_output"]
+            found["sentence_embedding"] = (
+                outputs.normalize_rows(vectors) if recipe.normalize else vectors
+            )
+        return found, mask
+
+    def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
+        return token_batches(tokens, texts, size, length, options)
+
+    how = "normalized" if recipe.normalize else "not normalized"
+    return outputs.tower(
+        "text",
+        graph,
+        params,
+        run,
+        batches=batches,
+        example=(outputs.integers(1, 16), outputs.integers(1, 16)),
+        layers=layers,
+        default=default or "sentence_embedding",
+        pooling=recipe.pooling or "mean",
+        about={
+            **about,
+            "preprocessing": f"{'cleaned, ' if options.clean else ''}tokenizer of "
+            f"{options.tokenizer or 'the checkpoint'}, cut at {length} tokens",
+            "sentence_embedding": f"{recipe.pooling or 'pooler'}, {how}",
+        },
+    )
 
 
 def token_batches(
-    tokenizer: Any, texts: Sequence[str], size: int, max_length: int
+    tokenizer: Any, texts: Sequence[str], size: int, max_length: int, options: Options
 ) -> Iterator[Batch]:
     """Batches of ids [B, L] and mask [B, L], texts of like length together.
 
     L is the first of `BUCKETS` that holds the batch's longest text; longer texts are cut at
     `max_length` tokens. So there are as many programs as buckets in use, whatever the texts.
     """
+    texts = [clean(text) for text in texts] if options.clean else list(texts)
     encoded = tokenizer(
-        list(texts), truncation=True, max_length=max_length, return_attention_mask=False
-    )["input_ids"]
+        texts, truncation=True, max_length=max_length, return_attention_mask=False
+    )
+    cut = np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
+    encoded = encoded["input_ids"]
     lengths = np.array([len(ids) for ids in encoded])
     order = np.argsort(-lengths, kind="stable")  # the longest first: memory peaks at once
     buckets = [bucket for bucket in BUCKETS if bucket < max_length] + [max_length]
+    if options.padding == "max_length":
+        buckets = [max_length]
+    left = tokenizer.padding_side == "left"
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         length = next(bucket for bucket in buckets if bucket >= lengths[rows].max())
         ids = np.full((len(rows), length), tokenizer.pad_token_id or 0, np.int32)
         for line, row in zip(ids, rows, strict=True):
-            line[: lengths[row]] = encoded[row]
+            line[slice(length - lengths[row], None) if left else slice(lengths[row])] = encoded[row]
         mask = np.arange(length) < lengths[rows, None]
-        yield Batch(rows, (pad_to(ids, size), pad_to(mask, size)))
+        mask = mask[:, ::-1] if left else mask
+        yield Batch(rows, (pad_to(ids, size), pad_to(mask, size)), cut=int(cut[rows].sum()))
+
+
+def _own(pooling: str) -> str | None:
+    return None if pooling == "pooler" else pooling
 
 
 def _pooling_of(path: Path) -> str:

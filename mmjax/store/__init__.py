@@ -5,15 +5,20 @@ A store is a folder or a URL (`gs://…`, `s3://…`, whatever TensorStore opens
   manifest.json   what the rows are, how they were made, a digest per chunk, `complete`
   features/       zarr3 [I, F], chunks of whole rows (about 4 MiB), crc32c in every chunk
   present/        zarr3 bool [I], chunked by the same rows; an absent item's row is zeros
+  items.txt       the items' ids, a line each
+  failures.jsonl  of an extraction: the items that could not be read, and why
+  parts/          only while unfinished: a record of every chunk that is written
 
 The manifest is written first with `complete: false` and replaced at the end, so a store that a
-kill left half-written cannot be opened. Chunks are independent: several writers may share them.
+kill left half-written cannot be opened, but `create` can go on with it. Chunks are independent:
+several writers may share them.
 Its `content_hash` changes with any value, so whatever is derived from a store is keyed by it.
 """
 
+from mmjax.store.creating import create, refuse_existing, write_array
 from mmjax.store.exchange import export_folder, export_npy, import_folder, import_npy
 from mmjax.store.reading import Store, open_store
-from mmjax.store.writing import Writer, create, refuse_existing, write_array
+from mmjax.store.writing import Writer
 
 __all__ = [
     "Store",

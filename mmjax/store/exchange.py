@@ -9,8 +9,8 @@ import numpy as np
 
 from mmjax import files
 from mmjax.errors import InputError
+from mmjax.store.creating import create
 from mmjax.store.reading import Store
-from mmjax.store.writing import create
 
 
 def export_npy(store: Store, path: str | Path, *, overwrite: bool = False) -> None:

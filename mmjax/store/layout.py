@@ -1,9 +1,11 @@
 """How a store lies on disk: key-value store, zarr arrays, manifest, digests."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from mmjax.errors import InputError
 
 FORMAT = 1
 CHUNK_BYTES = 4 << 20
+LOCK = ".lock"
 ARRAYS = ("features/", "present/")
+BESIDE = ("items.txt", "failures.jsonl", "writer")  # single values, besides the manifest
 DTYPES = {
     np.dtype(dtype).name: np.dtype(dtype)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
@@ -52,7 +56,19 @@ def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
 def write_manifest(kv: ts.KvStore, manifest: dict[str, Any]) -> None:
     """Writes the manifest as one value, which no reader ever sees in part."""
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    kv.write("manifest.json", text.encode()).result()
+    write(kv, "manifest.json", text.encode())
+
+
+def write(kv: ts.KvStore, key: str, value: bytes) -> None:
+    """Writes one value whole.
+
+    Raises:
+      InputError: it cannot be written, as on a full disk.
+    """
+    try:
+        kv.write(key, value).result()
+    except ValueError as error:
+        raise InputError(f"{kv.url}{key} cannot be written: {first_line(error)}") from None
 
 
 def zarr(
@@ -86,11 +102,44 @@ def digest(rows: np.ndarray, present: np.ndarray) -> str:
     return hashlib.sha256(rows.tobytes() + present.tobytes()).hexdigest()[:32]
 
 
-def delete_arrays(kv: ts.KvStore) -> None:
-    """Deletes every chunk and its metadata, nothing else that may lie beside them."""
-    for part in ARRAYS:
+class Lock:
+    """A lock file in a folder, held until closed or until its holder or the process is gone.
+
+    Raises:
+      BlockingIOError: somebody holds it.
+      OSError: the folder or the file cannot be made.
+    """
+
+    def __init__(self, folder: str):
+        os.makedirs(folder, exist_ok=True)
+        self.path = os.path.join(folder, LOCK)
+        while True:
+            handle = os.open(self.path, os.O_CREAT | os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(handle)
+                raise
+            # Who held it before may have taken the file away since it was opened.
+            if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                break
+            os.close(handle)
+        self.close = weakref.finalize(self, self._release, handle, self.path)
+
+    @staticmethod
+    def _release(handle: int, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(handle)
+
+
+def delete_contents(kv: ts.KvStore) -> None:
+    """Deletes all that a store holds besides its manifest, nothing else that may lie there."""
+    for part in (*ARRAYS, "parts/"):
         after = part[:-1] + chr(ord("/") + 1)
         kv.delete_range(ts.KvStore.KeyRange(part, after)).result()
+    for key in BESIDE:
+        kv.write(key, None).result()
 
 
 def prune(kv: ts.KvStore) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore as ts
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from mmjax.data.dataset import hash_ids
 from mmjax.errors import InputError
 from mmjax.store import layout
 
@@ -45,7 +46,7 @@ def open_store(
             f"{url}/manifest.json has format {manifest.get('format')}, not {layout.FORMAT}"
         )
     if not manifest["complete"]:
-        raise InputError(f"the store {url} is unfinished; extract it again with --overwrite")
+        raise InputError(f"the store {url} is unfinished; run the command that began it again")
     count = manifest["shape"][0]
     if n_items is not None and n_items != count:
         raise InputError(
@@ -85,6 +86,18 @@ class Store:
     @property
     def dtype(self) -> np.dtype:
         return layout.DTYPES[self.manifest["dtype"]]
+
+    def item_ids(self) -> list[str]:
+        """The rows' ids [I].
+
+        Raises:
+          InputError: they are not kept here (stores of before they were) or are others.
+        """
+        content = layout.read(self.url, self.kv, "items.txt")
+        ids = (content or b"").decode().split("\n")[:-1]
+        if hash_ids(ids) != self.manifest["item_hash"]:
+            raise InputError(f"{self.url} lacks its items.txt; extract it again")
+        return ids
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of each chunk's rows."""

@@ -1,131 +1,47 @@
-"""Creating a store and filling it chunk by chunk."""
+"""Filling a store chunk by chunk, so that a kill loses at most the chunks in flight."""
 
 import hashlib
 import json
+import uuid
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from mmjax import __version__
-from mmjax.data.dataset import hash_ids
 from mmjax.errors import InputError
 from mmjax.store import layout
 from mmjax.store.reading import Store
-
-ABOUT = ("encoder", "revision", "preprocessing", "layer", "pooling")
-
-
-def create(
-    url: str | Path,
-    *,
-    shape: tuple[int, int],
-    dtype: Any,
-    item_ids: Sequence[str],
-    chunk_rows: int | None = None,
-    overwrite: bool = False,
-    context: ts.Context | None = None,
-    **about: Any,
-) -> "Writer":
-    """Starts an unfinished store of `shape` [I, F]; its rows come through the returned Writer.
-
-    Args:
-      chunk_rows: rows a chunk; about 4 MiB worth of them unless given.
-      overwrite: replace a store that is there already; it is gone from now on.
-      context: TensorStore context, for credentials, caches and concurrency.
-      about: JSON values for the manifest; `encoder`, `revision`, `preprocessing`, `layer` and
-        `pooling` have a place of their own, the rest becomes `settings`.
-
-    Raises:
-      InputError: something is there already, a dtype that is no float, or another item count.
-    """
-    name = str(np.dtype(dtype))
-    if name not in layout.DTYPES:
-        raise InputError(
-            f"{url} cannot hold {name}; embeddings are one of {', '.join(layout.DTYPES)}"
-        )
-    count, width = (int(n) for n in shape)
-    if count != len(item_ids):
-        raise InputError(f"{url}: {count} rows of features but {len(item_ids)} items")
-    if count < 1 or width < 1:
-        raise InputError(f"{url}: features of shape [{count}, {width}] are empty")
-    refuse_existing(url, overwrite=overwrite, context=context)
-    chunk_rows = chunk_rows or max(1, layout.CHUNK_BYTES // (width * layout.DTYPES[name].itemsize))
-    manifest = {
-        "format": layout.FORMAT,
-        "complete": False,
-        **{key: about.pop(key, "") for key in ABOUT},
-        "settings": about,
-        "dtype": name,
-        "shape": [count, width],
-        "chunk_rows": min(chunk_rows, count),
-        "item_hash": hash_ids(item_ids),
-        "code_version": __version__,
-    }
-    kv = layout.kvstore(url, context)
-    # The manifest goes first: from here on an older store under this name cannot be opened.
-    layout.write_manifest(kv, manifest)
-    layout.delete_arrays(kv)
-    rows = manifest["chunk_rows"]
-    arrays = (
-        layout.zarr(kv, "features/", context, name, (count, width), (rows, width)),
-        layout.zarr(kv, "present/", context, "bool", (count,), (rows,)),
-    )
-    return Writer(Store(str(url), manifest, kv, *arrays), item_ids)
-
-
-def write_array(
-    url: str | Path,
-    features: np.ndarray,
-    *,
-    item_ids: Sequence[str],
-    present: np.ndarray | None = None,
-    **about: Any,
-) -> None:
-    """Writes `features` [I, F] as a finished store; `about` and the errors are those of `create`.
-
-    Args:
-      present: bool [I]; every item unless given.
-    """
-    if features.ndim != 2 or (present is not None and present.shape != features.shape[:1]):
-        raise InputError(f"{url}: features must be [I, F] and present [I], not {features.shape}")
-    dtype = about.pop("dtype", features.dtype)
-    with create(url, shape=features.shape, dtype=dtype, item_ids=item_ids, **about) as writer:
-        for start, stop in writer.store.spans():
-            there = np.ones(stop - start, bool) if present is None else present[start:stop]
-            writer.write(start, features[start:stop], there)
-
-
-def refuse_existing(
-    url: str | Path, *, overwrite: bool = False, context: ts.Context | None = None
-) -> None:
-    """Checks that a store may be created here, before the work that will fill it.
-
-    Raises:
-      InputError: a store is there and `overwrite` is not set, or something else is there.
-    """
-    kv = layout.kvstore(url, context)
-    if layout.read(url, kv, "manifest.json") is not None:
-        if not overwrite:
-            raise InputError(f"{url} exists already; choose another name or pass --overwrite")
-    elif kv.list().result():  # not ours to delete
-        raise InputError(f"{url} holds files but no store; choose another name")
 
 
 class Writer:
     """Fills a store that `create` began, chunk by chunk, in any order.
 
-    As a context manager it finishes the store, or takes it away when the block raises.
+    As a context manager it finishes the store, or takes it away when the block raises; one that
+    may be gone on with (`keep`) stays then, as soon as it holds a chunk.
+
+    Every chunk leaves a record `parts/<first row>.json` once its arrays are on disk: who goes on
+    with the store knows by them what is done. `finish` gathers them into the manifest.
     """
 
-    def __init__(self, store: Store, item_ids: Sequence[str]):
+    def __init__(
+        self,
+        store: Store,
+        item_ids: Sequence[str],
+        lock: layout.Lock | None = None,
+        *,
+        keep: bool = False,
+    ):
         self.store = store
         self._item_ids = item_ids
-        self._digests: dict[int, str] = {}
-        self._pending: deque[list[ts.WriteFutures]] = deque()
+        self._lock = lock
+        self._keep = keep
+        self._pending: deque[tuple[int, dict[str, Any], list[ts.WriteFutures]]] = deque()
+        self._token = uuid.uuid4().hex.encode()
+        self.done = self._read_done()  # first rows of the chunks that are on disk
+        if lock is None and not store.manifest["complete"]:
+            layout.write(store.kv, "writer", self._token)
 
     def __enter__(self) -> "Writer":
         return self
@@ -134,20 +50,27 @@ class Writer:
         try:
             if kind is None:
                 self.finish()
+            elif self._keep:
+                self._settle()
         finally:
-            if not self.store.manifest["complete"]:
+            if not self.store.manifest["complete"] and not (self._keep and self.done):
                 self.discard()
+            self._unlock()
 
-    def write(self, start_row: int, rows: np.ndarray, present: np.ndarray) -> None:
+    def write(
+        self, start_row: int, rows: np.ndarray, present: np.ndarray, notes: Sequence[Any] = ()
+    ) -> None:
         """Writes whole chunks, asynchronously; absent rows are written as zeros.
 
         Args:
           start_row: first row, at the start of a chunk.
           rows: [n, F], to the end of a chunk or of the store.
           present: bool [n].
+          notes: JSON values about these rows, returned by `notes` once all is written.
 
         Raises:
-          InputError: a present row with a NaN or infinite value.
+          InputError: a present row with a NaN or infinite value; the disk is full; another
+            process has begun to write this store.
           ValueError: rows that are no whole chunks.
         """
         (count, width), step = self.store.shape, self.store.manifest["chunk_rows"]
@@ -170,45 +93,96 @@ class Writer:
                     f"hold a NaN or infinite value as {block.dtype}"
                 )
             last = first + len(block)
-            self._digests[first] = layout.digest(block, there)
+            part = {"digest": layout.digest(block, there), "notes": list(notes)}
+            notes = ()  # of a write of several chunks the first carries them
             writes = (self.store.features, block), (self.store.present, there)
-            self._pending.append([array[first:last].write(part) for array, part in writes])
+            futures = [array[first:last].write(values) for array, values in writes]
+            self._pending.append((first, part, futures))
             while len(self._pending) > 4:  # bounds the memory of chunks in flight
                 self._wait()
 
-    def finish(self) -> Store:
-        """Completes the manifest; chunks that another writer wrote are read back for it.
+    def notes(self) -> list[Any]:
+        """What was noted of all rows, in their order, by this writer and those before it."""
+        self._settle()
+        return [note for start, _ in self.store.spans() for note in self._part(start)["notes"]]
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Puts a file of this name beside the arrays."""
+        layout.write(self.store.kv, name, content)
+
+    def finish(self, **outcome: Any) -> Store:
+        """Completes the manifest; `outcome` are JSON values that only the end could tell.
 
         Raises:
           InputError: a chunk was never written.
         """
-        while self._pending:
-            self._wait()
         store = self.store
-        for start, stop in store.spans():
-            if start not in self._digests:
-                self._digests[start] = layout.digest(*store.block(start, stop))
-        digests = [self._digests[start] for start, _ in store.spans()]
+        if store.manifest["complete"]:
+            self._tidy()
+            return store
+        self._settle()
+        digests = [self._part(start)["digest"] for start, _ in store.spans()]
         about = json.dumps([store.dtype.name, store.shape, store.manifest["item_hash"], digests])
         content_hash = hashlib.sha256(about.encode()).hexdigest()[:32]
         store.manifest.update(complete=True, content_hash=content_hash, digests=digests)
-        layout.write_manifest(store.kv, store.manifest)
+        if outcome:
+            store.manifest["outcome"] = outcome
+        try:
+            layout.write_manifest(store.kv, store.manifest)
+        except InputError:
+            store.manifest["complete"] = False
+            raise
+        self._tidy()
         return store
 
     def discard(self) -> None:
         """Takes the unfinished store away again; its manifest last."""
-        for futures in self._pending:
+        for _, _, futures in self._pending:
             for future in futures:
                 future.commit.exception()
-        layout.delete_arrays(self.store.kv)
+        self._pending.clear()
+        layout.delete_contents(self.store.kv)
         self.store.kv.write("manifest.json", None).result()
+        self._unlock()
         layout.prune(self.store.kv)
 
+    def _read_done(self) -> set[int]:
+        if self.store.manifest["complete"]:
+            return {start for start, _ in self.store.spans()}
+        names = self.store.kv.list(ts.KvStore.KeyRange("parts/", "parts0")).result()
+        return {int(name[len("parts/") : -len(".json")]) for name in names}
+
+    def _part(self, start: int) -> dict[str, Any]:
+        content = layout.read(self.store.url, self.store.kv, f"parts/{start}.json")
+        if content is None:
+            raise InputError(f"{self.store.url}: the rows from {start} were never written")
+        return json.loads(content)
+
+    def _settle(self) -> None:
+        while self._pending:
+            self._wait()
+
     def _wait(self) -> None:
-        for future in self._pending.popleft():
+        start, part, futures = self._pending.popleft()
+        for future in futures:
             try:
                 future.result()
             except ValueError as error:
                 raise InputError(
                     f"{self.store.url} cannot be written: {layout.first_line(error)}"
                 ) from None
+        if self._lock is None and self.store.kv.read("writer").result().value != self._token:
+            raise InputError(f"another process has begun to write {self.store.url}; this one stops")
+        layout.write(self.store.kv, f"parts/{start}.json", json.dumps(part).encode())
+        self.done.add(start)
+
+    def _tidy(self) -> None:
+        """What only an unfinished store needs goes."""
+        self.store.kv.delete_range(ts.KvStore.KeyRange("parts/", "parts0")).result()
+        self.store.kv.write("writer", None).result()
+        self._unlock()
+        layout.prune(self.store.kv)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()

@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import towers
 from mmjax.encoders import bert, hub, text
-from mmjax.encoders.core import stream
 from mmjax.errors import InputError
+from towers import assert_states, save_random
 
 TINY = {
     "vocab_size": 99,
@@ -35,14 +36,8 @@ def tiny(torch, tmp_path_factory):
     """A random BERT of transformers and the folder it was saved in."""
     from transformers import BertConfig, BertModel
 
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(**TINY)).eval()
-    with torch.no_grad():  # norms and biases start at ones and zeros, which would hide mistakes
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    folder = tmp_path_factory.mktemp("tiny")
-    model.save_pretrained(folder)
-    return model, folder
+    model = BertModel(BertConfig(**TINY))
+    return model, save_random(model, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +62,8 @@ def build(folder, **options):
 
 
 def encode(tower, texts, size=16, rows=None):
-    out = np.zeros((len(texts), tower.width), np.float32)
-    for at, values in stream(tower.batches(texts, size), tower.encode, tower.params, rows):
-        out[at] = values
-    return out
+    (vectors,) = towers.encode(tower, texts, size, rows).values()
+    return vectors
 
 
 def test_every_layer_and_the_pooler_equal_torch(torch, tiny):
@@ -86,11 +79,9 @@ def test_every_layer_and_the_pooler_equal_torch(torch, tiny):
             output_hidden_states=True,
         )
     got = build(folder)(ids, mask, segments)
-    assert len(got.states) == len(wanted.hidden_states) == 4
-    for ours, theirs in zip(got.states, wanted.hidden_states, strict=True):
-        # What the torch model leaves at padding is nobody's output.
-        np.testing.assert_allclose(ours[mask], theirs.numpy()[mask], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(got.pooled, wanted.pooler_output.numpy(), atol=1e-4, rtol=0)
+    assert_states(got, wanted.hidden_states, mask)
+    np.testing.assert_allclose(got["last_hidden_state"], got["hidden_states.3"])
+    np.testing.assert_allclose(got["pooler_output"], wanted.pooler_output.numpy(), atol=1e-4, rtol=0)
 
 
 def test_one_block_equals_torch_on_its_own(torch, tiny):
@@ -105,11 +96,11 @@ def test_one_block_equals_torch_on_its_own(torch, tiny):
 def test_padding_changes_nothing(tiny):
     module = build(tiny[1], pooler=False)
     ids = np.random.default_rng(2).integers(0, 99, (2, 7))
-    short = module(ids, np.ones((2, 7), bool)).states[-1]
+    short = module(ids, np.ones((2, 7), bool))["last_hidden_state"]
     padded = np.pad(ids, ((0, 1), (0, 9)))
     mask = np.zeros(padded.shape, bool)
     mask[:2, :7] = True
-    long = module(padded, mask).states[-1]
+    long = module(padded, mask)["last_hidden_state"]
     assert np.isfinite(long).all()  # the last row is padding altogether
     np.testing.assert_allclose(long[:2, :7], short, atol=1e-6, rtol=0)
 
@@ -164,7 +155,7 @@ def test_a_handful_of_shapes_whatever_the_lengths(minilm):
 def test_bfloat16_stays_near(minilm):
     texts = ["A cat sleeps on the sofa.", "Formula 1 cars race at Monza."]
     half = bert.load(weights="all-MiniLM-L6-v2", dtype="bfloat16")
-    assert half.encode(half.params, *next(half.batches(texts, 2)).arrays).dtype == "bfloat16"
+    assert half.encode(half.params, *next(half.batches(texts, 2)).arrays)[0].dtype == "bfloat16"
     agreement = (encode(half, texts) * encode(minilm, texts)).sum(axis=1)
     assert (agreement > 0.995).all()
 
@@ -180,8 +171,36 @@ def test_pooling_can_be_chosen(torch, minilm, how):
     states = out.last_hidden_state
     wanted = {"cls": states[:, 0], "max": states.max(1).values, "pooler": out.pooler_output}[how]
     wanted = torch.nn.functional.normalize(wanted, dim=1).numpy()
-    got = encode(bert.load(weights="all-MiniLM-L6-v2", pooling=how), ["Space pirates."])
+    got = encode(bert.load(options=text.Options(pooling=how)), ["Space pirates."])
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_layers_come_from_one_pass_by_name_and_number(minilm):
+    texts = ["Space pirates.", "A quiet drama in a small village."]
+    layers = ("sentence_embedding", -1, "3:cls", "last_hidden_state:mean", "pooler_output")
+    with pytest.raises(InputError, match="no layer 'last_state'; did you mean last_hidden_state?"):
+        bert.load(layers=["last_state"])
+    with pytest.raises(InputError, match="layer 9: there are 7 hidden states"):
+        bert.load(layers=[9])
+    with pytest.raises(InputError, match="pooler_output is a vector already"):
+        bert.load(layers=["pooler_output:mean"])
+    found = towers.encode(bert.load(layers=layers), texts)
+    names = ["sentence_embedding", "hidden_states.6:mean", "hidden_states.3:cls"]
+    assert list(found) == [*names, "last_hidden_state:mean", "pooler_output"]
+    np.testing.assert_array_equal(found["hidden_states.6:mean"], found["last_hidden_state:mean"])
+    np.testing.assert_allclose(found["sentence_embedding"], encode(minilm, texts), atol=1e-6)
+
+
+def test_texts_over_the_window_are_cut_and_counted(minilm):
+    long = "movie " * 300
+    (batch,) = minilm.batches([long, "short", long], 4)
+    assert batch.cut == 2
+    few = bert.load(options=text.Options(max_length=12, padding="max_length"))
+    (batch,) = few.batches(["one two", "word " * 11], 2)
+    assert batch.arrays[0].shape == (2, 12)
+    assert batch.cut == 1
+    with pytest.raises(InputError, match="max_length 1000 is over the model's 512 tokens"):
+        bert.load(options=text.Options(max_length=1000))
 
 
 def test_recipes_are_read_from_sentence_transformers_files(tmp_path):

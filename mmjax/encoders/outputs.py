@@ -1,0 +1,158 @@
+"""From all that a model computes to the vectors that are asked for, by name.
+
+A model returns a dict of every output it has, under Hugging Face's names: vectors [B, F]
+(`pooler_output`, `image_embeds`), token states [B, L, D] (`last_hidden_state`,
+`hidden_states.0` …) and feature maps [B, H, W, C]. What nobody asks for is not returned from the
+compiled program, so XLA does not compute it.
+
+A layer is asked for as NAME, as NAME:POOLING, or by a number: `3` and `-2` count the hidden states.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.encoders.core import Batches, Tower
+from mmjax.errors import InputError
+
+POOLINGS = ("mean", "cls", "max", "flatten")
+Outputs = dict[str, jax.Array]
+# (module, *arrays [B, ...]) -> outputs and, where lengths differ, a mask [B, L] of the tokens
+Forward = Callable[..., tuple[Outputs, jax.Array | None]]
+
+
+def tower(
+    modality: str,
+    graph: nnx.GraphDef,
+    params: Any,
+    forward: Forward,
+    *,
+    batches: Batches,
+    example: tuple[Any, ...],
+    layers: Sequence[str | int] = (),
+    default: str,
+    pooling: str = "mean",
+    about: dict[str, Any],
+) -> Tower:
+    """A Tower of a module (`hub.load_module` gives graph and params) for the layers asked for.
+
+    Args:
+      example: arrays, or their `jax.ShapeDtypeStruct`s, of a batch of one.
+      layers: as NAME, NAME:POOLING or number; `default` where there are none.
+      pooling: of token states and feature maps for which no other is named.
+
+    Raises:
+      InputError: a layer that the model does not have, or that cannot be pooled so.
+    """
+
+    def run(params: Any, *arrays: jax.Array) -> tuple[Outputs, jax.Array | None]:
+        return forward(nnx.merge(graph, nnx.State(params)), *arrays)
+
+    shapes, mask = jax.eval_shape(run, params, *example)
+    chosen = [resolve(layer, shapes, pooling, mask is not None) for layer in layers or (default,)]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"a layer is asked for twice in {', '.join(map(str, layers))}")
+    exact = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+    @jax.jit
+    def encode(params: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        # Accelerators multiply float32 in fewer bits unless asked; parity is worth the time.
+        with jax.default_matmul_precision("highest" if exact else "default"):
+            outputs, mask = run(params, *arrays)
+            return tuple(pool(outputs[name], mask, how) for name, how in chosen)
+
+    widths = [
+        jax.eval_shape(lambda x, m, how=how: pool(x, m, how), shapes[name], mask).shape[1]
+        for name, how in chosen
+    ]
+    names = [name if how is None else f"{name}:{how}" for name, how in chosen]
+    return Tower(
+        modality=modality,
+        layers=dict(zip(names, widths, strict=True)),
+        params=params,
+        batches=batches,
+        encode=encode,
+        about=about,
+    )
+
+
+def resolve(
+    layer: str | int, shapes: dict[str, Any], pooling: str, ragged: bool
+) -> tuple[str, str | None]:
+    """The output that a layer names and how it is pooled; None for what is a vector already.
+
+    Raises:
+      InputError: there is no such output (the sentence lists those there are), or no such pooling.
+    """
+    name, _, how = str(layer).partition(":")
+    states = [key for key in shapes if re.fullmatch(r"hidden_states\.\d+", key)]
+    if re.fullmatch(r"-?\d+", name):
+        number = int(name)
+        if not -len(states) <= number < len(states):
+            raise InputError(
+                f"layer {number}: there are {len(states)} hidden states, the first one's input "
+                "included"
+            )
+        name = f"hidden_states.{number % len(states)}"
+    if name not in shapes:
+        close = difflib.get_close_matches(name, shapes, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"there is no layer {name!r}; {hint}there are {', '.join(shapes)}")
+    if len(shapes[name].shape) == 2:
+        if how:
+            raise InputError(f"layer {name} is a vector already and cannot be pooled by {how}")
+        return name, None
+    how = how or pooling
+    if how not in POOLINGS:
+        raise InputError(f"pooling {how!r} is none of {', '.join(POOLINGS)}")
+    if how == "cls" and len(shapes[name].shape) == 4:
+        raise InputError(f"layer {name} is a feature map, which has no first token to take")
+    if how == "flatten" and ragged:
+        raise InputError(f"layer {name} is as long as its input; pool it by mean, cls or max")
+    return name, how
+
+
+def pool(values: jax.Array, mask: jax.Array | None, how: str | None) -> jax.Array:
+    """[B, L, D] or [B, H, W, C] to [B, F]: mean or maximum over places, the first, or all.
+
+    `flatten` puts the channels of a feature map first, as PyTorch's [C, H, W] lies in memory.
+    The mask [B, L] tells tokens from padding where it is as long as the values are.
+    """
+    if how is None:
+        return values
+    if how == "flatten":
+        if values.ndim == 4:
+            values = values.transpose(0, 3, 1, 2)
+        return values.reshape(len(values), -1)
+    values = values.reshape(len(values), -1, values.shape[-1])
+    if how == "cls":
+        return values[:, 0]
+    if mask is None or mask.shape[1] != values.shape[1]:
+        mask = jnp.ones(values.shape[:2], bool)
+    there = mask[:, :, None].astype(bool)
+    if how == "max":
+        return jnp.where(there, values, jnp.finfo(values.dtype).min).max(axis=1)
+    total = jnp.where(there, values, 0).sum(axis=1, dtype=jnp.float32)
+    return (total / jnp.maximum(there.sum(axis=1), 1)).astype(values.dtype)
+
+
+def normalize_rows(vectors: jax.Array) -> jax.Array:
+    """Rows of unit length; a row of zeros stays one."""
+    norms = jnp.linalg.norm(vectors.astype(jnp.float32), axis=-1, keepdims=True)
+    return (vectors / jnp.maximum(norms, 1e-12)).astype(vectors.dtype)
+
+
+def states(hidden: Sequence[jax.Array]) -> Outputs:
+    """The hidden states under their names, the embeddings' first."""
+    return {f"hidden_states.{n}": state for n, state in enumerate(hidden)}
+
+
+def integers(*shape: int) -> jax.ShapeDtypeStruct:
+    """An example of token ids or masks."""
+    return jax.ShapeDtypeStruct(shape, np.int32)
