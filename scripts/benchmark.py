@@ -1,20 +1,23 @@
-"""Measures training epochs and evaluations, side by side with plain PyTorch in the same call.
+"""Measures side by side with plain PyTorch in the same call: training and evaluation, extraction.
 
 python scripts/benchmark.py models --models=bprmf,lightgcn,vbpr --threads=1 --json=FILE
+python scripts/benchmark.py extract --raw=movielens100k-posters --threads=1 --json=FILE
 
 Every measurement runs in a process of its own, pinned to the same cores, one after the other:
-compile time apart, a warm-up, then the median of `--repeats`. The data is a world of the shape on
-which MMRec was timed, with random features of its widths.
+compile time apart, a warm-up, then the median of `--repeats`. The data of `models` is a world of
+the shape on which MMRec was timed, with random features of its widths; that of `extract` are real
+plots and posters.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import _encoding
 import numpy as np
 from _app import arguments, run
 from absl import flags
@@ -39,7 +42,13 @@ flags.DEFINE_integer("interactions", 175_000, "of the world; the default puts 12
 flags.DEFINE_list("widths", ["4096", "384"], "of the random features, a modality each")
 flags.DEFINE_integer("dim", 64, "embedding width")
 flags.DEFINE_integer("batch_size", 2048, "interactions a step")
+flags.DEFINE_list("encoders", ["minilm", "mpnet", "resnet50", "vit", "clip"], "to measure")
+flags.DEFINE_string("raw", "", "extract: folder with items.csv and posters/")
+flags.DEFINE_integer("texts", 2000, "extract: overviews", lower_bound=1)
+flags.DEFINE_integer("images", 500, "extract: posters", lower_bound=1)
+flags.DEFINE_integer("encoder_batch", 32, "extract: inputs a batch", lower_bound=1)
 flags.DEFINE_string("worker", "", "internal: SIDE:MODEL to measure in this process")
+flags.DEFINE_string("folder", "", "internal: where the encoders' checkpoints and vectors are")
 
 L_W = {"bprmf": 0.1, "lightgcn": 1e-4, "vbpr": 0.1}
 MMREC = {"ranking_loss": "offset", "regulariser": "norms"}
@@ -52,34 +61,87 @@ LONGEST = 50
 
 
 def main() -> None:
+    what = arguments()
+    if what not in (["models"], ["extract"]):
+        raise InputError("say what to measure: benchmark.py models, or benchmark.py extract")
     if FLAGS.worker:
-        print(json.dumps(measure(*FLAGS.worker.split(":"))))
+        call = measure if what == ["models"] else measure_encoder
+        print(json.dumps(call(*FLAGS.worker.split(":"))))
         return
-    if arguments() != ["models"]:
-        raise InputError("say what to measure: benchmark.py models")
+    if what == ["extract"]:
+        compare_encoders()
+        return
     unknown = [name for name in FLAGS.models if name not in OPTIONS]
     if unknown:
         raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(OPTIONS)}")
     sides = ["mmjax", "torch"] if FLAGS.torch and has_torch() else ["mmjax"]
     rows = [spawn(side, model) for model in FLAGS.models for side in sides]
     print(table(rows))
+    keep(rows, "users", "items", "interactions", "widths", "dim", "batch_size", "repeats")
+
+
+def compare_encoders() -> None:
+    """Items/s of every encoder and side, and how far their vectors are apart."""
+    known = {**_encoding.TEXTS, **_encoding.IMAGES}
+    unknown = [name for name in FLAGS.encoders if name not in known]
+    if unknown:
+        raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(known)}")
+    if not FLAGS.raw or not Path(FLAGS.raw, "items.csv").exists():
+        raise InputError("extract needs --raw, a folder with items.csv and posters/")
+    if not has_torch():
+        raise InputError("extract needs torch, which makes the checkpoints: pip install torch")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FLAGS.encoders:
+            _encoding.checkpoint(name, Path(folder))
+            sides = ["mmjax", "torch"] + ["padded"] * (name in _encoding.TEXTS)
+            rows += [spawn(side, name, "extract", f"--folder={folder}") for side in sides]
+            for row in rows[-len(sides) :]:
+                ours, theirs = (
+                    np.load(Path(folder, f"{name}-{side}.npy")) for side in ("mmjax", row["side"])
+                )
+                row["apart"] = float(np.abs(ours[: len(theirs)] - theirs).max())
+    print(_encoding.table(rows))
+    keep(rows, "texts", "images", "encoder_batch", "repeats")
+
+
+def measure_encoder(side: str, name: str) -> dict:
+    """Items/s of one side of one encoder; its unit vectors are left in the folder."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    folder = Path(FLAGS.folder)
+    given = _encoding.inputs(name, Path(FLAGS.raw), FLAGS.texts, FLAGS.images)
+    settings = (name, _encoding.checkpoint(name, folder), given, FLAGS.encoder_batch, FLAGS.repeats)
+    if side == "mmjax":
+        vectors, row = _encoding.of_mmjax(*settings, folder)
+    else:
+        import torch
+
+        torch.set_num_threads(FLAGS.threads)
+        vectors, row = _encoding.of_torch(*settings, side == "padded")
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.save(folder / f"{name}-{side}.npy", vectors)
+    return {"model": name, "side": side, **row, "peak_rss_mb": train.peak_rss_mb()}
+
+
+def keep(rows: list[dict], *settings: str) -> None:
+    """Writes the numbers and how they were made to --json, if that is given."""
     if FLAGS.json:
         about = {
             "cpu": cpu_name(),
             "threads": FLAGS.threads,
             "versions": journal.versions("jax", "jaxlib", "numpy") | {"mmjax": __version__},
-            "shape": {k: FLAGS[k].value for k in ("users", "items", "interactions", "widths")},
-            "settings": {k: FLAGS[k].value for k in ("dim", "batch_size", "repeats")},
+            "settings": {name: FLAGS[name].value for name in settings},
         }
         files.write_json(FLAGS.json, about | {"rows": rows})
         print(f"wrote {FLAGS.json}")
 
 
-def spawn(side: str, model: str) -> dict:
+def spawn(side: str, model: str, what: str = "models", *more: str) -> dict:
     """Measures one side of one model in a fresh process with the same flags."""
     print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
-    own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models")) and a != "models"]
-    command = [sys.executable, __file__, *own, f"--worker={side}:{model}"]
+    own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models", "--encoders"))]
+    own = [a for a in own if a not in ("models", "extract")]
+    command = [sys.executable, __file__, what, *own, *more, f"--worker={side}:{model}"]
     # XLA and OpenMP size their pools when they start; the pinning in `measure` then holds for all.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -140,8 +202,8 @@ def of_mmjax(model, catalog, data, task) -> dict:
         losses.block_until_ready()
 
     return {
-        "epoch_s": timed(one_epoch),
-        "eval_s": timed(lambda: evaluate(state, "test", lists=False)),
+        "epoch_s": warm(one_epoch),
+        "eval_s": warm(lambda: evaluate(state, "test", lists=False)),
         "compile_s": compile_s,
         "compile_eval_s": timing["compile_s"],
     }
@@ -161,8 +223,8 @@ def of_torch(model, catalog, data, task) -> dict:
         _peers.epoch(peer, adam, user, item, data.n_items, FLAGS.batch_size, L_W[model])
 
     return {
-        "epoch_s": timed(one_epoch),
-        "eval_s": timed(lambda: _peers.evaluate(peer, task, LONGEST)),
+        "epoch_s": warm(one_epoch),
+        "eval_s": warm(lambda: _peers.evaluate(peer, task, LONGEST)),
         "compile_s": 0.0,
         "compile_eval_s": 0.0,
         "torch": torch.__version__,
@@ -177,15 +239,10 @@ def make_catalog(data, model: str) -> core.Catalog:
     return core.Catalog.of(data, drawn, {})
 
 
-def timed(call) -> float:
+def warm(call) -> float:
     """Median seconds of `--repeats` calls after one to warm up."""
     call()
-    times = []
-    for _ in range(FLAGS.repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    return _encoding.timed(call, FLAGS.repeats)
 
 
 def table(rows: list[dict]) -> str:

@@ -58,6 +58,7 @@ flags.DEFINE_list("mean", None, "With zscore: three numbers.")
 flags.DEFINE_list("std", None, "With zscore: three numbers.")
 flags.DEFINE_integer("max_pixels", None, "Images with more are not decoded.")
 flags.DEFINE_float("max_seconds", None, "At which audio is cut.")
+flags.DEFINE_bool("normalize_samples", None, "Audio to zero mean and unit variance, or not.")
 flags.DEFINE_integer("width", None, "Of the plain encoders (at most 128 by default).")
 flags.DEFINE_bool("trust", None, "torch: a pickled module may run its code.")
 
@@ -72,7 +73,7 @@ flags.DEFINE_bool("export_folders", False, "Also write one .npy an item beside e
 
 OPTIONS = ("weights", "revision", "layers", "modality", "pooling", "tokenizer", "max_length")
 OPTIONS += ("padding", "clean", "image_processor", "reshape", "preprocessing", "mean", "std")
-OPTIONS += ("max_pixels", "max_seconds", "width", "trust", "workers")
+OPTIONS += ("max_pixels", "max_seconds", "normalize_samples", "width", "trust", "workers")
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def main() -> None:
     for url in follow(plan.steps, mesh=grid, overwrite=FLAGS.overwrite):
         if FLAGS.export_folders:
             opened = store.open_store(url)
-            store.export_folder(opened, f"{url}.npy", opened.item_ids(), overwrite=True)
+            store.export_folder(opened, f"{url}.npy", overwrite=True)
 
 
 def make_plan() -> Plan:

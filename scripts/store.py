@@ -1,8 +1,9 @@
-"""Shows a store, checks it, and trades it with MMRec (one .npy) and Ducho (one .npy an item).
+"""Shows a store, checks it, fuses several, trades with MMRec (one .npy) and Ducho (one an item).
 
 python scripts/store.py --action=show --store=STORE
 python scripts/store.py --action=export_npy --store=STORE --file=image_feat.npy
 python scripts/store.py --action=import_folder --file=FOLDER --store=STORE --dataset=DIR
+python scripts/store.py --action=fuse --sources=VISUAL,TEXTUAL --fusion=concat --store=STORE
 """
 
 import json
@@ -13,28 +14,34 @@ from absl import flags
 from mmjax import store
 from mmjax.data.dataset import load
 from mmjax.errors import InputError
+from mmjax.features.fuse import WAYS, fuse
 
 FLAGS = flags.FLAGS
 ACTIONS = ("show", "verify", "export_npy", "export_folder", "import_npy", "import_folder")
+ACTIONS += ("fuse",)
 flags.DEFINE_enum("action", "show", ACTIONS, "What to do.")
 flags.DEFINE_string("store", None, "The store: folder, gs:// or s3:// URL.", required=True)
 flags.DEFINE_string("file", None, "The .npy file or the folder of them to export to or import.")
 flags.DEFINE_string("dataset", None, "Prepared folder whose items the rows are.")
 flags.DEFINE_string("encoder", "", "For imports: what made the features.")
+flags.DEFINE_list("sources", [], "Of fuse: stores of the same items.")
+flags.DEFINE_enum("fusion", "concat", WAYS, "Of fuse.")
 flags.DEFINE_bool("overwrite", False, "Replace what is there.")
 
 
 def main() -> None:
     action, overwrite = FLAGS.action, FLAGS.overwrite
-    if action not in ("show", "verify") and not FLAGS.file:
+    if action not in ("show", "verify", "fuse") and not FLAGS.file:
         raise InputError(f"--action={action} needs --file")
-    if action in ("export_folder", "import_npy", "import_folder") and not FLAGS.dataset:
+    if action.startswith("import") and not FLAGS.dataset:
         raise InputError(f"--action={action} needs --dataset, which names the items")
     dataset = load(FLAGS.dataset) if FLAGS.dataset else None
     if action.startswith("import"):
         bring = store.import_npy if action == "import_npy" else store.import_folder
         about = {"encoder": FLAGS.encoder, "imported_from": FLAGS.file, "overwrite": overwrite}
         bring(FLAGS.file, FLAGS.store, dataset.item_ids, **about)
+    if action == "fuse":
+        fuse(FLAGS.sources, FLAGS.fusion, FLAGS.store, overwrite=overwrite)
     opened = store.open_store(
         FLAGS.store,
         item_hash=dataset and dataset.item_hash(),
@@ -43,7 +50,7 @@ def main() -> None:
     if action == "export_npy":
         store.export_npy(opened, FLAGS.file, overwrite=overwrite)
     elif action == "export_folder":
-        store.export_folder(opened, FLAGS.file, dataset.item_ids, overwrite=overwrite)
+        store.export_folder(opened, FLAGS.file, overwrite=overwrite)
     elif action == "verify":
         opened.verify()
     present = int(sum(mask.sum() for _, _, mask in opened.blocks()))

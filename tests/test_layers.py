@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {"errors", "files", "bisection", "mesh", "checkpoint"},
-    {"data", "store", "graph", "sampling", "journal", "progress"},
+    {"errors", "files", "bisection", "mesh", "checkpoint", "progress"},
+    {"data", "store", "graph", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
     {"features", "ensemble", "setup", "train"},

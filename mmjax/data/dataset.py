@@ -4,11 +4,12 @@ A prepared folder holds
 
   dataset.json       name, statistics, hashes, and how it was made
   interactions.npz   {train,valid,test}_{user,item,rating,time}, uncompressed
-  items.jsonl        one object an item, in index order: id, title, text, image, attributes
+  items.jsonl        one object an item, in index order: id, title, text, image, audio, attributes
   users.txt          one user id a line, in index order
 
-`image` is a path, absolute or relative to the folder; an empty `text` or `image` means that the
-item lacks that modality. Everything downstream addresses users and items by position.
+`image` and `audio` are paths, absolute or relative to the folder; an empty `text`, `image` or
+`audio` means that the item lacks that modality. Everything downstream addresses users and items by
+position.
 """
 
 import hashlib
@@ -47,6 +48,7 @@ class Dataset:
     titles: list[str]  # [I]
     texts: list[str]  # [I], "" where absent
     images: list[str]  # [I] paths, "" where absent
+    audios: list[str]  # [I] paths, "" where absent
     train: Interactions
     valid: Interactions
     test: Interactions
@@ -79,6 +81,7 @@ class Dataset:
     def statistics(self) -> dict[str, Any]:
         """Counts that a paper's dataset table needs, and how many items lack a modality."""
         total = sum(len(self.split(name).user) for name in SPLITS)
+        silent = sum(not audio for audio in self.audios)
         return {
             "users": self.n_users,
             "items": self.n_items,
@@ -87,6 +90,7 @@ class Dataset:
             "sparsity": round(1 - total / max(1, self.n_users * self.n_items), 6),
             "items_without_text": sum(not text for text in self.texts),
             "items_without_image": sum(not image for image in self.images),
+            **({"items_without_audio": silent} if silent < self.n_items else {}),
         }
 
 
@@ -107,10 +111,16 @@ def save(dataset: Dataset, folder: Path) -> None:
     with open(folder / "items.jsonl", "w", encoding="utf-8") as out:
         names = list(dataset.attributes)
         values = zip(*dataset.attributes.values(), strict=True) if names else None
-        for row in zip(
-            dataset.item_ids, dataset.titles, dataset.texts, dataset.images, strict=True
-        ):
-            record = dict(zip(("id", "title", "text", "image"), row, strict=True))
+        rows = zip(
+            dataset.item_ids,
+            dataset.titles,
+            dataset.texts,
+            dataset.images,
+            dataset.audios,
+            strict=True,
+        )
+        for row in rows:
+            record = dict(zip(("id", "title", "text", "image", "audio"), row, strict=True))
             if values is not None:
                 record["attributes"] = dict(zip(names, next(values), strict=True))
             out.write(encode(record) + "\n")
@@ -152,13 +162,19 @@ def load(folder: Path | str) -> Dataset:
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}); prepare it again") from None
     names = list(items[0].get("attributes", {})) if items else []
+
+    def paths(column: str) -> list[str]:
+        named = (item.get(column, "") for item in items)  # older folders have no audio
+        return [str(folder / path) if path else "" for path in named]
+
     dataset = Dataset(
         name=about["name"],
         user_ids=user_ids,
         item_ids=[item["id"] for item in items],
         titles=[item["title"] for item in items],
         texts=[item["text"] for item in items],
-        images=[str(folder / item["image"]) if item["image"] else "" for item in items],
+        images=paths("image"),
+        audios=paths("audio"),
         attributes={name: [item["attributes"][name] for item in items] for name in names},
         made_by=about["made_by"],
         **splits,

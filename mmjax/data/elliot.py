@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mmjax.data.raw import Raw, assemble, find_images, join_items
+from mmjax.data.raw import Raw, assemble, find_files, join_items
 from mmjax.data.tables import column_names, decode, read_table, require
 
 ROLES = ("user", "item", "rating", "time")
@@ -47,7 +47,7 @@ def read(raw: Path) -> Raw:
         optional = {name: name for name in ("text", "title", "image", "asin")}
         columns = {"id": HEADER["item"], **optional}
         items = read_table(path, columns, separator="\t", optional=tuple(optional)).to_pydict()
-        missing = find_images(items, path.parent)
+        missing = find_files(items, path.parent)
     joined = join_items(item_ids, items, path=path)
     return assemble(table, joined, source="elliot", images_not_found=missing)
 

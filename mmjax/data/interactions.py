@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmjax.data.raw import Raw, assemble, find_images, join_items
+from mmjax.data.raw import Raw, assemble, find_files, join_items
 from mmjax.data.tables import decode, read_table
 
 ITEM_COLUMNS = {
@@ -10,6 +10,7 @@ ITEM_COLUMNS = {
     "title": "title",
     "text": ("text", "description"),
     "image": "image",
+    "audio": "audio",
 }
 
 
@@ -30,8 +31,8 @@ def read(
       rating_column: None reads `rating` where there is one; a name must be there. The same holds
         for time (`timestamp` or `time`, in seconds) and split (`split`, holding 0, 1, 2 or train,
         valid, test).
-      items_file: table of items: id, and any of title, text (or description) and image (a path
-        relative to the table).
+      items_file: table of items: id, and any of title, text (or description), image and audio
+        (paths relative to the table).
 
     Raises:
       InputError: a file or column is missing, an item id repeats, or a table is at fault (see
@@ -48,10 +49,14 @@ def read(
     optional = [role for role, column in given.items() if column is None]
     table = read_table(raw, columns, optional=optional)
     _, item_ids = decode(table.column("item"))
-    items, missing = None, 0
+    items, lost = None, {}
     if items_file is not None:
-        optional = ("title", "text", "image")
+        optional = ("title", "text", "image", "audio")
         items = read_table(items_file, ITEM_COLUMNS, optional=optional).to_pydict()
-        missing = find_images(items, items_file.parent)
+        lost = {
+            f"{column}s_not_found": find_files(items, items_file.parent, column)
+            for column in ("image", "audio")
+            if column in items
+        }
     joined = join_items(item_ids, items, path=items_file)
-    return assemble(table, joined, source="interactions", images_not_found=missing)
+    return assemble(table, joined, source="interactions", **lost)

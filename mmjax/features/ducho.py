@@ -8,7 +8,8 @@ Where Ducho and mmjax differ, and why:
 * `last_hidden_state` and numbered layers become one vector an item: the mean over the tokens;
 * torchvision's ResNets are read from their copies on the Hugging Face hub; Keras' EfficientNets
   are Google's there; any other model of torchvision runs through `--backend=torch`;
-* `audio` runs. (Ducho 2.0 skips it: its list of extractions lacks the word.)
+* `audio` runs (Ducho 2.0 skips it: its list of extractions lacks the word), mixed to one channel;
+  samples are normalised where torchaudio's bundle does it, and raw for transformers, as Ducho's.
 """
 
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from mmjax.encoders import hub
 from mmjax.errors import InputError
 from mmjax.features import inputs
 from mmjax.features.extract import Job
@@ -165,6 +167,8 @@ def _steps(
         **more,
         **(_pixels(model, backend) if "visual" in modality else {}),
     }
+    if modality == "audio":
+        options["normalize_samples"] = name.lower() == "hubert_large"
     batch = max(32, int(model.get("batch_size") or 1))  # theirs is 1 unless said, for no reason
     place = str(root / out / backend / label)
     job = Job(encoder, place, options, batch=batch, dtype=dtype, by_layer=True)
@@ -191,7 +195,8 @@ def _encoder(
         raise InputError(f"{name} is not run; of torchaudio's bundles mmjax has {known}")
     if backend == "torch":
         return "hosted", name.lower(), {"kind": "torchvision"}
-    if backend == "sentence_transformers" and "/" not in name and not Path(name).is_dir():
+    known = name in hub.PACKAGED or "/" in name or Path(name).is_dir()
+    if backend == "sentence_transformers" and not known:
         name = f"sentence-transformers/{name}"  # as that library completes it
     return "auto", name, {}
 

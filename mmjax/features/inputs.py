@@ -18,7 +18,7 @@ from mmjax.errors import InputError
 FIELDS = ("title", "text")
 SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3"),
 }
 # The field's names of modalities, and what the encoders call the same.
 MODALITIES = {"visual": "image", "textual": "text", "audio": "audio"}

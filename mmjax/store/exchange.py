@@ -34,17 +34,13 @@ def export_npy(store: Store, path: str | Path, *, overwrite: bool = False) -> No
         aside.unlink(missing_ok=True)
 
 
-def export_folder(
-    store: Store, folder: str | Path, item_ids: Sequence[str], *, overwrite: bool = False
-) -> None:
+def export_folder(store: Store, folder: str | Path, *, overwrite: bool = False) -> None:
     """Writes `<id>.npy`, each of shape (1, F), for every present item, as Ducho does.
 
     Raises:
-      InputError: the folder is not empty, the item count is another, an id cannot name a file, or
-        the store is damaged.
+      InputError: the folder is not empty, an id cannot name a file, or the store is damaged.
     """
-    if len(item_ids) != store.shape[0]:
-        raise InputError(f"{store.url} holds {store.shape[0]} items, not {len(item_ids)}")
+    item_ids = store.item_ids()
     with files.folder_aside(Path(folder), overwrite=overwrite) as aside:
         for start, rows, present in store.blocks():
             for i in np.flatnonzero(present):

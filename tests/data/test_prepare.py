@@ -1,6 +1,7 @@
 """The steps from Raw to Dataset: order, ids, policies, and every way to be refused."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ def make(rows, user_ids=None, item_ids=None, **columns):
         "titles": [f"title {key}" for key in item_ids],
         "texts": blank,
         "images": blank,
+        "audios": blank,
         **columns,
     }
     return Raw(user_ids=user_ids, item_ids=item_ids, **values)
@@ -202,6 +204,27 @@ def test_save_and_load(tmp_path):
     assert again.attributes == data.attributes
     assert again.made_by == data.made_by
     assert rows_of(again) == rows_of(data)
+
+
+def test_audio_is_an_item_column_like_images(tmp_path):
+    raw = make(dense(), audios=["x.wav", "", "/far/z.mp3"] + [""] * 5)
+    data = prepare(raw, name="d", seed=1)
+    dataset.save(data, tmp_path)
+    again = dataset.load(tmp_path)
+    assert again.audios == [str(tmp_path / "x.wav"), "", "/far/z.mp3"] + [""] * 5
+    assert again.statistics()["items_without_audio"] == 6
+
+
+def test_a_folder_of_before_there_was_audio_has_none(tmp_path):
+    data = prepare(make(dense()), name="d", seed=1)
+    dataset.save(data, tmp_path)
+    path = tmp_path / "items.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(record.pop("audio") == "" for record in records)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = dataset.load(tmp_path)
+    assert again.audios == [""] * 8
+    assert "items_without_audio" not in again.statistics()
 
 
 @pytest.mark.parametrize("name", ["interactions.npz", "items.jsonl", "users.txt", "dataset.json"])

@@ -239,6 +239,19 @@ def test_interactions_with_items(tmp_path):
     assert raw.item_ids == ["b", "a", "c"]
     assert raw.titles == ["", "A", "C"]
     assert raw.texts == ["", "one, two", ""]
+    assert raw.audios == ["", "", ""]
+
+
+def test_interactions_with_audio(tmp_path):
+    log = write(tmp_path, log_csv="user,item\nu,b\nu,a\n") / "log.csv"
+    items = write(tmp_path, items_csv="id,audio\na,clips/a.wav\nb,gone.wav\nc,\n") / "items.csv"
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/a.wav").write_bytes(b"")
+    raw = interactions.read(log, items_file=items)
+    assert raw.item_ids == ["b", "a", "c"]
+    assert raw.audios == ["", str(tmp_path / "clips/a.wav"), ""]
+    assert raw.made_by["audios_not_found"] == 1
+    assert raw.attributes == {}
 
 
 @pytest.mark.parametrize(

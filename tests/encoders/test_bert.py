@@ -204,22 +204,26 @@ def test_texts_over_the_window_are_cut_and_counted(minilm):
 
 
 def test_recipes_are_read_from_sentence_transformers_files(tmp_path):
-    assert text.read_recipe(tmp_path) == ("mean", False, None)
+    assert text.read_recipe(tmp_path) == ("mean", False, None, ())
     kind = "sentence_transformers.models."
     modules = [{"type": f"{kind}Transformer"}, {"type": f"{kind}Pooling", "path": "1_Pooling"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
     pooling = tmp_path / "1_Pooling/config.json"
     pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "word_embedding_dimension": 3}))
-    assert text.read_recipe(tmp_path) == ("cls", False, None)
-    assert text.read_recipe(tmp_path, "max") == ("max", False, None)
+    assert text.read_recipe(tmp_path) == ("cls", False, None, ())
+    assert text.read_recipe(tmp_path, "max") == ("max", False, None, ())
     pooling.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
     with pytest.raises(InputError, match="weightedmean"):
         text.read_recipe(tmp_path)
     with pytest.raises(InputError, match="none of mean, cls"):
         text.read_recipe(tmp_path, "median")
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": f"{kind}Dense", "path": "2"}]))
-    with pytest.raises(InputError, match="'Dense'"):
+    modules = [{"type": f"{kind}Normalize"}, {"type": f"{kind}Dense", "path": "2_Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match="a 'Dense' after its Normalize"):
+        text.read_recipe(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": f"{kind}LSTM"}]))
+    with pytest.raises(InputError, match="'LSTM', which"):
         text.read_recipe(tmp_path)
 
 

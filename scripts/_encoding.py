@@ -1,0 +1,227 @@
+"""Measuring encoders for benchmark.py: items/s of ours and of PyTorch's on the same checkpoint.
+
+The checkpoints have the published shapes and, but for MiniLM's, random weights: speed does not
+depend on them, and nothing need be downloaded. They are made by transformers' torch classes, so
+both sides read the same file; before anything is timed their vectors are compared.
+"""
+
+import csv
+import itertools
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mmjax import mesh as meshes
+from mmjax import store
+from mmjax.encoders import hub, images, pixels
+from mmjax.encoders.core import Clock, stream
+from mmjax.errors import InputError
+from mmjax.features.loading import load_encoder
+
+# name -> (our encoder, its options, transformers' class and config)
+TEXTS = {
+    "minilm": ("bert", {}, None),
+    "mpnet": ("mpnet", {}, ("MPNetModel", "MPNetConfig", {"vocab_size": 30527})),
+}
+IMAGES = {
+    "resnet50": ("resnet", {}, ("ResNetModel", "ResNetConfig", {})),
+    "vit": ("vit", {}, ("ViTModel", "ViTConfig", {})),
+    "clip": (
+        "clip",
+        {"modality": "image"},
+        (
+            "CLIPVisionModelWithProjection",
+            "CLIPVisionConfig",
+            {"patch_size": 16, "projection_dim": 512},
+        ),
+    ),
+}
+PROCESSORS = {
+    "resnet50": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}},
+    "vit": {"image_processor_type": "ViTImageProcessor"},
+    "clip": {"image_processor_type": "CLIPImageProcessor"},
+}
+PADDED = 128  # texts that the padded side is timed on; every text costs it the same
+
+
+def inputs(name: str, folder: Path, texts: int, pictures: int) -> list[str]:
+    """Real plots or posters of the MovieLens folder, the same for every side."""
+    if name in TEXTS:
+        with open(folder / "items.csv", encoding="utf-8", newline="") as lines:
+            found = [row["overview"] for row in csv.DictReader(lines) if row["overview"]]
+        return list(itertools.islice(itertools.cycle(found), texts))
+    paths = sorted((folder / "posters").glob("*.jpg"), key=lambda path: int(path.stem))
+    if len(paths) < pictures:
+        raise InputError(f"{folder}/posters holds {len(paths)} images, not {pictures}")
+    return [str(path) for path in paths[:pictures]]
+
+
+def checkpoint(name: str, folder: Path) -> str:
+    """The checkpoint's folder, made if it is not there; MiniLM is a package's."""
+    _, _, made = {**TEXTS, **IMAGES}[name]
+    if made is None:
+        return "all-MiniLM-L6-v2"
+    place = folder / name
+    if place.exists():
+        return str(place)
+    import json
+
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    kind, config, changes = made
+    model = getattr(transformers, kind)(getattr(transformers, config)(**changes)).eval()
+    with torch.no_grad():
+        for part in model.modules():  # statistics as after training: values keep their size
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.running_var.fill_(2.0)
+    aside = folder / f".{name}"
+    model.save_pretrained(aside)
+    if name in PROCESSORS:
+        (aside / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
+    else:
+        for path in Path(hub.find("all-MiniLM-L6-v2").folder).glob("*token*"):
+            shutil.copy(path, aside)
+        shutil.copy(Path(hub.find("all-MiniLM-L6-v2").folder) / "vocab.txt", aside)
+    aside.rename(place)
+    return str(place)
+
+
+def of_mmjax(name: str, weights: str, given: list[str], batch: int, repeats: int, out: Path):
+    """Items/s of the whole pipeline without compilation, of its stages, and the vectors."""
+    encoder, options, _ = {**TEXTS, **IMAGES}[name]
+    tower = load_encoder(encoder, {"weights": weights, "dtype": "float32", **options})
+    sharding = meshes.rows(meshes.make("data=1"))
+    params = jax.device_put(tower.params, jax.devices()[0])
+    vectors = np.zeros((len(given), *tower.layers.values()), np.float32)
+
+    def whole(clock=None):
+        batches = tower.batches(given, batch)
+        for rows, (values,) in stream(
+            batches, tower.encode, params, sharding, clock=clock or Clock()
+        ):
+            vectors[rows] = values
+
+    begin = time.perf_counter()
+    whole()  # compiles every shape that these inputs need
+    first = time.perf_counter() - begin
+    clock = Clock()
+    seconds = timed(lambda: whole(clock), repeats)
+    stages = stages_of(name, tower, params, given, batch, vectors, out)
+    return vectors, {
+        "items_s": len(given) / seconds,
+        "compile_s": first - seconds,
+        "host_wait": clock.waited / repeats / seconds,
+        "stages_ms": {key: 1e3 * value / len(given) for key, value in stages.items()},
+    }
+
+
+def stages_of(name, tower, params, given, batch, vectors, out) -> dict[str, float]:
+    """Seconds of each stage by itself, all inputs one after the other in one thread."""
+    stages = {}
+    if name in IMAGES:
+        loaded = timed(lambda: [images.read(path, 10**9) for path in given], 1)
+        whole = timed(lambda: list(tower.batches(given, batch)), 1)
+        stages |= {"decode": loaded, "resize": max(0.0, whole - loaded)}
+    else:
+        stages["tokenise"] = timed(lambda: list(tower.batches(given, batch)), 1)
+    made = list(tower.batches(given, batch))
+    stages["device"] = timed(
+        lambda: [jax.block_until_ready(tower.encode(params, *b.arrays)) for b in made], 1
+    )
+    ids = [str(row) for row in range(len(given))]
+    stages["write"] = timed(
+        lambda: store.write_array(out / "store", vectors, item_ids=ids, overwrite=True), 1
+    )
+    return stages
+
+
+def of_torch(name: str, weights: str, given: list[str], batch: int, repeats: int, padded: bool):
+    """Items/s of a plain torch loop on the same checkpoint, and its vectors.
+
+    Texts are padded to the longest of their batch, taken in order, or (`padded`) to the
+    tokenizer's limit, as Ducho's loop pads them.
+    """
+    import torch
+    import transformers
+
+    if name in TEXTS:
+        folder = hub.find(weights).folder
+        tokenizer = hub.tokenizer(folder)
+        model = transformers.AutoModel.from_pretrained(str(folder)).eval()
+        limit = {"minilm": 256}.get(name, 512)
+        if padded:
+            given, limit = given[:PADDED], min(512, tokenizer.model_max_length)
+
+        def encode(part):
+            made = tokenizer(
+                part,
+                truncation=True,
+                max_length=limit,
+                padding="max_length" if padded else True,
+                return_tensors="pt",
+            )
+            made.pop("token_type_ids", None)
+            states = model(**made).last_hidden_state
+            there = made["attention_mask"][..., None]
+            return (states * there).sum(1) / there.sum(1)
+    else:
+        kind = IMAGES[name][2][0]
+        model = getattr(transformers, kind).from_pretrained(weights).eval()
+        recipe = pixels.Pixels.read(Path(weights), pixels.Options())
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (recipe.mean, recipe.std))
+
+        def encode(part):
+            made = np.stack([recipe.apply(images.read(path, 10**9)) for path in part])
+            values = torch.from_numpy(made).permute(0, 3, 1, 2).contiguous().float()
+            found = model((values * recipe.scale - mean) / std)
+            vectors = found.image_embeds if name == "clip" else found.pooler_output
+            return vectors.flatten(1)
+
+    vectors = []
+
+    def whole():
+        vectors.clear()
+        with torch.no_grad():
+            for start in range(0, len(given), batch):
+                vectors.append(encode(given[start : start + batch]).numpy())
+
+    whole()
+    seconds = timed(whole, repeats)
+    return np.concatenate(vectors), {"items_s": len(given) / seconds}
+
+
+def timed(call, repeats: int) -> float:
+    """Median seconds."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: speed, how many times PyTorch's, our stages by themselves."""
+    head = ("encoder", "side", "items/s", "times", "compile s", "host-wait", "stages, ms an item")
+    lines = ["| " + " | ".join((*head, "apart")) + " |", "|:--|:--|--:|--:|--:|--:|:--|--:|"]
+    ours = {row["model"]: row["items_s"] for row in rows if row["side"] == "mmjax"}
+    for row in rows:
+        own = row["side"] == "mmjax"
+        cells = (
+            row["model"] if own else "",
+            row["side"],
+            f"{row['items_s']:.1f}",
+            "" if own else f"{ours[row['model']] / row['items_s']:.2f}",
+            f"{row['compile_s']:.1f}" if own else "",
+            f"{row['host_wait']:.0%}" if own else "",
+            ", ".join(f"{k} {v:.2f}" for k, v in row["stages_ms"].items()) if own else "",
+            "" if own else f"{row['apart']:.1e}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
