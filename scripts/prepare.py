@@ -5,23 +5,39 @@
   python scripts/prepare.py --source=elliot --raw=amazon-baby --cold_users=keep --out=runs/baby
   python scripts/prepare.py --source=interactions --raw=log.parquet --user_column=customer \\
       --item_column=sku --items_file=items.csv --split=temporal --out=runs/shop
+  python scripts/prepare.py --source=amazon2023 --raw=raw --category=Baby_Products --download \\
+      --k_core=5 --out=runs/baby2023
 
 The folder's files are described in mmjax/data/dataset.py, the steps in mmjax/data/prepare.py.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from _app import run
 from absl import flags
 
 from mmjax import files
-from mmjax.data import dataset, elliot, interactions, mmrec, movielens, world
+from mmjax.data import (
+    amazon,
+    dataset,
+    elliot,
+    interactions,
+    mmrec,
+    modalities,
+    movielens,
+    world,
+)
+from mmjax.data.download import Patience, count_reasons
 from mmjax.data.prepare import COLD_USERS, DUPLICATES, WAYS, feature_rows, prepare
 from mmjax.data.raw import Raw
 from mmjax.errors import InputError
 
-SOURCES = ("world", "movielens", "elliot", "mmrec", "interactions")
+AMAZON = tuple(amazon.LAYOUTS)
+SOURCES = ("world", "movielens", "elliot", "mmrec", "interactions", *AMAZON)
 
 SOURCE = flags.DEFINE_string("source", None, f"One of {', '.join(SOURCES)}.")
 RAW = flags.DEFINE_string("raw", None, "Folder (or table) of the raw data; not for world.")
@@ -54,6 +70,23 @@ TIME_COLUMN = flags.DEFINE_string("time_column", None, "interactions: column of 
 SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "interactions: column of the split.")
 ITEMS_FILE = flags.DEFINE_string("items_file", None, "interactions: table of the items.")
 
+CATEGORY = flags.DEFINE_string("category", None, "amazon: as in the files' names.")
+DUMP = flags.DEFINE_enum("dump", None, amazon.DUMPS, "amazon: default: the reviews if there.")
+TEXT_FIELDS = flags.DEFINE_list("text_fields", ["title", "description"], "amazon: make the text.")
+REVIEWS = flags.DEFINE_bool("reviews", False, "amazon: write reviews.tsv (user, item, text).")
+DROP_MISSING = flags.DEFINE_bool(
+    "drop_missing", False, "amazon: before the k-core, drop items that lack image or text."
+)
+DOWNLOAD = flags.DEFINE_bool(
+    "download",
+    False,
+    "amazon: fetch files and the kept items' images to --raw; goes on if stopped.",
+)
+BASE_URL = flags.DEFINE_string("base_url", None, "amazon: fetch the files from a mirror.")
+CONNECTIONS = flags.DEFINE_integer("connections", 16, "amazon: images fetched at once.", 1)
+TRIES = flags.DEFINE_integer("tries", 5, "amazon: how often to try what may pass.", 1)
+TIMEOUT = flags.DEFINE_float("timeout", 60, "amazon: most seconds an image takes.", 0.1)
+
 
 def main() -> None:
     for flag, value in (("source", SOURCE.value), ("out", OUT.value)):
@@ -63,6 +96,12 @@ def main() -> None:
         raise InputError(f"--source={SOURCE.value} is not one of {', '.join(SOURCES)}")
     if SOURCE.value != "world" and not RAW.value:
         raise InputError(f"--raw is missing: where the files of --source={SOURCE.value} are")
+    if SOURCE.value in AMAZON and not CATEGORY.value:
+        raise InputError("--category is missing: a category as in the files' names, as Baby is")
+    if REVIEWS.value and (SOURCE.value not in AMAZON or DUMP.value == "ratings"):
+        raise InputError("--reviews needs the reviews of an Amazon dump, --dump=reviews")
+    if DOWNLOAD.value and SOURCE.value not in AMAZON:
+        raise InputError(f"--download does not know where {SOURCE.value} is; fetch it by hand")
     out = Path(OUT.value)
     if out.is_dir() and any(out.iterdir()) and not (out / "dataset.json").exists():
         raise InputError(f"--out={out} holds files but no prepared dataset; choose another folder")
@@ -75,27 +114,68 @@ def main() -> None:
         say(f"reading {SOURCE.value}")
         raw = read(aside)
         say(f"preparing {len(raw.user):,} interactions")
-        prepared = prepare(
-            raw,
-            name=NAME.value or out.resolve().name,
-            split=SPLIT.value,
-            k_core=K_CORE.value,
-            min_rating=MIN_RATING.value,
-            duplicates=DUPLICATE.value,
-            test=TEST_SHARE.value,
-            valid=VALID_SHARE.value,
-            seed=SEED.value,
-            cold_users=COLD.value,
-            # Rows of features, and of a world's truth, are the whole catalogue.
-            keep_items="all" if SOURCE.value in ("world", "mmrec") else "interacted",
-        )
+        if SOURCE.value in AMAZON:
+            prepared, missing = prepare_amazon(raw, say)
+            modalities.write_missing(aside, missing)
+        else:
+            prepared = run_steps(raw)
         say("writing")
         dataset.save(prepared, aside)
         write_features(raw, prepared, aside / "features")
+        if REVIEWS.value:
+            tables = amazon.reviews(Path(RAW.value), SOURCE.value, CATEGORY.value)
+            count = amazon.write_reviews(prepared, tables, aside / "reviews.tsv")
+            say(f"{count:,} reviews")
     say("done")
     for key, value in prepared.statistics().items():
         print(f"{key.replace('_', ' '):>20}  {value:,}")
     print(f"files in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+
+
+def run_steps(raw: Raw, **instead: Any) -> dataset.Dataset:
+    """The steps of mmjax/data/prepare.py, as the flags say or as `instead` does."""
+    options = dict(
+        name=NAME.value or Path(OUT.value).resolve().name,
+        split=SPLIT.value,
+        k_core=K_CORE.value,
+        min_rating=MIN_RATING.value,
+        duplicates=DUPLICATE.value,
+        test=TEST_SHARE.value,
+        valid=VALID_SHARE.value,
+        seed=SEED.value,
+        cold_users=COLD.value,
+        # Rows of features, and of a world's truth, are the whole catalogue.
+        keep_items="all" if SOURCE.value in ("world", "mmrec") else "interacted",
+    )
+    return prepare(raw, **{**options, **instead})
+
+
+def prepare_amazon(
+    raw: Raw, say: Callable[[str], None]
+) -> tuple[dataset.Dataset, modalities.Missing]:
+    """The steps, by way of the images of the items that stay, and without the others if asked."""
+    # What the k-core leaves out of all items, it leaves out of fewer: its images are not needed.
+    unsplit = dict(split="random", test=0, valid=0, cold_users="keep") if DROP_MISSING.value else {}
+    prepared = run_steps(raw, **unsplit)
+    urls, folder = prepared.attributes["image_url"], Path(RAW.value) / "images"
+    failed = {}
+    if DOWNLOAD.value:
+        say(f"fetching images of {prepared.n_items:,} items")
+        failed = modalities.fetch_images(
+            prepared, urls, folder, connections=CONNECTIONS.value, patience=patience()
+        )
+        prepared = replace(prepared, images=modalities.find_images(folder, prepared.item_ids))
+    missing = modalities.find_missing(prepared, urls, failed)
+    reasons = count_reasons([*missing.visual.values(), *missing.textual.values()])
+    say(f"missing: {reasons or 'nothing'}")
+    if DROP_MISSING.value:
+        raw = replace(raw, images=modalities.find_images(folder, raw.item_ids))
+        prepared = run_steps(modalities.drop(raw, missing))
+    return prepared, missing
+
+
+def patience() -> Patience:
+    return Patience(tries=TRIES.value, stall_s=min(30, TIMEOUT.value), total_s=TIMEOUT.value)
 
 
 def read(aside: Path) -> Raw:
@@ -116,6 +196,12 @@ def read(aside: Path) -> Raw:
         return elliot.read(raw)
     if SOURCE.value == "mmrec":
         return mmrec.read(raw)
+    if SOURCE.value in AMAZON:
+        names = (raw, SOURCE.value, CATEGORY.value)
+        dump = "reviews" if REVIEWS.value else DUMP.value
+        if DOWNLOAD.value:
+            amazon.fetch(*names, dump=dump, base_url=BASE_URL.value, patience=patience())
+        return amazon.read(*names, dump=dump, text_fields=TEXT_FIELDS.value)
     return interactions.read(
         raw,
         user_column=USER_COLUMN.value,
