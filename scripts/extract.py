@@ -60,7 +60,10 @@ flags.DEFINE_integer("max_pixels", None, "Images with more are not decoded.")
 flags.DEFINE_float("max_seconds", None, "At which audio is cut.")
 flags.DEFINE_bool("normalize_samples", None, "Audio to zero mean and unit variance, or not.")
 flags.DEFINE_integer("width", None, "Of the plain encoders (at most 128 by default).")
+flags.DEFINE_string("architecture", None, "torch: name of the model that a weights file fills.")
 flags.DEFINE_bool("trust", None, "torch: a pickled module may run its code.")
+flags.DEFINE_string("device", None, "torch: cpu or cuda.")
+flags.DEFINE_integer("threads", None, "torch: on the CPU.")
 
 flags.DEFINE_integer("workers", None, "Threads that decode; as many as cores if not given.")
 flags.DEFINE_integer("batch", 32, "Items in one device batch.")
@@ -73,7 +76,8 @@ flags.DEFINE_bool("export_folders", False, "Also write one .npy an item beside e
 
 OPTIONS = ("weights", "revision", "layers", "modality", "pooling", "tokenizer", "max_length")
 OPTIONS += ("padding", "clean", "image_processor", "reshape", "preprocessing", "mean", "std")
-OPTIONS += ("max_pixels", "max_seconds", "normalize_samples", "width", "trust", "workers")
+OPTIONS += ("max_pixels", "max_seconds", "normalize_samples", "width", "workers")
+OPTIONS += ("architecture", "trust", "device", "threads")
 
 
 def main() -> None:

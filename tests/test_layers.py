@@ -22,7 +22,7 @@ ONLY = {
     "recommenders": LAYERS[0] | {"graph", "recommenders"},
     "evaluation": LAYERS[0] | {"evaluation"},
 }
-THIRD_PARTY = {"transformers": {"encoders"}, "orbax": {"checkpoint"}}
+THIRD_PARTY = {"transformers": {"encoders"}, "torch": {"encoders"}, "orbax": {"checkpoint"}}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -39,7 +39,7 @@ def home(scripts, tmp_path_factory):
     for encoder, name in (("plain_image", "visual"), ("plain_text", "textual")):
         out = world / "features" / name
         said = must("extract", f"--dataset={world}", f"--encoder={encoder}", f"--out={out}")
-        assert "59 present, 1 absent (0 could not be read)" in said
+        assert "59 present, 1 absent (1 listed in failures.jsonl)" in said
     for name in ("mostpop", "vbpr"):
         train = ["--config.epochs=3", "--config.cutoffs=(10,20)", f"--workdir={home / name}"]
         said = must("train", f"--config=configs/{name}.py", f"--config.dataset={world}", *train)
@@ -129,8 +129,20 @@ FAULTS = {
     "no dataset": ("train", "--config=configs/vbpr.py --workdir=HOME/new", "--config.dataset"),
     "unknown flag": ("train", f"{TRAIN} --wrkdir=x", "wrkdir", "workdir"),
     "a stray word": ("train", f"{TRAIN} epochs=3", "'epochs=3'"),
-    "a stray word to extract": ("extract", "--dataset HOME/world plain_image", "--encoder"),
-    "no encoder": ("extract", "--dataset=HOME/world --out=HOME/new", "--encoder is missing"),
+    "a stray word to extract": ("extract", "--dataset HOME/world plain_image", "'plain_image'"),
+    "no encoder": ("extract", "--dataset=HOME/world --out=HOME/new", "give one of --encoder"),
+    "no place": ("extract", "--dataset=HOME/world --encoder=plain_image", "--out is missing"),
+    "no inputs": ("extract", "--encoder=plain_image --out=HOME/new", "give --dataset, or"),
+    "three numbers": (
+        "extract",
+        "--dataset=HOME/world --encoder=plain_image --out=HOME/new --mean=1,2",
+        "--mean takes 3 numbers",
+    ),
+    "modality": (
+        "extract",
+        "--dataset=HOME/world --encoder=clip --weights=x --out=HOME/new --modality=pictures",
+        "modality 'pictures' is none of visual, textual",
+    ),
     "no flag at all": ("evaluate", "", "--workdir is missing"),
     "action": ("store", "--store=HOME/new --action=shw", "shw", "show"),
     # the config
@@ -164,7 +176,7 @@ FAULTS = {
     "unfinished store": (
         "train",
         f"{TRAIN} --config.features=visual=HOME/unfinished",
-        "the store HOME/unfinished is unfinished; extract it again",
+        "the store HOME/unfinished is unfinished; run the command",
     ),
     "corrupt store": (
         "train",
@@ -191,7 +203,7 @@ FAULTS = {
     # extraction
     "unreadable image": (
         "extract",
-        "--dataset=HOME/damaged --encoder=plain_image --out=HOME/new",
+        "--dataset=HOME/damaged --encoder=plain_image --out=HOME/new --on_error=stop",
         "HOME/damaged/images/",
         "--on_error=skip",
     ),
@@ -204,7 +216,7 @@ FAULTS = {
     "a store that is there": (
         "extract",
         "--dataset=HOME/world --encoder=plain_text --out=HOME/world/features/visual",
-        "HOME/world/features/visual exists already",
+        "HOME/world/features/visual was begun with encoder 'plain_image', not 'plain_text'",
         "--overwrite",
     ),
     # raw data
@@ -269,11 +281,10 @@ def test_a_mended_command_goes_through(scripts, faulty):
     """What a fault left behind does not stand in the way of the same command without it."""
     out = faulty / "mended"
     extract = (f"--dataset={faulty / 'damaged'}", "--encoder=plain_image", f"--out={out}")
-    assert scripts("extract", *extract).code == 2
-    done = scripts("extract", *extract, "--on_error=skip")
+    assert scripts("extract", *extract, "--on_error=stop").code == 2
+    done = scripts("extract", *extract)
     assert done.code == 0, done.err
-    assert "58 present, 2 absent (1 could not be read)" in done.out
-    assert done.out.startswith("skipped item ")
+    assert "58 present, 2 absent (2 listed in failures.jsonl)" in done.out
     ids = dataset.load(faulty / "world").item_ids
     assert store.open_store(out, n_items=len(ids)).manifest["complete"]
     workdir = faulty / "mended-run"

@@ -237,8 +237,10 @@ def load_weights(
         matches = [(m, rule) for pattern, rule in rules if (m := pattern.fullmatch(name))]
         if not matches:
             faults.append(f"{name} is not in the key map")
+            continue
+        first = matches[0][1]
         for match, rule in matches:
-            if rule.path is None or rule.pattern != matches[0][1].pattern:
+            if first.path is None or rule.path is None or rule.pattern != first.pattern:
                 continue
             path = match.expand(rule.path)
             if path not in expected:

@@ -78,8 +78,24 @@ def pixel_batches(
 
     Images that cannot be read are left out and reported with the batch they belonged to.
     """
+    for rows, made, failed in decoded(paths, size, make, options, draft):
+        pixels = np.stack(made) if made else np.zeros((0, *shape, 3), np.uint8)
+        yield Batch(rows, (pad_to(pixels, size),), failed)
 
-    def one(path: str) -> np.ndarray | str:
+
+def decoded(
+    paths: Sequence[str],
+    size: int,
+    make: Callable[[Image.Image], Any],
+    options: Options = Options(),  # noqa: B008 - frozen
+    draft: Shape | None = None,
+) -> Iterator[tuple[np.ndarray, list[Any], dict[int, str]]]:
+    """For each `size` paths: positions that could be read, what `make` made of them, and failures.
+
+    Threads decode; failures are position -> why.
+    """
+
+    def one(path: str) -> Any:
         try:
             return make(read(path, options.max_pixels, draft))
         except FileNotFoundError:
@@ -94,10 +110,7 @@ def pixel_batches(
             made = list(pool.map(one, paths[start : start + size]))
             rows = [i for i, image in enumerate(made) if not isinstance(image, str)]
             failed = {start + i: why for i, why in enumerate(made) if isinstance(why, str)}
-            pixels = np.zeros((0, *shape, 3), np.uint8)
-            if rows:
-                pixels = np.stack([made[i] for i in rows])
-            yield Batch(start + np.array(rows, int), (pad_to(pixels, size),), failed)
+            yield start + np.array(rows, int), [made[i] for i in rows], failed
 
 
 def read(path: str, max_pixels: int, draft: Shape | None = None) -> Image.Image:

@@ -29,12 +29,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "DeiT": {
         "size": {"height": 256, "width": 256},
         "crop_size": {"height": 224, "width": 224},
-        "mean": IMAGENET,
+        "mean": STANDARD,
     },
     "CLIP": {"size": {"shortest_edge": 224}, "crop_size": 224, "mean": CLIP},
     "Bit": {"size": {"shortest_edge": 224}, "crop_size": 224, "mean": CLIP},
     "ConvNext": {"size": {"shortest_edge": 384}, "crop_pct": 224 / 256, "mean": STANDARD},
     "Siglip": {"size": {"height": 224, "width": 224}, "mean": STANDARD},
+    "Siglip2": {"resample": BILINEAR, "mean": STANDARD},  # NaFlex: every image has its own size
     "Blip": {"size": {"height": 384, "width": 384}, "mean": CLIP},
     "EfficientNet": {
         "size": {"height": 346, "width": 346},
@@ -44,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "mean": STANDARD,
     },
 }
+# Of these, a size of one number is that of the shorter edge.
+BY_SHORTEST_EDGE = ("CLIP", "Bit", "ConvNext", "Siglip")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Pixels:
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
     minmax: bool = False  # each image by itself to [0, 1], instead of mean and std
+    nearest: bool = False  # half an odd margin is rounded to even, as torchvision does; else down
 
     @classmethod
     def read(cls, folder: Path, options: Options, default: "Pixels | None" = None) -> "Pixels":
@@ -106,7 +110,8 @@ class Pixels:
             height, width = _resized(image, self.resize)
             image = image.resize((width, height), Image.Resampling(self.resample))
         if self.crop is not None:
-            top, left = ((has - want) // 2 for has, want in zip(image.size[::-1], self.crop))  # noqa: B905
+            margins = (has - want for has, want in zip(image.size[::-1], self.crop, strict=True))
+            top, left = (round(m / 2) if self.nearest else m // 2 for m in margins)
             # What lies outside of a smaller image is black.
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.asarray(image)
@@ -123,7 +128,7 @@ class Pixels:
 
     def __str__(self) -> str:
         how = f"resize {self.resize}, " if self.resize else ""
-        how += f"crop {self.crop}, " if self.crop else ""
+        how += f"crop {self.crop}{' (nearest)' * self.nearest}, " if self.crop else ""
         how += f"resample {self.resample}, scale {self.scale:.8g}, offset {self.offset:g}"
         return how + (", min-max" if self.minmax else f", mean {self.mean}, std {self.std}")
 
@@ -138,12 +143,16 @@ class Pixels:
                 raise InputError(f"mean and std are three numbers each, not {len(values)}")
         if options.std and min(options.std) <= 0:
             raise InputError(f"std must be positive, not {options.std}")
+        if options.reshape and (len(options.reshape) != 2 or min(options.reshape) < 1):
+            raise InputError(f"reshape is a height and a width, not {options.reshape}")
         if options.reshape:
             pixels = replace(pixels, resize=options.reshape, crop=None, resample=BICUBIC)
         if way == "zscore" and pixels.mean == (0.0,) * 3 and pixels.std == (1.0,) * 3:
-            pixels = replace(pixels, mean=IMAGENET[0], std=IMAGENET[1])
+            pixels = replace(pixels, mean=IMAGENET[0], std=IMAGENET[1], scale=1 / 255, offset=0.0)
         if way in ("minmax", "none"):
             pixels = replace(pixels, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1 / 255, offset=0.0)
+        if options.mean or options.std:  # they are said of values in [0, 1]
+            pixels = replace(pixels, scale=1 / 255, offset=0.0)
         mean, std = options.mean or pixels.mean, options.std or pixels.std
         return replace(pixels, minmax=way == "minmax", mean=tuple(mean), std=tuple(std))
 
@@ -161,44 +170,65 @@ def _parse(path: Path) -> Pixels:
             "--image_processor, or give --reshape and --preprocessing with --backend=torch"
         )
     about = KINDS[kind] | {key: value for key, value in given.items() if value is not None}
+    try:
+        return _understood(kind, about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be understood: {error}") from None
+
+
+def _understood(kind: str, about: dict[str, Any]) -> Pixels:
     mean, std = KINDS[kind]["mean"]
-    mean, std = tuple(about.get("image_mean", mean)), tuple(about.get("image_std", std))
-    size = _size(about["size"], square=kind not in ("CLIP", "Bit", "ConvNext"))
-    crop = _size(about["crop_size"], square=True) if "crop_size" in about else None
-    if not about.get("do_center_crop", True):
-        crop = None
-    if kind == "ConvNext":  # it crops by itself, and only below 384
-        edge = size if isinstance(size, int) else size[0]
-        crop = (edge, edge) if edge < 384 else None
-        size = int(edge / about["crop_pct"]) if edge < 384 else (edge, edge)
+    mean = _channels("image_mean", about.get("image_mean", mean))
+    std = own_std = _channels("image_std", about.get("image_std", std))
+    rescale, resize = about.get("do_rescale", True), None
+    if about.get("do_resize", True) and about.get("size") is not None:
+        resize = _size("size", about["size"], square=kind not in BY_SHORTEST_EDGE)
+    crop = None
+    if "crop_size" in about and about.get("do_center_crop", True):
+        crop = _size("crop_size", about["crop_size"], square=True)
+        if not isinstance(crop, tuple):
+            raise ValueError(f"crop_size {about['crop_size']} has no height and width")
+    if kind == "ConvNext" and resize is not None:  # it crops by itself, and only below 384
+        if not isinstance(resize, int):
+            raise ValueError(f"size {about['size']} has no shortest_edge")
+        crop = (resize, resize) if resize < 384 else crop
+        resize = int(resize / about["crop_pct"]) if resize < 384 else (resize, resize)
     if not about.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     if about.get("include_top"):  # it divides by std once more
-        mean, std = (
-            tuple(m for m in mean),
-            tuple(s * t for s, t in zip(std, about.get("image_std", STANDARD[1]), strict=True)),
-        )
-    rescale = about.get("do_rescale", True)
+        std = tuple(one * other for one, other in zip(std, own_std, strict=True))
     return Pixels(
-        resize=size if about.get("do_resize", True) else None,
+        resize=resize,
         crop=crop,
         resample=int(about.get("resample", BICUBIC)),
         scale=about.get("rescale_factor", 1 / 255) if rescale else 1.0,
-        offset=1.0 if about.get("rescale_offset") else 0.0,
+        offset=1.0 if rescale and about.get("rescale_offset") else 0.0,
         mean=mean,
         std=std,
     )
 
 
-def _size(size: Any, *, square: bool) -> tuple[int, int] | int:
+def _channels(name: str, values: Any) -> tuple[float, ...]:
+    """Of a processor's mean or std: three numbers, or one for all."""
+    values = tuple(values) if isinstance(values, (list, tuple)) else (float(values),) * 3
+    if len(values) != 3:
+        raise ValueError(f"{name} has {len(values)} numbers for 3 channels")
+    return values
+
+
+def _size(name: str, size: Any, *, square: bool) -> tuple[int, int] | int:
     """A processor's size: a number (one edge, or both), {height, width} or {shortest_edge}."""
     if isinstance(size, dict):
-        if "shortest_edge" in size:
+        if set(size) == {"shortest_edge"}:
             return int(size["shortest_edge"])
+        if set(size) != {"height", "width"}:
+            raise ValueError(f"{name} {size} is neither height and width nor a shortest_edge")
         return int(size["height"]), int(size["width"])
     if isinstance(size, (list, tuple)):
         return int(size[0]), int(size[1])
-    return (int(size), int(size)) if square else int(size)
+    if not isinstance(size, int):
+        raise ValueError(f"{name} is {size!r}, which is no number")
+    return (size, size) if square else size
 
 
 def _resized(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What text towers share: batches of tokens in a few shapes, and sentence-transformers' recipes."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,14 @@ from flax import nnx
 from mmjax.encoders import hub, outputs
 from mmjax.encoders.cleaning import clean
 from mmjax.encoders.core import Batch, Tower, pad_to
+from mmjax.encoders.dense import put_behind
+from mmjax.encoders.weights import digest
 from mmjax.errors import InputError
 
 POOLINGS = ("mean", "cls", "max", "pooler")
 PADDINGS = ("bucket", "max_length")
+# Heads of pre-training and of tasks, of whatever name: no tower has them.
+HEADS = hub.Rule(r"(?:cls|lm_head|(?:pre_)?classifier|qa_outputs|vocab_\w+)\..*", None)
 # Twice a length costs more than twice the time, a program about a second once: a middle way.
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -42,6 +46,23 @@ class Recipe(NamedTuple):
     pooling: str | None  # of `outputs.POOLINGS`; None is the model's own pooler
     normalize: bool
     max_length: int | None
+    dense: tuple[Path, ...] = ()  # folders of layers behind the pooling, in their order
+
+    def __str__(self) -> str:
+        layers = [f"dense {folder.name} ({digest(folder)})" for folder in self.dense]
+        how = "normalized" if self.normalize else "not normalized"
+        return ", ".join([self.pooling or "pooler", *layers, how])
+
+
+class Words(NamedTuple):
+    """A tokenizer, the tokens at which it cuts a text, and both in a few words."""
+
+    tokenizer: Any
+    length: int
+    about: str
+
+    def __str__(self) -> str:
+        return self.about
 
 
 def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
@@ -57,20 +78,23 @@ def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
     modules = _read_list(folder / "modules.json")
     if modules is None:
         return Recipe(_own(pooling or "mean"), False, None)
-    own, normalize = "mean", False
+    own, normalize, dense = "mean", False, []
     for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
             own = _pooling_of(folder / module["path"] / "config.json")
         elif kind == "Normalize":
             normalize = True
+        elif kind == "Dense" and not normalize:
+            dense.append(folder / module["path"])
         elif kind != "Transformer":
-            raise InputError(f"{folder}/modules.json has a module {kind!r}, which mmjax lacks")
+            after = " after its Normalize" if normalize else ""
+            raise InputError(f"{folder}/modules.json has a {kind!r}{after}, which mmjax lacks")
     length = None
     if (folder / "sentence_bert_config.json").exists():
         about = json.loads((folder / "sentence_bert_config.json").read_text())
         length = about.get("max_seq_length")
-    return Recipe(_own(pooling or own), normalize, length)
+    return Recipe(_own(pooling or own), normalize, length, tuple(dense))
 
 
 def tower(
@@ -99,30 +123,20 @@ def tower(
       InputError: what `hub.tokenizer`, `read_recipe` and `outputs.tower` raise.
     """
     recipe = read_recipe(folder, options.pooling)
-    tokens = hub.tokenizer(Path(options.tokenizer or folder))
-    length = min(options.max_length or window, window, tokens.model_max_length)
-    if recipe.max_length and not options.max_length:
-        length = min(length, recipe.max_length)
-    if options.max_length and options.max_length > length:
-        raise InputError(f"max_length {options.max_length} is over the model's {length} tokens")
+    words = read_words(folder, options, window, recipe)
+    graph, params = put_behind(graph, params, recipe.dense)
 
     def run(
         module: nnx.Module, ids: jax.Array, mask: jax.Array
     ) -> tuple[outputs.Outputs, jax.Array]:
-        found = forward(module, ids, mask)
+        found = forward(module.model, ids, mask)
         if "last_hidden_state" in found and default is None:
-            vectors = outputs.pool(found["last_hidden_state"], mask, recipe.pooling)
-            if recipe.pooling is None:
-                vectors = found["pooler_output"]
-            found["sentence_embedding"] = (
-                outputs.normalize_rows(vectors) if recipe.normalize else vectors
-            )
+            found["sentence_embedding"] = embed(found, mask, recipe, module.dense)
         return found, mask
 
     def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
-        return token_batches(tokens, texts, size, length, options)
+        return token_batches(words.tokenizer, texts, size, words.length, options)
 
-    how = "normalized" if recipe.normalize else "not normalized"
     return outputs.tower(
         "text",
         graph,
@@ -133,13 +147,50 @@ def tower(
         layers=layers,
         default=default or "sentence_embedding",
         pooling=recipe.pooling or "mean",
-        about={
-            **about,
-            "preprocessing": f"{'cleaned, ' if options.clean else ''}tokenizer of "
-            f"{options.tokenizer or 'the checkpoint'}, cut at {length} tokens",
-            "sentence_embedding": f"{recipe.pooling or 'pooler'}, {how}",
-        },
+        about={**about, "preprocessing": str(words), "sentence_embedding": str(recipe)},
     )
+
+
+def read_words(folder: Path, options: Options, window: int, recipe: Recipe) -> Words:
+    """The checkpoint's tokenizer, or that of `options`, and the least of the lengths that hold.
+
+    Raises:
+      InputError: no usable tokenizer, or `options.max_length` is more than the model reads.
+    """
+    tokenizer = hub.tokenizer(Path(options.tokenizer or folder))
+    length = min(options.max_length or window, window, tokenizer.model_max_length)
+    if recipe.max_length and not options.max_length:
+        length = min(length, recipe.max_length)
+    if options.max_length and options.max_length > length:
+        raise InputError(f"max_length {options.max_length} is over the model's {length} tokens")
+    cleaned = "cleaned, " if options.clean else ""
+    whose = options.tokenizer or "the checkpoint"
+    return Words(tokenizer, length, f"{cleaned}tokenizer of {whose}, cut at {length} tokens")
+
+
+def embed(
+    found: outputs.Outputs,
+    mask: jax.Array,
+    recipe: Recipe,
+    dense: Iterable[Callable[[jax.Array], jax.Array]],
+) -> jax.Array:
+    """One vector [B, F] of each text by the recipe, from last_hidden_state or pooler_output.
+
+    Args:
+      dense: the layers of `recipe.dense`.
+
+    Raises:
+      InputError: the recipe wants the model's pooler, which it does not have.
+    """
+    if recipe.pooling is not None:
+        vectors = outputs.pool(found["last_hidden_state"], mask, recipe.pooling)
+    elif "pooler_output" in found:
+        vectors = found["pooler_output"]
+    else:
+        raise InputError("the model has no pooler; pool by mean, cls or max")
+    for layer in dense:
+        vectors = layer(vectors)
+    return outputs.normalize_rows(vectors) if recipe.normalize else vectors
 
 
 def token_batches(
@@ -151,9 +202,7 @@ def token_batches(
     `max_length` tokens. So there are as many programs as buckets in use, whatever the texts.
     """
     texts = [clean(text) for text in texts] if options.clean else list(texts)
-    encoded = tokenizer(
-        texts, truncation=True, max_length=max_length, return_attention_mask=False
-    )
+    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
     cut = np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
     encoded = encoded["input_ids"]
     lengths = np.array([len(ids) for ids in encoded])
