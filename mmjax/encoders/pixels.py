@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from mmjax.encoders import checkpoints
 from mmjax.errors import InputError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -53,7 +54,8 @@ BY_SHORTEST_EDGE = ("CLIP", "Bit", "ConvNext", "Siglip")
 class Options:
     """What a user may change of it; None leaves what the checkpoint says."""
 
-    image_processor: str | None = None  # folder, or preprocessor_config.json, read in its stead
+    # Folder, packaged name, hub id, or preprocessor_config.json, read in the checkpoint's stead.
+    image_processor: str | None = None
     reshape: tuple[int, int] | None = None  # (height, width), bicubic, nothing cropped
     preprocessing: str | None = None  # of WAYS
     mean: tuple[float, ...] | None = None  # with zscore
@@ -84,7 +86,7 @@ class Pixels:
           InputError: no such file and no default, a processor that is not in KINDS, or options
             that contradict each other.
         """
-        path = Path(options.image_processor or folder)
+        path = checkpoints.settings(options.image_processor) if options.image_processor else folder
         path = path if path.suffix == ".json" else path / "preprocessor_config.json"
         if path.exists():
             pixels = _parse(path)

@@ -269,7 +269,8 @@ def load_text(
             "half": "text",
         },
     )
-    spell = canonical(Path(options.tokenizer or checkpoint.folder))
+    named = options.tokenizer
+    spell = canonical(hub.settings(named) if named else checkpoint.folder)
 
     def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
         # Cleaning needs the punctuation; the tower's own finds nothing left to do.

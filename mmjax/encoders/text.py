@@ -157,7 +157,7 @@ def read_words(folder: Path, options: Options, window: int, recipe: Recipe) -> W
     Raises:
       InputError: no usable tokenizer, or `options.max_length` is more than the model reads.
     """
-    tokenizer = hub.tokenizer(Path(options.tokenizer or folder))
+    tokenizer = hub.tokenizer(hub.settings(options.tokenizer) if options.tokenizer else folder)
     length = min(options.max_length or window, window, tokenizer.model_max_length)
     if recipe.max_length and not options.max_length:
         length = min(length, recipe.max_length)

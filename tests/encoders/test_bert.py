@@ -105,6 +105,23 @@ def test_padding_changes_nothing(tiny):
     np.testing.assert_allclose(long[:2, :7], short, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "head", ["PreTraining", "SequenceClassification", "TokenClassification", "QuestionAnswering"]
+)
+def test_heads_are_left_aside(torch, head, tmp_path):
+    import transformers
+
+    model = getattr(transformers, f"BertFor{head}")(transformers.BertConfig(**TINY))
+    save_random(model, tmp_path)
+    ids, mask = np.array([[1, 5, 6, 2]]), np.ones((1, 4), bool)
+    with torch.no_grad():
+        wanted = model.bert(torch.tensor(ids)).last_hidden_state
+    pooler = hub.has(tmp_path, r"bert\.pooler\..*")
+    assert pooler == (head in ("PreTraining", "SequenceClassification"))
+    got = build(tmp_path, pooler=pooler)(ids, mask)["last_hidden_state"]
+    np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4, rtol=0)
+
+
 def test_minilm_equals_torch_on_real_overviews(torch, minilm, overviews):
     from transformers import BertModel
 
