@@ -104,6 +104,47 @@ def top_k_rows(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     )
 
 
+def co_purchase(
+    user: np.ndarray,
+    item: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    top_k: int,
+    budget: int = 1 << 22,
+) -> sp.csr_matrix:
+    """Which items were bought together most: A [I, I] float64, directed, weights 1.
+
+    Row i holds the `top_k` largest entries of row i of C = R^T R on binary R, among them the item
+    itself (arXiv 2408.11767); ties go to the lower item. An item bought with fewer others has a
+    shorter row, and one that nobody bought an empty one. C is made by blocks of rows that together
+    hold about `budget` entries. Time grows with the sum over users of their squared history.
+    """
+    matrix = incidence(user, item, shape)
+    buyers = matrix.T.tocsr()
+    # Entries of each row of C: at most the histories of its buyers, put one after the other.
+    entries = np.minimum(buyers @ np.diff(matrix.indptr), shape[1])
+    firsts = np.flatnonzero(np.diff(np.cumsum(entries) // budget, prepend=-1))
+    blocks = [
+        top_k_rows(buyers[start:stop] @ matrix, top_k)
+        for start, stop in zip(firsts, [*firsts[1:], shape[1]], strict=True)
+    ]
+    neighbours = sp.vstack(blocks).tocsr()
+    neighbours.data[:] = 1
+    return neighbours
+
+
+def by_degree(matrix: sp.csr_matrix, *, norm: str = "sym") -> sp.csr_matrix:
+    """A square matrix M [I, I], directed or not, normalised by its row sums D.
+
+    `norm="sym"` gives D^-1/2 M D^-1/2, `"left"` D^-1 M; a node without entries has zeros.
+    """
+    degree = np.asarray(matrix.sum(1)).ravel()
+    power = {"sym": -0.5, "left": -1.0}[norm]
+    scale = np.power(degree, power, out=np.zeros_like(degree), where=degree > 0)
+    scaled = sp.diags(scale) @ matrix
+    return (scaled @ sp.diags(scale) if norm == "sym" else scaled).tocsr()
+
+
 @jax.custom_vjp
 def propagate(graph: Graph, x: jax.Array) -> jax.Array:
     """A x: [N, M] times [M, D] gives [N, D]. The graph itself gets no gradient."""
