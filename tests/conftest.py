@@ -1,6 +1,7 @@
 """Eight CPU devices, strict JAX, and where the real data and the reference numbers lie."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Started in the background, a suite ignores SIGINT, and so would the processes that it interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Random checkpoints are the same whichever tests ran before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    pytest_fixture_setup()
 
 
 @pytest.fixture(scope="session")

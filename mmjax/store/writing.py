@@ -117,10 +117,10 @@ class Writer:
           InputError: a chunk was never written.
         """
         store = self.store
+        self._settle()
         if store.manifest["complete"]:
             self._tidy()
             return store
-        self._settle()
         digests = [self._part(start)["digest"] for start, _ in store.spans()]
         about = json.dumps([store.dtype.name, store.shape, store.manifest["item_hash"], digests])
         content_hash = hashlib.sha256(about.encode()).hexdigest()[:32]

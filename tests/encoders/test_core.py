@@ -1,12 +1,14 @@
 """The pipeline between host and device: order, errors, no thread left behind."""
 
 import threading
+import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.encoders.core import Batch, ahead, pad_to, stream
+from mmjax.encoders.core import Batch, Clock, ahead, pad_to, stream
 
 
 def batches(count, size=4):
@@ -33,12 +35,25 @@ def test_failures_are_told_and_an_empty_batch_is_not_run():
         ran.append(x)
         return x
 
-    rows = [
-        rows.tolist() for rows, _ in stream(made(), encode, (), None, lambda *f: told.append(f))
-    ]
+    seen = stream(made(), encode, (), None, lambda batch: told.extend(batch.failed.items()))
+    rows = [rows.tolist() for rows, _ in seen]
     assert rows == [[2]]
     assert len(ran) == 1
     assert told == [(0, "gone"), (1, "broken")]
+
+
+def test_several_outputs_and_the_time_that_the_device_waited():
+    def slowly():
+        for batch in batches(3):
+            time.sleep(0.05)
+            yield batch
+
+    clock = Clock()
+    encode = jax.jit(lambda p, x: (p * x, x[:, 0]))
+    for rows, (twice, same) in stream(slowly(), encode, jnp.float32(2), clock=clock):
+        np.testing.assert_array_equal(twice[:, 0], 2.0 * rows)
+        np.testing.assert_array_equal(same, rows)
+    assert clock.waited > 0.05
 
 
 def test_ahead_raises_in_place_and_leaves_no_thread():

@@ -61,7 +61,7 @@ def unigrams(folder):
 
 
 def build(folder):
-    given = hub.read_config(folder, roberta.MODELS)
+    given = hub.read_config(folder, roberta.MODEL_TYPES)
     config, padding = bert.Config.read(given), roberta.padding_of(given)
     return hub.merge(
         *hub.load_module(

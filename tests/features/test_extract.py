@@ -216,10 +216,10 @@ def test_parameters_may_be_split_over_devices(catalogue, tmp_path):
     np.testing.assert_allclose(one, split, atol=2e-6)
     grid = meshes.make("model=8")
     placed = meshes.spread(load_encoder("bert", {}).params, grid)
-    up = placed["blocks"][0]["mlp"]["up"]["kernel"]
+    up = placed["model"]["blocks"][0]["mlp"]["up"]["kernel"]
     assert up.sharding.shard_shape(up.shape) == (384, 1536 // 8)
     # 30,522 words do not divide by eight: they stay whole, everywhere.
-    assert placed["words"]["table"].sharding.is_fully_replicated
+    assert placed["model"]["words"]["table"].sharding.is_fully_replicated
 
 
 def test_fields_and_dtype(catalogue, tmp_path):
