@@ -177,7 +177,10 @@ def _largest(
     total = weights[0] * power
     start = 0, power, total, _unfinished(left[0], power, total)
     _, _, total, _ = jax.lax.while_loop(goes_on, step, start)
-    return jax.lax.top_k(total.T, top_k)
+    # Entries that only rounding tells apart count as equal: the lower item wins, on any machine.
+    steps = jnp.round(total / total.max(0, keepdims=True) * 2**20)
+    _, rows = jax.lax.top_k(steps.T, top_k)
+    return jnp.take_along_axis(total.T, rows, axis=1), rows
 
 
 def _unfinished(left: jax.Array, power: jax.Array, total: jax.Array) -> jax.Array:

@@ -91,7 +91,8 @@ def series_of(gaps, method, top_k, parameter):
 def sparsified(dense, top_k):
     out = np.zeros_like(dense)
     for j, column in enumerate(dense.T):
-        kept = np.argsort(-column, kind="stable")[:top_k]
+        steps = np.round(column / column.max() * 2**20)  # of two equal ones the lower item
+        kept = np.argsort(-steps, kind="stable")[:top_k]
         out[kept, j] = column[kept] / column[kept].sum()
     return out
 
