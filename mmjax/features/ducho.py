@@ -78,6 +78,8 @@ def read(path: str | Path, changes: Sequence[str] = (), dtype: str = "float32") 
             if not isinstance(about, dict) or not isinstance(about.get("model"), list):
                 raise InputError(f"{path}: {where} needs input_path, output_path and a model list")
             ignored += [f"{where}.{key}" for key in about if key not in SOURCE_KEYS]
+            if isinstance(about.get("output_path"), dict):
+                ignored.append(f"{where}.output_path.textual (both stores go below the visual one)")
             rows = _inputs(root, modality, about, where)
             for model in about["model"]:
                 ignored += [f"{where}.model.{key}" for key in model if key not in MODEL_KEYS]

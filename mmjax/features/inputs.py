@@ -125,7 +125,8 @@ def join(left: Inputs, right: Inputs) -> Inputs:
 
     Ducho pairs them by their sorted positions instead, so that one missing image shifts all.
     """
-    ids = left.ids + [key for key in right.ids if key not in set(left.ids)]
+    known = set(left.ids)
+    ids = left.ids + [key for key in right.ids if key not in known]
     values = {}
     for one in (left, right):
         at = {key: row for row, key in enumerate(one.ids)}

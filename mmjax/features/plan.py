@@ -60,9 +60,10 @@ def steps_of(inputs: Inputs, job: Job, fusion: str | None = None) -> list[Step]:
     names = ("visual", "textual")
     outs = [f"{job.out.rstrip('/')}/{name}" for name in names]
     layers = job.options.get("layers") or ()
+    if len(layers) > 2:
+        raise InputError("visual_textual takes one layer of each half: --layers=VISUAL,TEXTUAL")
+    layers = layers * 2 if len(layers) == 1 else layers  # one name is asked of both halves
     job = replace(job, by_layer=False)
-    if fusion and len(layers) not in (0, 2):
-        raise InputError("a fusion takes one visual and one textual layer: --layers=VISUAL,TEXTUAL")
     steps = []
     for n, (name, out) in enumerate(zip(names, outs, strict=True)):
         options = {**job.options, "modality": name, "layers": layers[n : n + 1]}

@@ -38,6 +38,7 @@ class Writer:
         self._lock = lock
         self._keep = keep
         self._pending: deque[tuple[int, dict[str, Any], list[ts.WriteFutures]]] = deque()
+        self._parts: dict[int, dict[str, Any]] = {}  # records this writer has written or read
         self._token = uuid.uuid4().hex.encode()
         self.done = self._read_done()  # first rows of the chunks that are on disk
         if lock is None and not store.manifest["complete"]:
@@ -153,10 +154,12 @@ class Writer:
         return {int(name[len("parts/") : -len(".json")]) for name in names}
 
     def _part(self, start: int) -> dict[str, Any]:
-        content = layout.read(self.store.url, self.store.kv, f"parts/{start}.json")
-        if content is None:
-            raise InputError(f"{self.store.url}: the rows from {start} were never written")
-        return json.loads(content)
+        if start not in self._parts:
+            content = layout.read(self.store.url, self.store.kv, f"parts/{start}.json")
+            if content is None:
+                raise InputError(f"{self.store.url}: the rows from {start} were never written")
+            self._parts[start] = json.loads(content)
+        return self._parts[start]
 
     def _settle(self) -> None:
         while self._pending:
@@ -174,6 +177,7 @@ class Writer:
         if self._lock is None and self.store.kv.read("writer").result().value != self._token:
             raise InputError(f"another process has begun to write {self.store.url}; this one stops")
         layout.write(self.store.kv, f"parts/{start}.json", json.dumps(part).encode())
+        self._parts[start] = part
         self.done.add(start)
 
     def _tidy(self) -> None:

@@ -177,7 +177,8 @@ def test_visual_textual_is_two_stores_and_their_fusion(demo):
     ]
     assert [step.job.options["modality"] for step in plan.steps[:2]] == ["visual", "textual"]
     assert isinstance(plan.steps[2].job, Fusion)
-    assert plan.steps[3].job.options["layers"] == ("pooler_output",)
+    assert [step.job.options["layers"] for step in plan.steps[3:]] == [("pooler_output",)] * 2
+    assert "output_path.textual" in plan.ignored[-1]
     with pytest.raises(InputError, match="two encoders would write"):
         follow(plan.steps)
 
