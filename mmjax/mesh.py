@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -91,6 +92,12 @@ def spread(params: Any, mesh: Mesh, table: Sequence[tuple[str, PartitionSpec]] =
         return jax.device_put(leaf, NamedSharding(mesh, spec if fits else PartitionSpec()))
 
     return jax.tree_util.tree_map_with_path(place, params)
+
+
+def flash_attention(dtype: Any) -> str | None:
+    """The attention kernel for `jax.nn.dot_product_attention`: cuDNN's where it has one."""
+    halves = (jnp.bfloat16, jnp.float16)
+    return "cudnn" if jax.default_backend() == "gpu" and dtype in halves else None
 
 
 def is_cpu(mesh: Mesh) -> bool:

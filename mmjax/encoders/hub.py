@@ -21,14 +21,15 @@ from mmjax.encoders.checkpoints import PACKAGED as PACKAGED
 from mmjax.encoders.checkpoints import Checkpoint as Checkpoint
 from mmjax.encoders.checkpoints import find as find
 from mmjax.encoders.checkpoints import settings as settings
-from mmjax.encoders.weights import tensors
+from mmjax.encoders.weights import Stored, tensors
 from mmjax.errors import InputError
 
 
 class Rule(NamedTuple):
     """Maps the names `pattern` matches whole; `path` is its `re` replacement, None ignores it.
 
-    Rules of one and the same pattern all apply: each takes its part of the tensor.
+    Rules of one and the same pattern all apply: each takes its part of the tensor. A path such as
+    `blocks[3].mlp.up.kernel` is the fourth layer of the stacked parameter `blocks.mlp.up.kernel`.
     """
 
     pattern: str
@@ -134,17 +135,21 @@ def read_config(folder: Path, model_types: Sequence[str] = ()) -> dict[str, Any]
 
 
 def load_weights(
-    source: Path, key_map: Sequence[Rule], expected: dict[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Reads a folder's or a file's tensors into what `expected` names: parameter -> shape.
+    source: Path,
+    key_map: Sequence[Rule],
+    expected: dict[str, tuple[int, ...]],
+    dtype: Any = np.float32,
+) -> dict[str, Stored]:
+    """The tensors of a folder or a file that fill what `expected` names: parameter -> shape.
 
     Raises:
       InputError: no or damaged files, or any unmapped, missing, misshapen or doubly filled name;
         all of them in one sentence.
     """
     rules = [(re.compile(rule.pattern), rule) for rule in key_map]
-    found: dict[str, np.ndarray] = {}
-    filled_by: dict[str, str] = {}
+    found: dict[str, dict[int, np.ndarray]] = {path: {} for path in expected}  # by layer
+    filled_by: dict[tuple[str, int], str] = {}
+    stacks: set[str] = set()
     faults: list[str] = []
     for name, read in tensors(Path(source)):
         matches = [(m, rule) for pattern, rule in rules if (m := pattern.fullmatch(name))]
@@ -155,30 +160,45 @@ def load_weights(
         for match, rule in matches:
             if first.path is None or rule.path is None or rule.pattern != first.pattern:
                 continue
-            path = match.expand(rule.path)
-            if path not in expected:
+            path, layer, stacked = _layer_of(match.expand(rule.path))
+            if stacked:
+                stacks.add(path)
+            if path not in expected or (stacked and layer >= expected[path][0]):
                 faults.append(f"{name} maps to {path}, which the model does not have")
-            elif path in filled_by:
-                faults.append(f"{name} and {filled_by[path]} both map to {path}")
+            elif (path, layer) in filled_by:
+                faults.append(f"{name} and {filled_by[path, layer]} both map to {path}")
             else:
-                filled_by[path], value = name, rule.transform(read())
-                if value.shape != tuple(expected[path]):
-                    faults.append(f"{name} is {value.shape}, {path} needs {tuple(expected[path])}")
-                found[path] = value
-    faults += [f"nothing fills {path}" for path in expected if path not in filled_by]
+                filled_by[path, layer], value = name, rule.transform(read())
+                needs = tuple(expected[path][stacked:])
+                if value.shape != needs:
+                    faults.append(f"{name} is {value.shape}, {path} needs {needs}")
+                found[path][layer] = value
+    for path, parts in found.items():
+        lacking = set(range(expected[path][0] if path in stacks else 1)) - parts.keys()
+        if lacking:
+            where = f" of layer {min(lacking)}" if parts else ""
+            faults.append(f"nothing fills {path}{where}")
     if faults:
         shown = "; ".join(faults[:12]) + (f"; and {len(faults) - 12} more" * (len(faults) > 12))
         raise InputError(f"{source} does not fit the model: {shown}")
-    return found
+    return {
+        path: Stored([parts[n] for n in sorted(parts)], dtype, stacked=path in stacks)
+        for path, parts in found.items()
+    }
 
 
 def load_module(
-    build: Callable[[], nnx.Module], source: Path, key_map: Sequence[Rule], dtype: Any = np.float32
+    build: Callable[[], nnx.Module],
+    source: Path,
+    key_map: Sequence[Rule],
+    dtype: Any = np.float32,
+    *,
+    lazy: bool = False,
 ) -> tuple[nnx.GraphDef, Any]:
     """Builds a module abstractly and fills it: its graph definition and its state, a pure dict.
 
     Nothing is initialised at random only to be replaced. The arrays are NumPy's, in `dtype`,
-    until the caller places them.
+    until the caller places them; or, if `lazy`, `weights.Stored`, which are read as they are.
 
     Raises:
       InputError: what `load_weights` raises.
@@ -187,8 +207,9 @@ def load_module(
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     names = [".".join(str(step.key) for step in path) for path, _ in leaves]
     shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
-    weights = load_weights(source, key_map, shapes)
-    return graph, jax.tree.unflatten(tree, [weights[name].astype(dtype) for name in names])
+    stored = load_weights(source, key_map, shapes, dtype)
+    arrays = [stored[name] if lazy else np.asarray(stored[name]) for name in names]
+    return graph, jax.tree.unflatten(tree, arrays)
 
 
 def merge(graph: nnx.GraphDef, params: Any) -> nnx.Module:
@@ -223,6 +244,12 @@ def tokenizer(folder: Path) -> Any:
         if tokens.is_fast:
             return tokens
     raise InputError(f"{folder} has no usable tokenizer: {why}")
+
+
+def _layer_of(path: str) -> tuple[str, int, bool]:
+    """`blocks[3].up.kernel` to `blocks.up.kernel`, 3 and that it is a layer of a stack."""
+    match = re.fullmatch(r"(.*)\[(\d+)\](.*)", path)
+    return (match[1] + match[3], int(match[2]), True) if match else (path, 0, False)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.encoders.rotary import Turn, rotate
 from mmjax.errors import InputError
+from mmjax.mesh import flash_attention
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -62,13 +65,16 @@ class Attention(nnx.Module):
         mask: jax.Array | None = None,
         bias: jax.Array | None = None,
         context: jax.Array | None = None,
+        by: Turn | None = None,
     ) -> jax.Array:
-        """x: [B, L, D]; context: [B, K, C]; mask and bias as in `attend`."""
+        """x: [B, L, D]; context: [B, K, C]; mask and bias as in `attend`; by: rotary positions."""
         seen = x if context is None else context
         q, k, v = (
             part(source).reshape(*source.shape[:2], self.heads, x.shape[-1] // self.heads)
             for part, source in ((self.query, x), (self.key, seen), (self.value, seen))
         )
+        if by is not None:
+            q, k = rotate(q, by), rotate(k, by)
         return self.out(attend(q, k, v, mask, bias).reshape(x.shape))
 
 
@@ -84,6 +90,9 @@ def attend(
     q: [B, Q, H, d]; k and v: [B, K, H, d]; mask: bool [B, 1 or Q, K], true where to look; bias:
     [1 or B, H, Q, K].
     """
+    if flash_attention(q.dtype) is not None:
+        mask = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="cudnn")
     # Scores and softmax are float32 whatever the tower computes in.
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = scores / math.sqrt(q.shape[-1])
@@ -132,13 +141,17 @@ class Block(nnx.Module):
         self.mlp_norm = layer_norm(width, epsilon, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        by: Turn | None = None,
     ) -> jax.Array:
-        """x: [B, L, D]; mask and bias as in `attend`."""
+        """x: [B, L, D]; mask, bias and by as in `Attention`."""
         if self.norm_first:
-            x = x + self.attention(self.attention_norm(x), mask, bias)
+            x = x + self.attention(self.attention_norm(x), mask, bias, by=by)
             return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask, bias))
+        x = self.attention_norm(x + self.attention(x, mask, bias, by=by))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -184,3 +197,44 @@ class Patches(nnx.Module):
         pixels = pixels[:, : rows * size, : columns * size]
         squares = pixels.reshape(-1, rows, size, columns, size, 3).swapaxes(2, 3)
         return self.project(squares.reshape(-1, rows, columns, size * size * 3))
+
+
+def stack(build: Callable[[], nnx.Module], count: int) -> nnx.Module:
+    """`count` like modules as one whose every parameter is theirs stacked, [count, ...]."""
+    graphs, states = zip(*(nnx.split(build()) for _ in range(count)), strict=True)
+    return nnx.merge(graphs[0], jax.tree.map(lambda *parts: jnp.stack(parts), *states))
+
+
+def unstack(blocks: nnx.Module, count: int) -> list[nnx.Module]:
+    """The modules again.
+
+    A CPU copies a layer out of the stack each time a scan comes to it; a loop that reads the
+    weights once a token is faster with the layers taken apart before it begins.
+    """
+    graph, state = nnx.split(blocks)
+    return [nnx.merge(graph, jax.tree.map(lambda a: a[n], state)) for n in range(count)]  # noqa: B023
+
+
+def over(
+    blocks: nnx.Module | list[nnx.Module],
+    layer: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    given: Any,
+) -> tuple[Any, Any]:
+    """`carry, y = layer(block, carry, x)` through stacked blocks, as `jax.lax.scan` does.
+
+    A list of blocks is run through in Python instead; the results are the same.
+    """
+    if isinstance(blocks, list):
+        found = []
+        for number, block in enumerate(blocks):
+            carry, y = layer(block, carry, jax.tree.map(lambda a: a[number], given))  # noqa: B023
+            found.append(y)
+        return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+    graph, state = nnx.split(blocks)
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        one, x = inputs
+        return layer(nnx.merge(graph, one), carry, x)
+
+    return jax.lax.scan(body, carry, (state, given))

@@ -1,0 +1,238 @@
+"""The language model of a vision-language model: grouped-query attention, RMSNorm, gated MLP.
+
+Its layers are stacked into one array a parameter and run by a scan, so that compile time does not
+grow with depth. It is called in two ways: `read` takes whole prompts, perhaps after a prefix that
+was read before, and `step` one token of every running answer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.encoders import rotary
+from mmjax.encoders.layers import ACTIVATIONS, Embedding, over, stack
+from mmjax.encoders.rotary import Rotary, Turn
+from mmjax.mesh import flash_attention
+
+Keep = Callable[[jax.Array], Any]  # what to keep of a layer's states [B, L, D]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Of config.json's text part, by its own names where it has one."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    bias: bool = True  # of queries, keys and values
+    head_norm: bool = False  # of each head's queries and keys
+
+
+class Cache(NamedTuple):
+    """Keys and values of what was read, of N layers and K heads of keys."""
+
+    k: jax.Array  # [N, B, T, K, d]
+    v: jax.Array  # [N, B, T, K, d]
+
+
+class RmsNorm(nnx.Module):
+    """x / sqrt(mean(x²) + ε) times a scale, computed in float32 whatever the tower computes in."""
+
+    def __init__(self, width: int, epsilon: float, *, rngs: nnx.Rngs):
+        del rngs  # nothing is drawn; as every layer has it
+        self.scale = nnx.Param(jnp.ones(width))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.epsilon)
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return wide.astype(x.dtype) * scale
+
+
+class GatedMlp(nnx.Module):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: str, *, bias: bool = False, rngs: nnx.Rngs
+    ):
+        self.activation = ACTIVATIONS[activation]
+        self.gate = nnx.Linear(width, hidden, use_bias=bias, rngs=rngs)
+        self.up = nnx.Linear(width, hidden, use_bias=bias, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, use_bias=bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class Attention(nnx.Module):
+    """Queries in groups, each group looking at one head of keys and values."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        width, self.d = config.hidden_size, config.head_dim
+        queries, keys = (
+            count * self.d for count in (config.num_attention_heads, config.num_key_value_heads)
+        )
+        self.query = nnx.Linear(width, queries, use_bias=config.bias, rngs=rngs)
+        self.key = nnx.Linear(width, keys, use_bias=config.bias, rngs=rngs)
+        self.value = nnx.Linear(width, keys, use_bias=config.bias, rngs=rngs)
+        self.out = nnx.Linear(queries, width, use_bias=False, rngs=rngs)
+        normed = config.head_norm
+        norm = [RmsNorm(self.d, config.rms_norm_eps, rngs=rngs) if normed else None for _ in "qk"]
+        self.query_norm, self.key_norm = norm
+
+    def project(self, x: jax.Array, by: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x: [B, L, D], to turned queries [B, L, H, d] and keys, and values, [B, L, K, d]."""
+        q, k, v = (
+            part(x).reshape(*x.shape[:2], -1, self.d) for part in (self.query, self.key, self.value)
+        )
+        if self.query_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return rotary.rotate(q, by), rotary.rotate(k, by), v
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        """mask: bool [1 or B, Q, T], true where to look; to [B, Q, D]."""
+        kind = flash_attention(q.dtype)
+        seen = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kind)
+        return self.out(seen.reshape(*q.shape[:2], -1))
+
+
+class Block(nnx.Module):
+    """Attention and gated MLP, each with an RMSNorm before it and a residual around it."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        width = config.hidden_size
+        self.attention = Attention(config, rngs=rngs)
+        self.attention_norm = RmsNorm(width, config.rms_norm_eps, rngs=rngs)
+        self.mlp = GatedMlp(width, config.intermediate_size, config.hidden_act, rngs=rngs)
+        self.mlp_norm = RmsNorm(width, config.rms_norm_eps, rngs=rngs)
+
+    def project(self, x: jax.Array, by: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return self.attention.project(self.attention_norm(x), by)
+
+    def close(
+        self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        x = x + self.attention.attend(q, k, v, mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nnx.Module):
+    """Embedding, blocks, norm and head; `head` is None where the embedding is used again."""
+
+    def __init__(self, config: Config, turns: Rotary, *, rngs: nnx.Rngs):
+        self.config, self.turns = config, turns
+        self.embed = Embedding(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.blocks = stack(lambda: Block(config, rngs=rngs), config.num_hidden_layers)
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
+        shape = config.hidden_size, config.vocab_size
+        tied = config.tie_word_embeddings
+        self.head = None if tied else nnx.Linear(*shape, use_bias=False, rngs=rngs)
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        """Normed states [..., D], to [..., V] in float32."""
+        table = self.embed.table[...].T if self.head is None else self.head.kernel[...]
+        return jnp.matmul(states, table, preferred_element_type=jnp.float32)
+
+    def read(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        real: jax.Array,
+        keep: Keep,
+        prefix: Cache | None = None,
+        deep: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    ) -> tuple[jax.Array, Cache, Any]:
+        """Reads prompts, each token looking at those before it and at the prefix.
+
+        Args:
+          x: [B, L, D] the tokens' embeddings.
+          positions: int [B, A, L] along each axis.
+          real: bool [B, L], false at padding, on whichever side it is.
+          keep: applied to each layer's input and to the result; nothing else of them is kept.
+          prefix: of a batch of 1: every row begins with it.
+          deep: (n, states) to states after layer n, where a model adds to them.
+
+        Returns:
+          Normed states [B, L, D]; keys and values of x alone; what was kept, stacked [N + 1, …].
+        """
+        by = rotary.turn(self.turns, positions)
+        length = x.shape[1]
+        mask = jnp.tril(jnp.ones((length, length), bool))[None] & real[:, None, :]
+        if prefix is not None:
+            before = prefix.k.shape[2]
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (before, 0)), constant_values=True)
+
+        def layer(block: Block, x: jax.Array, given: Any) -> tuple[jax.Array, Any]:
+            number, past = given
+            q, k, v = block.project(x, by)
+            keys, values = (k, v) if past is None else (_after(past.k, k), _after(past.v, v))
+            y = block.close(x, q, keys, values, mask)
+            y = y if deep is None else deep(number, y)
+            return y, (Cache(k, v), keep(x))
+
+        count = jnp.arange(self.config.num_hidden_layers)
+        last, (cache, kept) = over(self.blocks, layer, x, (count, prefix))
+        last = self.norm(last)
+        return last, cache, _append(kept, keep(last))
+
+    def step(
+        self,
+        blocks: Any,
+        ids: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        at: jax.Array,
+        keep: Keep,
+    ) -> tuple[jax.Array, Cache, Any]:
+        """Reads one more token of every row.
+
+        Args:
+          blocks: `self.blocks`, or a list of their layers.
+          ids: int [B].
+          positions: int [B, A].
+          cache: what the rows have read so far, with room; updated in place when donated.
+          at: int [B], where in the cache the token belongs: it looks at all until there.
+          keep: as in `read`.
+
+        Returns:
+          Normed states [B, D], the cache, what was kept.
+        """
+        by = rotary.turn(self.turns, positions[:, :, None])
+        rows = jnp.arange(len(ids))
+        mask = (jnp.arange(cache.k.shape[2])[None] <= at[:, None])[:, None]
+
+        def layer(block: Block, carry: Any, number: Any) -> tuple[Any, Any]:
+            x, cache = carry
+            q, k, v = block.project(x, by)
+            cache = Cache(
+                cache.k.at[number, rows, at].set(k[:, 0]), cache.v.at[number, rows, at].set(v[:, 0])
+            )
+            y = block.close(x, q, cache.k[number], cache.v[number], mask)
+            return (y, cache), keep(x)
+
+        count = jnp.arange(self.config.num_hidden_layers)
+        (x, cache), kept = over(blocks, layer, (self.embed(ids)[:, None], cache), count)
+        last = self.norm(x)
+        return last[:, 0], cache, _append(kept, keep(last))
+
+
+def _after(past: jax.Array, new: jax.Array) -> jax.Array:
+    """The prefix's keys [1, P, K, d] before each row's own [B, L, K, d]."""
+    shape = (new.shape[0], *past.shape[1:])
+    return jnp.concatenate([jnp.broadcast_to(past, shape).astype(new.dtype), new], axis=1)
+
+
+def _append(kept: Any, last: Any) -> Any:
+    return jax.tree.map(lambda rest, one: jnp.concatenate([rest, one[None]]), kept, last)
