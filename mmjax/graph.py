@@ -95,13 +95,17 @@ def bipartite(
 def top_k_rows(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     """Keeps the k largest stored entries of each row; ties go to the lower column."""
     matrix = matrix.tocsr()
+    least = np.full(matrix.shape[0], -np.inf)  # [rows] the k-th largest value
+    for row in np.flatnonzero(np.diff(matrix.indptr) > k):
+        values = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        least[row] = np.partition(values, len(values) - k)[len(values) - k]
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    rank = np.arange(len(rows)) - matrix.indptr[rows]
+    near = np.flatnonzero(matrix.data >= least[rows])  # what is left to sort: k a row, and ties
+    rows, columns, data = rows[near], matrix.indices[near], matrix.data[near]
+    order = np.lexsort((columns, -data, rows))
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     keep = order[rank < k]
-    return sp.csr_matrix(
-        (matrix.data[keep], (rows[keep], matrix.indices[keep])), shape=matrix.shape
-    )
+    return sp.csr_matrix((data[keep], (rows[keep], columns[keep])), shape=matrix.shape)
 
 
 def co_purchase(

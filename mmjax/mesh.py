@@ -78,18 +78,55 @@ SPLITS = (
 )
 
 
-def spread(params: Any, mesh: Mesh, table: Sequence[tuple[str, PartitionSpec]] = SPLITS) -> Any:
-    """Places a tree of parameters on the mesh, split as `table` says of their names."""
+LARGE = 1 << 26  # numbers; a larger array is split over `data` too, and gathered layer by layer
+
+
+def spread(
+    params: Any,
+    mesh: Mesh,
+    table: Sequence[tuple[str, PartitionSpec]] = SPLITS,
+    large: int = LARGE,
+) -> Any:
+    """Places a tree of parameters on the mesh, split as `table` says of their names.
+
+    A spec speaks of an array's last axes; stacked layers have one before them. Leaves may be
+    arrays, or anything with a shape whose parts are read by indexing it: each process then reads
+    what its own devices hold.
+
+    Args:
+      large: arrays of at least so many numbers are split over `data` as well (FSDP).
+    """
 
     def place(path: tuple, leaf: Any) -> jax.Array:
         name = ".".join(str(getattr(step, "key", step)) for step in path)
         found = (spec for pattern, spec in table if re.fullmatch(pattern, name))
         spec = next(found, PartitionSpec())
-        sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
-        fits = len(sizes) <= leaf.ndim and not any(
-            count % size for count, size in zip(leaf.shape, sizes, strict=False)
-        )
-        return jax.device_put(leaf, NamedSharding(mesh, spec if fits else PartitionSpec()))
+        axes = [None] * (leaf.ndim - len(spec)) + list(spec)[max(len(spec) - leaf.ndim, 0) :]
+        axes = [
+            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, leaf.shape, strict=True)
+        ]
+        if leaf.size >= large and "data" not in axes:
+            # The longest axis that is free; never the layers', which a scan takes one by one.
+            free = [
+                n
+                for n, axis in enumerate(axes)
+                if axis is None and leaf.shape[n] % mesh.shape["data"] == 0 and n >= leaf.ndim - 2
+            ]
+            if free:
+                axes[max(free, key=lambda n: leaf.shape[n])] = "data"
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, sharding)
+        parts: dict[str, Any] = {}
+
+        def part(index: tuple[slice, ...]) -> Any:
+            key = str(index)  # read once, for however many devices hold it
+            if key not in parts:
+                parts[key] = leaf[index]
+            return parts[key]
+
+        return jax.make_array_from_callback(leaf.shape, sharding, part)
 
     return jax.tree_util.tree_map_with_path(place, params)
 
@@ -98,6 +135,11 @@ def flash_attention(dtype: Any) -> str | None:
     """The attention kernel for `jax.nn.dot_product_attention`: cuDNN's where it has one."""
     halves = (jnp.bfloat16, jnp.float16)
     return "cudnn" if jax.default_backend() == "gpu" and dtype in halves else None
+
+
+def on_cpu() -> bool:
+    """Whether arrays without a mesh lie on a CPU."""
+    return jax.default_backend() == "cpu"
 
 
 def is_cpu(mesh: Mesh) -> bool:

@@ -8,6 +8,9 @@ Several layers from one pass, several encoders in one run, a dual encoder and it
   python scripts/extract.py --config=configs/extract/movielens.py --dataset=DIR --out=FOLDER
   python scripts/extract.py … --encoder=clip --weights=openai/clip-vit-base-patch16 \\
       --modality=visual_textual --fusion=concat --out=FOLDER
+A large vision-language model under a prompt, whose answers come along as descriptions.jsonl:
+  python scripts/extract.py … --encoder=qwen2_vl --weights=Qwen/Qwen2-VL-7B-Instruct \\
+      --prompt=configs/prompts/baby.txt --pooling=eos --layer=-1 --dtype=bfloat16 --out=STORE
 Files and tables as they are, reviews among them; a Ducho configuration; any model of PyTorch:
   python scripts/extract.py --texts=reviews.tsv --id_columns=user,item --text_column=review …
   python scripts/extract.py --ducho=config.yml
@@ -22,7 +25,7 @@ from mmjax import mesh, store
 from mmjax.data.dataset import load
 from mmjax.errors import InputError
 from mmjax.features import ducho, inputs
-from mmjax.features.extract import Job
+from mmjax.features.job import Job
 from mmjax.features.plan import Plan, check_modality, follow, steps_of
 
 FLAGS = flags.FLAGS
@@ -46,7 +49,13 @@ flags.DEFINE_string("revision", None, "Revision of a hub id.")
 flags.DEFINE_list("layers", [], "Outputs: NAME, NAME:mean|cls|max|flatten, or number.")
 flags.DEFINE_string("modality", None, "Of dual encoders: visual, textual, visual_textual.")
 flags.DEFINE_string("fusion", None, "Of visual_textual: concat, sum, mul or mean.")
+flags.DEFINE_alias("layer", "layers")
 flags.DEFINE_string("pooling", None, "mean, cls, max or pooler; the checkpoint's own if not given.")
+flags.DEFINE_string("prompt", None, "LVLM: text file with {image}, perhaps {title}, {description}.")
+flags.DEFINE_integer("max_new_tokens", None, "LVLM: at which an answer is cut (128).")
+flags.DEFINE_integer("max_image_tokens", None, "LVLM: images are made smaller to take no more.")
+flags.DEFINE_float("temperature", None, "LVLM: answers are drawn; greedy if not given.")
+flags.DEFINE_integer("seed", None, "LVLM: of drawn answers.")
 flags.DEFINE_string("tokenizer", None, "Checkpoint whose tokenizer is used instead.")
 flags.DEFINE_integer("max_length", None, "Tokens at which a text is cut.")
 flags.DEFINE_enum("padding", None, ["bucket", "max_length"], "Of texts; to buckets if not given.")
@@ -77,6 +86,7 @@ flags.DEFINE_bool("export_folders", False, "Also write one .npy an item beside e
 OPTIONS = ("weights", "revision", "layers", "modality", "pooling", "tokenizer", "max_length")
 OPTIONS += ("padding", "clean", "image_processor", "reshape", "preprocessing", "mean", "std")
 OPTIONS += ("max_pixels", "max_seconds", "normalize_samples", "width", "workers")
+OPTIONS += ("prompt", "max_new_tokens", "max_image_tokens", "temperature", "seed")
 OPTIONS += ("architecture", "trust", "device", "threads")
 
 

@@ -1,6 +1,7 @@
-"""Compares finished runs: prints the table and writes table.md, table.csv and table.png.
+"""Compares finished runs, or shows on a page what models said of items.
 
-python scripts/report.py RUN RUN ... --out=DIR
+python scripts/report.py RUN RUN ... --out=DIR        # table.md, table.csv and table.png
+python scripts/report.py --descriptions=DIR,DIR --dataset=DIR --out=DIR   # descriptions.html
 """
 
 from pathlib import Path
@@ -8,14 +9,35 @@ from pathlib import Path
 from _app import arguments, run
 from absl import flags
 
-from mmjax import report
+from mmjax import gallery, report
+from mmjax.data.dataset import load
 from mmjax.errors import InputError
 
-OUT = flags.DEFINE_string("out", "", "folder for the files; the first run's parent when not given")
+OUT = flags.DEFINE_string("out", "", "folder for the files; by the first run if not given")
 COLUMNS = flags.DEFINE_list("columns", [], "metrics of the table; the usual ones when not given")
+DESCRIPTIONS = flags.DEFINE_list("descriptions", [], "folders that describe.py made, one a model")
+DATASET = flags.DEFINE_string("dataset", "", "of --descriptions: the prepared folder")
+ITEMS = flags.DEFINE_integer("items", 60, "of --descriptions: how many are shown", 0)
+SEED = flags.DEFINE_integer("seed", 0, "of --descriptions: of which are shown")
 
 
 def main() -> None:
+    if DESCRIPTIONS.value:
+        show_descriptions()
+    if arguments() or not DESCRIPTIONS.value:
+        compare_runs()
+
+
+def show_descriptions() -> None:
+    if not DATASET.value:
+        raise InputError("--dataset is missing: whose items the descriptions are of")
+    described = gallery.load([Path(name) for name in DESCRIPTIONS.value])
+    out = Path(OUT.value or DESCRIPTIONS.value[0])
+    shown = {"items": ITEMS.value, "seed": SEED.value}
+    print("wrote", gallery.write(described, load(DATASET.value), out, **shown))
+
+
+def compare_runs() -> None:
     workdirs = [Path(name) for name in arguments()]
     if not workdirs:
         raise InputError("no run is named; call report.py RUN RUN ...")

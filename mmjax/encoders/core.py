@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     arrays: tuple[np.ndarray, ...]  # [B, ...] each
     failed: dict[int, str] = {}  # position -> why this input could not be read  # noqa: RUF012
     cut: int = 0  # inputs longer than the encoder's window, of which only the beginning is read
+    begins: bool = False  # a group of rows whose values must not depend on what was before them
 
 
 Batches = Callable[[Sequence[Any], int], Iterator[Batch]]  # (inputs, B)
@@ -51,6 +52,10 @@ class Tower:
     batches: Batches
     encode: Encode
     about: dict[str, Any] = field(default_factory=dict)  # into the manifest
+    # How batches go through the device: as `stream` below, in whatever order their rows end. One
+    # that speaks also says what it said: its values end with an array [n] of answers.
+    stream: Callable[..., Rows] | None = None
+    speaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,13 @@ class Clock:
     """Seconds that a stream waited for the host's batches, to say which side is the slower."""
 
     waited: float = 0.0
+
+    def next(self, made: Iterator[Any]) -> Any:
+        """The next of the host's batches, None behind the last."""
+        begin = time.perf_counter()
+        batch = next(made, None)
+        self.waited += time.perf_counter() - begin
+        return batch
 
 
 def stream(
@@ -101,9 +113,7 @@ def stream(
 
     with contextlib.closing(ahead(batches)) as made:
         while True:
-            begin = time.perf_counter()
-            batch = next(made, None)
-            clock.waited += time.perf_counter() - begin
+            batch = clock.next(made)
             if batch is None:
                 break
             on_batch(batch)
@@ -121,7 +131,9 @@ def place(params: Any, rows: NamedSharding | None) -> Any:
     """Copies host arrays to every device of a batch's sharding; placed ones stay as they are."""
     everywhere = None if rows is None else NamedSharding(rows.mesh, PartitionSpec())
     return jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, everywhere),
+        lambda leaf: (
+            leaf if isinstance(leaf, jax.Array) else jax.device_put(np.asarray(leaf), everywhere)
+        ),
         params,
     )
 

@@ -36,6 +36,7 @@ class Config:
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     bias: bool = True  # of queries, keys and values
+    out_bias: bool = False  # of what attention answers
     head_norm: bool = False  # of each head's queries and keys
 
 
@@ -87,7 +88,7 @@ class Attention(nnx.Module):
         self.query = nnx.Linear(width, queries, use_bias=config.bias, rngs=rngs)
         self.key = nnx.Linear(width, keys, use_bias=config.bias, rngs=rngs)
         self.value = nnx.Linear(width, keys, use_bias=config.bias, rngs=rngs)
-        self.out = nnx.Linear(queries, width, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(queries, width, use_bias=config.out_bias, rngs=rngs)
         normed = config.head_norm
         norm = [RmsNorm(self.d, config.rms_norm_eps, rngs=rngs) if normed else None for _ in "qk"]
         self.query_norm, self.key_norm = norm
@@ -160,7 +161,8 @@ class Decoder(nnx.Module):
           x: [B, L, D] the tokens' embeddings.
           positions: int [B, A, L] along each axis.
           real: bool [B, L], false at padding, on whichever side it is.
-          keep: applied to each layer's input and to the result; nothing else of them is kept.
+          keep: applied to x, to every layer's states but the last's, before `deep`, and to the
+            normed states: transformers' hidden states. Nothing else of them is kept.
           prefix: of a batch of 1: every row begins with it.
           deep: (n, states) to states after layer n, where a model adds to them.
 
@@ -179,13 +181,17 @@ class Decoder(nnx.Module):
             q, k, v = block.project(x, by)
             keys, values = (k, v) if past is None else (_after(past.k, k), _after(past.v, v))
             y = block.close(x, q, keys, values, mask)
-            y = y if deep is None else deep(number, y)
-            return y, (Cache(k, v), keep(x))
+            return y if deep is None else deep(number, y), (Cache(k, v), keep(y))
 
         count = jnp.arange(self.config.num_hidden_layers)
         last, (cache, kept) = over(self.blocks, layer, x, (count, prefix))
         last = self.norm(last)
-        return last, cache, _append(kept, keep(last))
+        return last, cache, _all(keep(x), kept, keep(last))
+
+    def read_words(self, ids: jax.Array, real: jax.Array, keep: Keep) -> tuple[Any, Cache, Any]:
+        """`read` of words alone, int [B, L], the first at position 0."""
+        where = jnp.broadcast_to(jnp.arange(ids.shape[1])[None, None], (len(ids), 3, ids.shape[1]))
+        return self.read(self.embed(ids), where, real, keep)
 
     def step(
         self,
@@ -220,12 +226,12 @@ class Decoder(nnx.Module):
                 cache.k.at[number, rows, at].set(k[:, 0]), cache.v.at[number, rows, at].set(v[:, 0])
             )
             y = block.close(x, q, cache.k[number], cache.v[number], mask)
-            return (y, cache), keep(x)
+            return (y, cache), keep(y)
 
-        count = jnp.arange(self.config.num_hidden_layers)
-        (x, cache), kept = over(blocks, layer, (self.embed(ids)[:, None], cache), count)
-        last = self.norm(x)
-        return last[:, 0], cache, _append(kept, keep(last))
+        x, count = self.embed(ids)[:, None], jnp.arange(self.config.num_hidden_layers)
+        (last, cache), kept = over(blocks, layer, (x, cache), count)
+        last = self.norm(last)
+        return last[:, 0], cache, _all(keep(x), kept, keep(last))
 
 
 def _after(past: jax.Array, new: jax.Array) -> jax.Array:
@@ -234,5 +240,11 @@ def _after(past: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(past, shape).astype(new.dtype), new], axis=1)
 
 
-def _append(kept: Any, last: Any) -> Any:
-    return jax.tree.map(lambda rest, one: jnp.concatenate([rest, one[None]]), kept, last)
+def _all(first: Any, layers: Any, last: Any) -> Any:
+    """What was kept [N + 1, ...]; the normed states stand for the last layer's."""
+    return jax.tree.map(
+        lambda one, rest, end: jnp.concatenate([one[None], rest[:-1], end[None]]),
+        first,
+        layers,
+        last,
+    )

@@ -55,11 +55,16 @@ def linear(source: str, target: str) -> list[Rule]:
     ]
 
 
-def fused(source: str, targets: Sequence[str]) -> list[Rule]:
-    """The rules of one Linear whose outputs are those of several, such as queries, keys, values."""
+def fused(source: str, targets: Sequence[str], widths: Sequence[int] | None = None) -> list[Rule]:
+    """The rules of one Linear whose outputs are those of several, such as queries, keys, values.
+
+    Args:
+      widths: how many of its outputs each has; equally many unless given.
+    """
+    cuts = len(targets) if widths is None else np.cumsum(widths)[:-1]
 
     def part(n: int) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda array: np.split(array, len(targets))[n].T
+        return lambda array: np.split(array, cuts)[n].T
 
     return [
         Rule(rf"{source}\.{theirs}", f"{target}.{ours}", part(n))

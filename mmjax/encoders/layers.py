@@ -68,6 +68,13 @@ class Attention(nnx.Module):
         by: Turn | None = None,
     ) -> jax.Array:
         """x: [B, L, D]; context: [B, K, C]; mask and bias as in `attend`; by: rotary positions."""
+        q, k, v = self.project(x, context, by)
+        return self.out(attend(q, k, v, mask, bias).reshape(x.shape))
+
+    def project(
+        self, x: jax.Array, context: jax.Array | None = None, by: Turn | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, L, H, d], keys and values [B, K, H, d]; queries and keys turned."""
         seen = x if context is None else context
         q, k, v = (
             part(source).reshape(*source.shape[:2], self.heads, x.shape[-1] // self.heads)
@@ -75,7 +82,7 @@ class Attention(nnx.Module):
         )
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        return self.out(attend(q, k, v, mask, bias).reshape(x.shape))
+        return q, k, v
 
 
 def attend(

@@ -5,17 +5,18 @@ that the model gives to a structured prompt.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
 
 from mmjax.encoders import hub, layers, qwen_vl, rotary
-from mmjax.encoders.decoder import Decoder
+from mmjax.encoders.decoder import Config, Decoder
 from mmjax.encoders.hub import Rule
-from mmjax.encoders.qwen_vl import Patches
-
-MODEL_TYPES = ("qwen2_vl",)  # of config.json
+from mmjax.encoders.qwen_tower import Kind, tower
+from mmjax.encoders.qwen_vl import Patches, QwenVl
+from mmjax.encoders.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Vision(nnx.Module):
             ),
             config.depth,
         )
-        self.merger = Merger(width, config.hidden_size, rngs=rngs)
+        norm = layers.layer_norm(width, 1e-6, rngs=rngs)
+        self.merger = Merger(norm, width, config.hidden_size, rngs=rngs)
 
     def __call__(self, patches: Patches) -> tuple[jax.Array, None]:
         x = self.patches(patches.pixels)
@@ -70,20 +72,33 @@ class Vision(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Four patches become one token: LayerNorm of each, then an MLP on all four."""
+    """Four patches become one token: the norm of each, or of the four together, then an MLP."""
 
-    def __init__(self, width: int, out: int, *, rngs: nnx.Rngs):
-        self.norm = layers.layer_norm(width, 1e-6, rngs=rngs)
+    def __init__(
+        self, norm: nnx.Module, width: int, out: int, *, together: bool = False, rngs: nnx.Rngs
+    ):
+        self.norm, self.together = norm, together
         self.up = nnx.Linear(4 * width, 4 * width, rngs=rngs)
         self.down = nnx.Linear(4 * width, out, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [B, P, V], to [B, P / 4, D]."""
-        squares = self.norm(x).reshape(len(x), x.shape[1] // 4, -1)
-        return self.down(layers.gelu(self.up(squares)))
+        squares = len(x), x.shape[1] // 4, 4 * x.shape[2]
+        x = self.norm(x.reshape(squares)) if self.together else self.norm(x).reshape(squares)
+        return self.down(layers.gelu(self.up(x)))
 
 
-def key_map(config: Any) -> list[Rule]:
+def turns(config: Config, given: dict[str, Any]) -> Rotary:
+    """How the decoder's positions turn.
+
+    Raises:
+      InputError: what `qwen_vl.rope` raises.
+    """
+    theta, sections = qwen_vl.rope(config, given, 1e6, (16, 24, 24))
+    return rotary.blocks(config.head_dim, theta, sections)
+
+
+def key_map(config: Config) -> list[Rule]:
     merger = r"(?:model\.)?visual\.merger\."
     return [
         *qwen_vl.vision_rules({"fc1": "up", "fc2": "down"}),
@@ -94,6 +109,23 @@ def key_map(config: Any) -> list[Rule]:
     ]
 
 
-def build(config: Any, vision: VisionConfig, turns: Any, mean: Any, std: Any) -> qwen_vl.QwenVl:
+def build(config: Config, vision: VisionConfig, turns: Rotary, mean: Any, std: Any) -> QwenVl:
     rngs = nnx.Rngs(0)
-    return qwen_vl.QwenVl(Vision(vision, mean, std, rngs=rngs), Decoder(config, turns, rngs=rngs))
+    return QwenVl(Vision(vision, mean, std, rngs=rngs), Decoder(config, turns, rngs=rngs))
+
+
+KIND = Kind(
+    model_types=("qwen2_vl",),
+    vision=VisionConfig,
+    text={"rms_norm_eps": 1e-5},
+    turns=turns,
+    build=build,
+    key_map=key_map,
+    pixels={
+        "shortest_edge": 56 * 56,
+        "longest_edge": 28 * 28 * 1280,
+        "mean": qwen_vl.MEAN,
+        "std": qwen_vl.STD,
+    },
+)
+load = partial(tower, KIND)

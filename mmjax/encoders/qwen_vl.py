@@ -22,6 +22,13 @@ from mmjax.errors import InputError
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
 LONGEST = 200  # times as long as it is wide, or the other way: transformers refuses more
+NUMBERS = (  # that config.json must give
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 C = TypeVar("C")
 
@@ -109,7 +116,8 @@ def smart_size(
     """
     if max(height, width) > LONGEST * min(height, width):
         raise ValueError(f"{height} x {width} pixels: one side is over {LONGEST} times the other")
-    tall, wide = (max(1, round(side / factor)) * factor for side in (height, width))
+    # Either may be 0 here: the area then is too small, and both are stretched.
+    tall, wide = (round(side / factor) * factor for side in (height, width))
     if tall * wide > longest:
         shrink = math.sqrt(height * width / longest)
         return tuple(  # type: ignore[return-value]
@@ -143,26 +151,33 @@ def positions(parts: Sequence[int | tuple[int, int]]) -> np.ndarray:
     return np.concatenate(found, axis=1, dtype=np.int32)
 
 
+def text_part(given: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the decoder: older checkpoints have it flat, newer ones nested."""
+    return {**given, **(given.get("text_config") or {})}
+
+
 def text_config(folder: Path, given: dict[str, Any], **defaults: Any) -> decoder.Config:
-    """The decoder's part of config.json, which older checkpoints have flat and newer ones nested.
+    """The decoder's part of config.json; `defaults` are what it leaves out.
 
     Raises:
       InputError: it lacks a number that has no default, or asks for a sliding window.
     """
-    about = {**given, **(given.get("text_config") or {})}
+    about = text_part(given)
     if about.get("use_sliding_window"):
         raise InputError(f"{folder} asks for a sliding window, which is not supported")
     names = decoder.Config.__dataclass_fields__
-    found = {name: about[name] for name in names if about.get(name) is not None}
+    found = {**defaults, **{name: about[name] for name in names if about.get(name) is not None}}
+    if about.get("attention_bias"):
+        found |= {"bias": True, "out_bias": True}
     found["tie_word_embeddings"] = bool(
         given.get("tie_word_embeddings") or about.get("tie_word_embeddings")
     )
-    try:
-        found.setdefault("num_key_value_heads", found["num_attention_heads"])
-        found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
-        return decoder.Config(**{**defaults, **found})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json is no text model's: it lacks {error}") from None
+    lacking = [name for name in NUMBERS if name not in found]
+    if lacking:
+        raise InputError(f"{folder}/config.json says no {', '.join(lacking)} of its text model")
+    found.setdefault("num_key_value_heads", found["num_attention_heads"])
+    found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
+    return decoder.Config(**found)
 
 
 def vision_config(folder: Path, kind: type[C], given: dict[str, Any]) -> C:
@@ -177,15 +192,33 @@ def vision_config(folder: Path, kind: type[C], given: dict[str, Any]) -> C:
         if about.get(name, value) != value:
             raise InputError(f"{folder} has {name} {about[name]}; only {value} is supported")
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    return kind(**{name: about[name] for name in names if about.get(name) is not None})
+    try:
+        return kind(**{name: about[name] for name in names if about.get(name) is not None})
+    except ValueError as error:
+        raise InputError(f"{folder}/config.json: {error}") from None
 
 
-def rope(given: dict[str, Any], theta: float, sections: Sequence[int]) -> tuple[float, list[int]]:
-    """The base and M-RoPE's sections, by whichever of their three names they come."""
-    about = {**given, **(given.get("text_config") or {})}
+def rope(
+    config: decoder.Config, given: dict[str, Any], theta: float, sections: Sequence[int]
+) -> tuple[float, list[int]]:
+    """The base and M-RoPE's sections, by whichever of their three names they come.
+
+    Args:
+      theta, sections: what they are where config.json, `given`, does not say.
+
+    Raises:
+      InputError: the window was extended (YaRN and the like), or the sections do not fill a head.
+    """
+    about = text_part(given)
     scaling = about.get("rope_parameters") or about.get("rope_scaling") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ("default", "mrope"):
+        raise InputError(f"config.json asks for {kind} rotary positions, which are not supported")
     base = scaling.get("rope_theta") or about.get("rope_theta") or theta
-    return float(base), list(scaling.get("mrope_section") or sections)
+    found = list(scaling.get("mrope_section") or sections)
+    if 2 * sum(found) != config.head_dim:
+        raise InputError(f"config.json has mrope_section {found} for heads {config.head_dim} wide")
+    return float(base), found
 
 
 def text_rules(config: decoder.Config) -> list[Rule]:

@@ -22,8 +22,8 @@ import yaml
 from mmjax.encoders import hub
 from mmjax.errors import InputError
 from mmjax.features import inputs
-from mmjax.features.extract import Job
 from mmjax.features.inputs import Inputs
+from mmjax.features.job import Job
 from mmjax.features.plan import Plan, Step, steps_of
 
 # Names of libraries that carry weights of their own -> the same weights on the Hugging Face hub.

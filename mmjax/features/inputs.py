@@ -35,16 +35,22 @@ class Inputs:
     about: dict[str, Any] = field(default_factory=dict)  # into the manifest
 
     def of(self, modality: str) -> list[Any]:
-        """Inputs [n] of a modality; of "image_text" pairs, "" where either is missing.
+        """Inputs [n] of a modality, "" where there is none.
+
+        Of "image_text" these are pairs, and both must be there; of other such names, as prompts
+        have ("image_title_description"), tuples whose words may be empty.
 
         Raises:
           InputError: not one row has it.
         """
-        if modality == "image_text":
-            pairs = zip(self.of("image"), self.of("text"), strict=True)
-            found: list[Any] = [pair if all(pair) else "" for pair in pairs]
+        parts = modality.split("_")
+        if len(parts) == 1:
+            found: list[Any] = self.values.get(modality, [])
         else:
-            found = self.values.get(modality, [])
+            needed = len(parts) if modality == "image_text" else 1
+            nothing = [""] * len(self.ids)
+            columns = [self.values.get(part, nothing) for part in parts]
+            found = [row if all(row[:needed]) else "" for row in zip(*columns, strict=True)]
         if not any(found):
             raise InputError(f"no item of {self.name} has {modality} to encode")
         return found
@@ -55,7 +61,8 @@ class Inputs:
         for value in self.of(modality):
             parts = value if isinstance(value, tuple) else (value,)
             for kind, part in zip(modality.split("_"), parts, strict=False):
-                digest.update((part if kind == "text" else Path(part).name).encode() + b"\0")
+                named = kind in ("image", "audio")
+                digest.update((Path(part).name if named else part).encode() + b"\0")
         return digest.hexdigest()[:16]
 
 
@@ -74,6 +81,7 @@ def of_dataset(dataset: Dataset, fields: Sequence[str] = ("text",)) -> Inputs:
         for parts in zip(*columns, strict=True)
     ]
     values = {"image": dataset.images, "text": texts, "audio": dataset.audios}
+    values |= {"title": dataset.titles, "description": dataset.texts}
     about = {"dataset": dataset.name, "fields": list(fields)}
     return Inputs(f"dataset {dataset.name}", dataset.item_ids, values, about)
 

@@ -7,9 +7,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from mmjax.errors import InputError
-from mmjax.features.extract import Job, extract
+from mmjax.features.extract import extract
 from mmjax.features.fuse import WAYS, fuse
 from mmjax.features.inputs import MODALITIES, Inputs
+from mmjax.features.job import Job
 from mmjax.features.loading import choose_encoder
 
 

@@ -18,7 +18,8 @@ from mmjax.data import dataset as data
 from mmjax.encoders.core import Batch, Tower
 from mmjax.errors import InputError
 from mmjax.features import inputs
-from mmjax.features.extract import Job, extract
+from mmjax.features.extract import extract
+from mmjax.features.job import Job
 from mmjax.features.loading import load_encoder
 
 ITEMS = 23

@@ -60,7 +60,7 @@ def keep_top(matrix, axis):
 @pytest.mark.parametrize("neighbours_of", ["candidate", "history"])
 @pytest.mark.parametrize("implicit", [True, False])
 def test_scores_equal_the_formula(ratings, name, neighbours_of, implicit, monkeypatch):
-    monkeypatch.setattr(itemknn, "BLOCK", 5)  # several blocks, the last one short
+    monkeypatch.setattr(itemknn, "ENTRIES", 5 * ITEMS)  # several blocks
     alpha, beta, shrink = 0.3, 0.8, 0.0 if name == "jaccard" else 0.5
     x = (ratings > 0).astype(float) if implicit else ratings
     weights = np.nan_to_num(similarity(name, x, alpha, beta, shrink))
