@@ -3,11 +3,12 @@
   python scripts/allrecipes.py --raw=allrecipes --out=runs/allrecipes
 
 Prepares the given split (protocol elliot, threshold 4); makes attributes of Qwen2-VL's and
-Phi-3.5-vision's keywords and MiniLM embeddings of Qwen2-VL's descriptions, of its answers to the
-misaligned prompt, and two noise controls; tunes ItemKNN and AttributeItemKNN equally (--trials
-random draws from arXiv 2508.04571's spaces) and VBPR and BPRMF on one grid, on the validation
-split; reads the test split once for what was chosen; and compares users in pairs. What is done is
-skipped when the same command runs again. Writes table.md and table.json.
+Phi-3.5-vision's keywords, and as a control Qwen2-VL's given to other items; MiniLM embeddings of
+Qwen2-VL's descriptions and of its answers to the misaligned prompt, and two noise controls. Tunes
+ItemKNN and AttributeItemKNN equally (--trials random draws from arXiv 2508.04571's spaces), VBPR
+and BPRMF on one grid, all on the validation split; reads the test split once for what was chosen;
+compares users in pairs. What is done is skipped when the same command runs again. Writes table.md
+and table.json.
 """
 
 import json
@@ -55,7 +56,7 @@ ROWS = {
     "ItemKNN": (itemknn, "", ""),
     **{
         f"AttributeItemKNN {name}": (attributeitemknn, f"attributes={name}/attributes", "ItemKNN")
-        for name in KEYWORDS
+        for name in (*KEYWORDS, "shuffled")
     },
     "BPRMF": (bprmf, "", ""),
     **{f"VBPR {name}": (vbpr, f"textual=texts/{name}", "BPRMF") for name in (*TEXTS, *NOISE)},
@@ -87,9 +88,12 @@ def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
         return describe.in_order(describe.read_table(raw / file, None, None), data)
 
     for name, file in KEYWORDS.items():
-        if f"AttributeItemKNN {name}" in rows and not (out / name).exists():
+        if any(row.startswith("Attribute") for row in rows) and not (out / name).exists():
             embed = describe.embedder(load_encoder("bert", options))
             print(describe.card(describe.describe(answers(file), out / name, embed)))
+    if "AttributeItemKNN shuffled" in rows and not (out / "shuffled").exists():
+        source, other = (out / name / "attributes" for name in ("qwen2vl", "shuffled"))
+        controls.control(source, other, "shuffle")
     if any(row.startswith("VBPR") for row in rows):
         for name, file in TEXTS.items():
             job = Job("bert", str(out / "texts" / name), options)

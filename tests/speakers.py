@@ -77,13 +77,14 @@ def save_speaker(folder, seed=0, window=512):
     return folder
 
 
-def save_pictures(folder, count=11, seed=0):
-    """Noise of several shapes."""
+def save_pictures(folder, count=11, seed=0, shapes=None):
+    """Noise of several shapes, drawn or in turn."""
     rng = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
     paths = [str(folder / f"{n:02d}.png") for n in range(count)]
-    for path in paths:
-        shape = (*rng.integers(30, 150, 2), 3)
+    for n, path in enumerate(paths):
+        drawn = rng.integers(30, 150, 2)
+        shape = (*(shapes[n % len(shapes)] if shapes else drawn), 3)
         Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(path)
     return paths
 

@@ -132,7 +132,10 @@ def _readers(
     return shared, encode
 
 
-def _stream(shared: Any, batches: Any, encode: Any, params: Any, rows: Any, *rest: Any) -> Any:
+def _stream(
+    shared: Any, batches: Any, encode: Any, params: Any, rows: Any = None, *rest: Any
+) -> core.Rows:
+    """`core.stream`, with the prefix read before."""
     params = core.place(params, rows)
     return core.stream(batches, encode, (params, shared(params)), rows, *rest)
 

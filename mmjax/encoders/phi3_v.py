@@ -46,7 +46,7 @@ class Vision(nnx.Module):
         self.tokens = Tokens(width, config.image_size, config.patch_size, bias=False, rngs=rngs)
         self.input_norm = layers.layer_norm(width, epsilon, rngs=rngs)
         self.blocks = layers.stack(
-            lambda: layers.Block(
+            lambda rngs: layers.Block(
                 width,
                 config.num_attention_heads,
                 config.intermediate_size,
@@ -56,6 +56,7 @@ class Vision(nnx.Module):
                 rngs=rngs,
             ),
             config.depth,
+            rngs,
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -194,16 +194,16 @@ def stack(made: Template, rows: Sequence[Row], size: int) -> tuple[Prompts, ...]
     if not rows:
         return ()
     length = bucket(max(len(row.ids) for row in rows))
-    ids = np.stack([pad(row.ids, length) for row in rows])
-    real = np.stack([np.arange(length) < len(row.ids) for row in rows])
+    ids = pad(np.stack([pad(row.ids, length) for row in rows]), size)
+    lengths = pad(np.array([len(row.ids) for row in rows]), size)
+    real = np.arange(length)[None] < lengths[:, None]
     image = (ids == made.family.image_id) & real
+    places = np.stack([pad(row.positions, length, axis=1) for row in rows])
     prompts = Prompts(
         ids=ids,
         seen=np.where(image, np.cumsum(image, axis=1) - 1, -1).astype(np.int32),
-        positions=np.stack([pad(row.positions, length, axis=1) for row in rows]),
+        positions=pad(places, size),
         real=real,
-        images=None,
+        images=made.family.collate([row.view for row in rows], size),
     )
-    padded = [part if part is None else pad(part, size) for part in prompts]
-    images = made.family.collate([row.view for row in rows], size)
-    return (Prompts(*padded)._replace(images=images),)
+    return (prompts,)

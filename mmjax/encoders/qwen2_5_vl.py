@@ -53,7 +53,7 @@ class Vision(nnx.Module):
         self.full = tuple(n in config.fullatt_block_indexes for n in range(config.depth))
         self.turns = rotary.grid(width // config.num_heads)
         self.patches = qwen_vl.PatchEmbed(config.patch_size, width, mean, std, rngs=rngs)
-        self.blocks = layers.stack(lambda: Block(config, rngs=rngs), config.depth)
+        self.blocks = layers.stack(lambda rngs: Block(config, rngs=rngs), config.depth, rngs)
         norm = RmsNorm(width, EPSILON, rngs=rngs)
         self.merger = qwen2_vl.Merger(norm, width, config.out_hidden_size, rngs=rngs)
 
@@ -162,4 +162,5 @@ def build(config: Config, vision: VisionConfig, turns: Rotary, mean: Any, std: A
 KIND = qwen2_vl.KIND._replace(
     model_types=("qwen2_5_vl",), vision=VisionConfig, build=build, key_map=key_map
 )
+MODEL_TYPES = KIND.model_types  # by which `auto` finds it
 load = partial(tower, KIND)

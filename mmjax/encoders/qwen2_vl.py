@@ -45,7 +45,7 @@ class Vision(nnx.Module):
         self.turns = rotary.grid(width // config.num_heads)
         self.patches = qwen_vl.PatchEmbed(config.patch_size, width, mean, std, rngs=rngs)
         self.blocks = layers.stack(
-            lambda: layers.Block(
+            lambda rngs: layers.Block(
                 width,
                 config.num_heads,
                 hidden,
@@ -55,6 +55,7 @@ class Vision(nnx.Module):
                 rngs=rngs,
             ),
             config.depth,
+            rngs,
         )
         norm = layers.layer_norm(width, 1e-6, rngs=rngs)
         self.merger = Merger(norm, width, config.hidden_size, rngs=rngs)
@@ -128,4 +129,5 @@ KIND = Kind(
         "std": qwen_vl.STD,
     },
 )
+MODEL_TYPES = KIND.model_types  # by which `auto` finds it
 load = partial(tower, KIND)

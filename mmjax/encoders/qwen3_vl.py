@@ -58,7 +58,7 @@ class Vision(nnx.Module):
         self.patches = qwen_vl.PatchEmbed(config.patch_size, width, mean, std, bias=True, rngs=rngs)
         self.positions = layers.Embedding(config.num_position_embeddings, width, rngs=rngs)
         self.blocks = layers.stack(
-            lambda: layers.Block(
+            lambda rngs: layers.Block(
                 width,
                 config.num_heads,
                 config.intermediate_size,
@@ -68,14 +68,15 @@ class Vision(nnx.Module):
                 rngs=rngs,
             ),
             config.depth,
+            rngs,
         )
         self.merger = Merger(layers.layer_norm(width, EPSILON, rngs=rngs), width, out, rngs=rngs)
 
-        def deeper() -> Merger:
+        def deeper(rngs: nnx.Rngs) -> Merger:
             norm = layers.layer_norm(4 * width, EPSILON, rngs=rngs)
             return Merger(norm, width, out, together=True, rngs=rngs)
 
-        self.mergers = layers.stack(deeper, len(self.deep))
+        self.mergers = layers.stack(deeper, len(self.deep), rngs)
 
     def __call__(self, patches: Patches) -> tuple[jax.Array, jax.Array]:
         x = self.patches(patches.pixels)
@@ -171,4 +172,5 @@ KIND = Kind(
         "std": (0.5,) * 3,
     },
 )
+MODEL_TYPES = KIND.model_types  # by which `auto` finds it
 load = partial(tower, KIND)

@@ -1,5 +1,6 @@
 """ItemKNN: items similar in who interacted with them; nothing is trained."""
 
+import functools
 from itertools import pairwise
 
 import jax
@@ -66,8 +67,7 @@ class ItemKNN(nnx.Module):
         return self.weights.get_value()  # [history, candidate]
 
     def scores(self, tables: graph.Csr, batch: dict[str, jax.Array]) -> jax.Array:
-        """Adds up the rows of each user's history: thousands of times less work than the product
-        of w and the batch's histories, which are nearly empty."""
+        """[B, I]: adds up the rows of each user's history, which are a small part of w."""
         profile, tables = jax.tree.map(jnp.asarray, (self.profile.get_value(), tables))
         n_items = tables.starts.shape[0] - 1
 
@@ -83,7 +83,10 @@ class ItemKNN(nnx.Module):
             start, end = profile.starts[user], profile.starts[user + 1]
             return jax.lax.fori_loop(start, end, add, jnp.zeros(n_items))
 
-        return jax.lax.map(of_user, batch["user"])  # [B, I]
+        # A CPU is busy with one user; side by side, all wait for the longest history.
+        one_by_one = functools.partial(jax.lax.map, of_user)
+        side_by_side = jax.vmap(of_user)
+        return jax.lax.platform_dependent(batch["user"], cpu=one_by_one, default=side_by_side)
 
 
 def profile_of(catalog: core.Catalog, implicit: bool) -> sp.csr_matrix:

@@ -1,5 +1,6 @@
 """Answers and the vectors taken from them, against transformers' own generation."""
 
+import jax
 import numpy as np
 import pytest
 from speakers import ask, save_pictures, save_speaker
@@ -9,6 +10,17 @@ from mmjax.encoders import generate, qwen2_vl
 
 PROMPT = "{image}Say [Category] {Toys}."
 LONGEST = 12
+# Of one bucket and of another; each combination is a program to compile.
+SHAPES = ((84, 84), (140, 60), (60, 140), (84, 84), (56, 56))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """Every tower compiles its own programs, here the same ones again and again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +28,7 @@ def speaker(tmp_path_factory):
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("speaker")
     (folder / "prompt.txt").write_text(PROMPT)
-    save_pictures(folder / "pictures")
+    save_pictures(folder / "pictures", 9, shapes=SHAPES)
     return save_speaker(folder)
 
 
@@ -84,7 +96,7 @@ def reference(speaker, paths):
 def test_answers_and_their_end_states_are_torchs(speaker, paths, reference):
     tower = load(speaker)
     assert list(tower.layers) == ["hidden_states.3:eos", "hidden_states.1:eos"]
-    found = ask(tower, paths)  # 11 rows through 4 places
+    found = ask(tower, paths)  # 9 rows through 4 places
     for n, (said, ended, states, _) in enumerate(reference):
         last, first, answer = found[n]
         assert (answer.text, answer.ended) == (said, ended)
@@ -115,7 +127,7 @@ def test_neither_batch_nor_neighbours_change_an_answer(speaker, paths):
     one, many = ask(load(speaker), paths, size=1), ask(load(speaker), paths, size=16)
     for n in range(len(paths)):
         assert one[n][-1] == many[n][-1]
-        np.testing.assert_allclose(one[n][0], many[n][0], atol=1e-5)
+        np.testing.assert_allclose(one[n][0], many[n][0], atol=1e-4)
 
 
 def test_the_prefix_is_read_once_and_changes_nothing(speaker, paths):
@@ -123,7 +135,7 @@ def test_the_prefix_is_read_once_and_changes_nothing(speaker, paths):
     (speaker / "behind.txt").write_text("Say [Category] {Toys}.{image}")
     tower = load(speaker, "last_prompt", "behind.txt")
     batch = next(tower.batches(paths, 4)).arrays[0]
-    assert batch.positions[:, 0, 0].min() > 80  # a byte is a token
+    assert batch.positions[:, 0, 0].min() > 60  # a byte is a token
     (speaker / "slot.txt").write_text("Say [Category] {Toys}.{title}{image}")
     slow = load(speaker, "last_prompt", "slot.txt")  # a slot before it leaves the template's part
     assert slow.modality == "image_title"
@@ -133,19 +145,16 @@ def test_the_prefix_is_read_once_and_changes_nothing(speaker, paths):
         for rows, values in each.stream(each.batches(inputs, 4), each.encode, each.params):
             found[rows] = values[0]
         collected.append(found)
-    np.testing.assert_allclose(*collected, atol=1e-5)
+    np.testing.assert_allclose(*collected, atol=1e-4)
 
 
 def test_drawn_answers_depend_on_row_and_seed_alone(speaker, paths):
-    def texts(**options):
-        found = ask(load(speaker, temperature=1.0, **options), paths, size=options.pop("size", 4))
+    def texts(seed, size):
+        found = ask(load(speaker, temperature=1.0, seed=seed), paths, size)
         return [found[n][-1].text for n in range(len(paths))]
 
-    first = texts(seed=1)
-    assert first == texts(seed=1)
-    assert first != texts(seed=2)
-    other = ask(load(speaker, temperature=1.0, seed=1), paths, size=11)
-    assert first == [other[n][-1].text for n in range(len(paths))]
+    assert texts(1, 4) == texts(1, 8)
+    assert texts(1, 4) != texts(2, 4)
 
 
 @pytest.mark.parametrize("spec", ["model=2", "data=2,model=2", "data=4"])

@@ -1,5 +1,6 @@
 """ItemKNN's neighbours and scores against dense SciPy and scikit-learn."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,3 +83,11 @@ def test_scores_equal_the_formula(ratings, name, neighbours_of, implicit, monkey
         )
         scores = model.scores(model.tables(), {"user": jnp.arange(USERS)})
         np.testing.assert_allclose(scores, x @ kept, rtol=1e-5, atol=1e-5)
+
+
+def test_users_side_by_side_as_on_an_accelerator(ratings, monkeypatch):
+    model = itemknn.ItemKNN(catalog_of(ratings), neighbours=K, neighbours_of="history")
+    users = {"user": jnp.arange(USERS)}
+    one_by_one = model.scores(model.tables(), users)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, cpu, default: default(*a))
+    np.testing.assert_allclose(model.scores(model.tables(), users), one_by_one, atol=1e-6)
