@@ -204,24 +204,3 @@ def timed(call, repeats: int) -> float:
         call()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown: speed, how many times PyTorch's, our stages by themselves."""
-    head = ("encoder", "side", "items/s", "times", "compile s", "host-wait", "stages, ms an item")
-    lines = ["| " + " | ".join((*head, "apart")) + " |", "|:--|:--|--:|--:|--:|--:|:--|--:|"]
-    ours = {row["model"]: row["items_s"] for row in rows if row["side"] == "mmjax"}
-    for row in rows:
-        own = row["side"] == "mmjax"
-        cells = (
-            row["model"] if own else "",
-            row["side"],
-            f"{row['items_s']:.1f}",
-            "" if own else f"{ours[row['model']] / row['items_s']:.2f}",
-            f"{row['compile_s']:.1f}" if own else "",
-            f"{row['host_wait']:.0%}" if own else "",
-            ", ".join(f"{k} {v:.2f}" for k, v in row["stages_ms"].items()) if own else "",
-            "" if own else f"{row['apart']:.1e}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

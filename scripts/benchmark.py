@@ -2,11 +2,12 @@
 
 python scripts/benchmark.py models --models=bprmf,lightgcn,vbpr --threads=1 --json=FILE
 python scripts/benchmark.py extract --raw=movielens100k-posters --threads=1 --json=FILE
+python scripts/benchmark.py lvlm --shape=100m --threads=2 --json=FILE
 
 Every measurement runs in a process of its own, pinned to the same cores, one after the other:
 compile time apart, a warm-up, then the median of `--repeats`. The data of `models` is a world of
 the shape on which MMRec was timed, with random features of its widths; that of `extract` are real
-plots and posters.
+plots and posters; `lvlm` reads and answers under a prompt of the papers, with random weights.
 """
 
 import json
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 import _encoding
+import _lvlm
+import _tables
 import numpy as np
 from _app import arguments, run
 from absl import flags
@@ -47,6 +50,11 @@ flags.DEFINE_string("raw", "", "extract: folder with items.csv and posters/")
 flags.DEFINE_integer("texts", 2000, "extract: overviews", lower_bound=1)
 flags.DEFINE_integer("images", 500, "extract: posters", lower_bound=1)
 flags.DEFINE_integer("encoder_batch", 32, "extract: inputs a batch", lower_bound=1)
+flags.DEFINE_enum("shape", "100m", list(_lvlm.SHAPES), "lvlm: of the Qwen2-VL")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "lvlm: of both sides")
+flags.DEFINE_integer("lvlm_batch", 16, "lvlm: prompts a batch, answers side by side", lower_bound=1)
+flags.DEFINE_integer("mixed", 64, "lvlm: prompts with images of many shapes", lower_bound=1)
+flags.DEFINE_integer("answer", 128, "lvlm: tokens of every answer", lower_bound=1)
 flags.DEFINE_string("worker", "", "internal: SIDE:MODEL to measure in this process")
 flags.DEFINE_string("folder", "", "internal: where the encoders' checkpoints and vectors are")
 
@@ -62,21 +70,21 @@ LONGEST = 50
 
 def main() -> None:
     what = arguments()
-    if what not in (["models"], ["extract"]):
-        raise InputError("say what to measure: benchmark.py models, or benchmark.py extract")
+    workers = {"models": measure, "extract": measure_encoder, "lvlm": measure_lvlm}
+    if len(what) != 1 or what[0] not in workers:
+        raise InputError("say what to measure: benchmark.py models, extract or lvlm")
     if FLAGS.worker:
-        call = measure if what == ["models"] else measure_encoder
-        print(json.dumps(call(*FLAGS.worker.split(":"))))
+        print(json.dumps(workers[what[0]](*FLAGS.worker.split(":"))))
         return
-    if what == ["extract"]:
-        compare_encoders()
+    if what != ["models"]:
+        (compare_encoders if what == ["extract"] else compare_lvlm)()
         return
     unknown = [name for name in FLAGS.models if name not in OPTIONS]
     if unknown:
         raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(OPTIONS)}")
     sides = ["mmjax", "torch"] if FLAGS.torch and has_torch() else ["mmjax"]
     rows = [spawn(side, model) for model in FLAGS.models for side in sides]
-    print(table(rows))
+    print(_tables.of_models(rows))
     keep(rows, "users", "items", "interactions", "widths", "dim", "batch_size", "repeats")
 
 
@@ -101,7 +109,7 @@ def compare_encoders() -> None:
                     np.load(Path(folder, f"{name}-{side}.npy")) for side in ("mmjax", row["side"])
                 )
                 row["apart"] = float(np.abs(ours[: len(theirs)] - theirs).max())
-    print(_encoding.table(rows))
+    print(_tables.of_encoders(rows))
     keep(rows, "texts", "images", "encoder_batch", "repeats")
 
 
@@ -123,6 +131,44 @@ def measure_encoder(side: str, name: str) -> dict:
     return {"model": name, "side": side, **row, "peak_rss_mb": train.peak_rss_mb()}
 
 
+def compare_lvlm() -> None:
+    """Reading and answering of both sides, and how far their states are apart."""
+    if not has_torch():
+        raise InputError("lvlm needs torch, which makes the checkpoint: pip install torch")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        _lvlm.checkpoint(FLAGS.shape, place, FLAGS.dtype)
+        rows = [
+            spawn(side, FLAGS.shape, "lvlm", f"--folder={folder}") for side in ("mmjax", "torch")
+        ]
+        for task in ("prefill", "mixed"):
+            ours, theirs = (np.load(place / f"{task}-{side}.npy") for side in ("mmjax", "torch"))
+            rows[1][f"{task}_apart"] = float(np.abs(ours - theirs).max())
+    _lvlm.finish(FLAGS.shape, rows, FLAGS.lvlm_batch, FLAGS.mixed)
+    print(_tables.of_lvlm(FLAGS.shape, rows))
+    keep(rows, "shape", "dtype", "lvlm_batch", "mixed", "answer", "repeats")
+
+
+def measure_lvlm(side: str, name: str) -> dict:
+    """One side; the last states of its prompts are left in the folder."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    place = Path(FLAGS.folder)
+    paths = {
+        "prefill": _lvlm.pictures(place, FLAGS.lvlm_batch, mixed=False),
+        "mixed": _lvlm.pictures(place, FLAGS.mixed, mixed=True),
+    }
+    settings = (FLAGS.lvlm_batch, FLAGS.repeats, FLAGS.answer, FLAGS.dtype)
+    if side == "torch":
+        import torch
+
+        torch.set_num_threads(FLAGS.threads)
+    measured = _lvlm.of_mmjax if side == "mmjax" else _lvlm.of_torch
+    row, states = measured(place / name, paths, *settings)
+    for task, found in states.items():
+        np.save(place / f"{task}-{side}.npy", found)
+    return {"model": name, "side": side, **row, "peak_rss_mb": train.peak_rss_mb()}
+
+
 def keep(rows: list[dict], *settings: str) -> None:
     """Writes the numbers and how they were made to --json, if that is given."""
     if FLAGS.json:
@@ -140,7 +186,7 @@ def spawn(side: str, model: str, what: str = "models", *more: str) -> dict:
     """Measures one side of one model in a fresh process with the same flags."""
     print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
     own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models", "--encoders"))]
-    own = [a for a in own if a not in ("models", "extract")]
+    own = [a for a in own if a not in ("models", "extract", "lvlm")]
     command = [sys.executable, __file__, what, *own, *more, f"--worker={side}:{model}"]
     # XLA and OpenMP size their pools when they start; the pinning in `measure` then holds for all.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
@@ -243,30 +289,6 @@ def warm(call) -> float:
     """Median seconds of `--repeats` calls after one to warm up."""
     call()
     return _encoding.timed(call, FLAGS.repeats)
-
-
-def table(rows: list[dict]) -> str:
-    head = ("model", "side", "epoch s", "eval s", "compile s", "peak MB", "epoch x", "eval x")
-    lines = ["| " + " | ".join(head) + " |", "|:--|:--|" + "--:|" * 6]
-    for row in rows:
-        peer = next((r for r in rows if r["model"] == row["model"] and r["side"] == "torch"), None)
-        ratio = (
-            ("", "")
-            if row["side"] == "torch" or peer is None
-            else tuple(f"{peer[k] / row[k]:.1f}" for k in ("epoch_s", "eval_s"))
-        )
-        compile_s = row["compile_s"] + row["compile_eval_s"]
-        cells = (
-            row["model"],
-            row["side"],
-            f"{row['epoch_s']:.3f}",
-            f"{row['eval_s']:.3f}",
-            f"{compile_s:.1f}" if compile_s else "",
-            f"{row['peak_rss_mb']:.0f}",
-            *ratio,
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def has_torch() -> bool:

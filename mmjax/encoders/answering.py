@@ -59,7 +59,7 @@ def stream(
     with contextlib.closing(ahead(batches)) as made:
         for _, some in itertools.groupby(made, group):
             seen = iter(partial(_next, some, on_batch, clock), None)
-            for slots in _run(steps, seen, params, before, rows):
+            for slots in run(steps, seen, params, before, rows):
                 over = np.flatnonzero(np.asarray(slots.done) & (np.asarray(slots.row) >= 0))
                 yield (
                     np.asarray(slots.row)[over],
@@ -76,7 +76,7 @@ def _next(some: Iterator[Batch], on_batch: Callable[[Batch], None], clock: Clock
     return None
 
 
-def _run(
+def run(
     steps: Programs,
     batches: Iterator[Batch],
     params: Any,

@@ -1,0 +1,248 @@
+"""Measuring vision-language models for benchmark.py: ours and transformers' on one checkpoint.
+
+  prefill  a batch of prompts with images of one shape: reading alone
+  mixed    prompts with images of many shapes in the order they come: reading alone; ours goes
+           through buckets and reads the shared prefix once, torch pads each batch on the left
+  decode   a batch of answers of exactly `--answer` tokens, the reading of their prompts left out
+
+The checkpoint has random weights of a published shape, or of the small one for CPUs.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from _encoding import timed
+from PIL import Image
+
+from mmjax.encoders import answering, generate, hub, qwen2_vl
+from mmjax.encoders.core import Tower, place
+
+VOCABULARY = {"2b": 151_936, "7b": 152_064}
+SHAPES = {  # (decoder, vision)
+    "100m": (
+        dict(hidden_size=512, intermediate_size=2816, layers=12, heads=8, keys=2, tied=True),
+        dict(depth=6, embed_dim=512, num_heads=8),
+    ),
+    "2b": (
+        dict(hidden_size=1536, intermediate_size=8960, layers=28, heads=12, keys=2, tied=True),
+        dict(depth=32, embed_dim=1280, num_heads=16),
+    ),
+    "7b": (
+        dict(hidden_size=3584, intermediate_size=18_944, layers=28, heads=28, keys=4, tied=False),
+        dict(depth=32, embed_dim=1280, num_heads=16),
+    ),
+}
+PROMPT = Path(__file__).resolve().parent.parent / "configs/prompts/baby.txt"
+PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+ONE_SHAPE = (224, 224)
+
+
+def checkpoint(name: str, folder: Path, dtype: str) -> Path:
+    """A random Qwen2-VL made by transformers, with the nano LVLM's tokenizer."""
+    place_of_it = folder / name
+    if place_of_it.exists():
+        return place_of_it
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text, vision = SHAPES[name]
+    nano = hub.find("nano-lvlm").folder
+    ids = json.loads((nano / "config.json").read_text())
+    half = text["hidden_size"] // text["heads"] // 2
+    sections = [half // 4, half * 3 // 8, half * 3 // 8]
+    config = Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=VOCABULARY.get(name, 32_768),
+            hidden_size=text["hidden_size"],
+            intermediate_size=text["intermediate_size"],
+            num_hidden_layers=text["layers"],
+            num_attention_heads=text["heads"],
+            num_key_value_heads=text["keys"],
+            max_position_embeddings=32_768,
+            rope_parameters={"rope_type": "default", "mrope_section": sections},
+            tie_word_embeddings=text["tied"],
+        ),
+        vision_config={**vision, "hidden_size": text["hidden_size"]},
+        tie_word_embeddings=text["tied"],
+        **{key: ids[key] for key in ids if key.endswith("token_id") and "os_" not in key},
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, dtype))
+    model = Qwen2VLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    # An answer must not end: the benchmark decides how long it is. The id is never the likeliest.
+    model.generation_config.eos_token_id = None
+    aside = folder / f".{name}"
+    model.save_pretrained(aside)
+    for path in nano.glob("token*"):
+        shutil.copy(path, aside)
+    about = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136}
+    (aside / "preprocessor_config.json").write_text(
+        json.dumps(about | {"max_pixels": 28 * 28 * 256})
+    )
+    (aside / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1]}))
+    text = PROMPT.read_text().strip()
+    (aside / "first.txt").write_text(text)
+    (aside / "behind.txt").write_text(text.replace("{image}", "") + "{image}")
+    aside.rename(place_of_it)
+    return place_of_it
+
+
+def pictures(folder: Path, count: int, *, mixed: bool) -> list[str]:
+    """Noise, of one shape or of as many as there are pictures."""
+    rng = np.random.default_rng(0)
+    place_of_it = folder / f"{'mixed' if mixed else 'alike'}-{count}"
+    place_of_it.mkdir(exist_ok=True)
+    paths = [str(place_of_it / f"{n:04d}.png") for n in range(count)]
+    for path in paths:
+        shape = rng.integers(60, 420, 2) if mixed else ONE_SHAPE
+        if not Path(path).exists():
+            pixels = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    return paths
+
+
+def of_mmjax(
+    weights: Path, paths: dict[str, list[str]], batch: int, repeats: int, answer: int, dtype: str
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Images/s of reading, tokens/s of decoding, compile time; and the last states for comparison.
+
+    Making the batches is the host's work and left out, on both sides.
+    """
+    row, states = {}, {}
+
+    def load(prompt: str, pooling: str) -> tuple[Tower, Any]:
+        tower = qwen2_vl.load(
+            weights=str(weights),
+            prompt=str(weights / prompt),
+            pooling=pooling,
+            dtype=dtype,
+            answers=generate.Options(max_new_tokens=answer),
+        )
+        return tower, jax.block_until_ready(place(tower.params, None))
+
+    for task, prompt in (("prefill", "first.txt"), ("mixed", "behind.txt")):
+        tower, params = load(prompt, "last_prompt")
+        made = list(tower.batches(paths[task], batch))
+        states[task] = np.zeros((len(paths[task]), *tower.layers.values()), np.float32)
+
+        def call(tower=tower, params=params, made=made, found=states[task]):
+            for rows, (values,) in tower.stream(iter(made), tower.encode, params):
+                found[rows] = values
+
+        seconds, row[f"{task}_compile_s"] = warm(call, repeats)
+        row[f"{task}_images_s"] = len(paths[task]) / seconds
+    tower, params = load("first.txt", "eos")
+    made = list(tower.batches(paths["prefill"], batch))
+    steps = tower.stream.args[0]
+    before, line = steps.prefix(params), np.zeros(batch, np.int32)
+
+    def speak():
+        for slots in answering.run(steps, iter(made), params, before, None):
+            jax.block_until_ready(slots.end)
+
+    def read():
+        for part in made:
+            jax.block_until_ready(steps.read(params, before, *part.arrays, line))
+
+    seconds, row["decode_compile_s"] = warm(speak, repeats)
+    row["decode_tokens_s"] = len(paths["prefill"]) * answer / (seconds - warm(read, repeats)[0])
+    return row, states
+
+
+def warm(call, repeats: int) -> tuple[float, float]:
+    """Median seconds after a first call, and what the first took longer."""
+    begin = time.perf_counter()
+    call()
+    first = time.perf_counter() - begin
+    seconds = timed(call, repeats)
+    return seconds, first - seconds
+
+
+def of_torch(
+    weights: Path, paths: dict[str, list[str]], batch: int, repeats: int, answer: int, dtype: str
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """The same of transformers' model, with scaled-dot-product attention."""
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kinds = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    model = Qwen2VLForConditionalGeneration.from_pretrained(weights, **kinds).eval().to(device)
+    tokenizer = hub.tokenizer(weights)
+    tokenizer.padding_side = "left"
+    processor = Qwen2VLImageProcessorPil.from_pretrained(weights)
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    row, states = {}, {}
+
+    def batches(given, prompt):
+        text = (weights / prompt).read_text()
+        for start in range(0, len(given), batch):
+            some = given[start : start + batch]
+            seen = processor([Image.open(path) for path in some], return_tensors="pt")
+            said = []
+            for grid in seen["image_grid_thw"]:
+                shown = "<|image_pad|>" * (int(grid.prod()) // 4)
+                shown = text.replace("{image}", f"<|vision_start|>{shown}<|vision_end|>")
+                chat = [{"role": "user", "content": shown}]
+                said.append(
+                    tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+                )
+            made = tokenizer(said, return_tensors="pt", padding=True)
+            kinds = {"mm_token_type_ids": (made["input_ids"] == image).int()}
+            found = {**made, **kinds, **seen}
+            found.pop("token_type_ids", None)
+            found["pixel_values"] = found["pixel_values"].to(model.dtype)
+            yield {key: value.to(device) for key, value in found.items()}
+
+    for task, prompt in (("prefill", "first.txt"), ("mixed", "behind.txt")):
+        made = list(batches(paths[task], prompt))
+        width = model.config.text_config.hidden_size
+        states[task] = np.zeros((len(paths[task]), width), np.float32)
+
+        def call(made=made, found=states[task]):
+            for number, part in enumerate(made):
+                last = model.model(**part).last_hidden_state[:, -1]
+                found[number * batch : number * batch + len(last)] = last.float().cpu().numpy()
+
+        with torch.no_grad():
+            seconds = warm(call, repeats)[0]
+        row[f"{task}_images_s"] = len(paths[task]) / seconds
+        row[f"{task}_tokens"] = sum(int(part["attention_mask"].sum()) for part in made)
+    made = list(batches(paths["prefill"], "first.txt"))
+
+    def speak(count: int):
+        fixed = {"max_new_tokens": count, "min_new_tokens": count, "eos_token_id": None}
+        for part in made:
+            model.generate(**part, **fixed, do_sample=False, pad_token_id=0)
+
+    with torch.no_grad():
+        seconds = warm(lambda: speak(answer + 1), repeats)[0] - warm(lambda: speak(1), repeats)[0]
+    row["decode_tokens_s"] = len(paths["prefill"]) * answer / seconds
+    return row, states
+
+
+def flops_a_token(name: str) -> float:
+    """Multiplications and additions of the decoder's weights for one token; attention left out."""
+    text, _ = SHAPES[name]
+    width = text["hidden_size"]
+    keys = width // text["heads"] * text["keys"]
+    layer = 2 * width * width + 2 * width * keys + 3 * width * text["intermediate_size"]
+    return 2.0 * text["layers"] * layer
+
+
+def finish(name: str, rows: list[dict], batch: int, mixed: int) -> None:
+    """Adds tokens/s and FLOP/s to both sides' rows; torch counted the tokens."""
+    peak = PEAK.get(jax.devices()[0].device_kind)
+    for row in rows:
+        for task, count in (("prefill", batch), ("mixed", mixed)):
+            a_row = rows[1][f"{task}_tokens"] / count
+            row[f"{task}_tokens_s"] = row[f"{task}_images_s"] * a_row
+        row["prefill_tflops"] = row["prefill_tokens_s"] * flops_a_token(name) / 1e12
+        if peak:
+            row["prefill_peak_share"] = row["prefill_tflops"] * 1e12 / peak

@@ -1,0 +1,64 @@
+"""What benchmark.py measured, as Markdown."""
+
+
+def of_models(rows: list[dict]) -> str:
+    head = ("model", "side", "epoch s", "eval s", "compile s", "peak MB", "epoch x", "eval x")
+    lines = ["| " + " | ".join(head) + " |", "|:--|:--|" + "--:|" * 6]
+    for row in rows:
+        peer = next((r for r in rows if r["model"] == row["model"] and r["side"] == "torch"), None)
+        ratio = (
+            ("", "")
+            if row["side"] == "torch" or peer is None
+            else tuple(f"{peer[k] / row[k]:.1f}" for k in ("epoch_s", "eval_s"))
+        )
+        compile_s = row["compile_s"] + row["compile_eval_s"]
+        cells = (
+            row["model"],
+            row["side"],
+            f"{row['epoch_s']:.3f}",
+            f"{row['eval_s']:.3f}",
+            f"{compile_s:.1f}" if compile_s else "",
+            f"{row['peak_rss_mb']:.0f}",
+            *ratio,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def of_encoders(rows: list[dict]) -> str:
+    """Markdown: speed, how many times PyTorch's, our stages by themselves."""
+    head = ("encoder", "side", "items/s", "times", "compile s", "host-wait", "stages, ms an item")
+    lines = ["| " + " | ".join((*head, "apart")) + " |", "|:--|:--|--:|--:|--:|--:|:--|--:|"]
+    ours = {row["model"]: row["items_s"] for row in rows if row["side"] == "mmjax"}
+    for row in rows:
+        own = row["side"] == "mmjax"
+        cells = (
+            row["model"] if own else "",
+            row["side"],
+            f"{row['items_s']:.1f}",
+            "" if own else f"{ours[row['model']] / row['items_s']:.2f}",
+            f"{row['compile_s']:.1f}" if own else "",
+            f"{row['host_wait']:.0%}" if own else "",
+            ", ".join(f"{k} {v:.2f}" for k, v in row["stages_ms"].items()) if own else "",
+            "" if own else f"{row['apart']:.1e}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def of_lvlm(name: str, rows: list[dict]) -> str:
+    """Markdown: ours, torch's and how many times that is, of each task."""
+    ours, theirs = rows[0], rows[1] if len(rows) > 1 else None
+    lines = [f"| {name} | mmjax | torch | times | compile s |", "|:--|--:|--:|--:|--:|"]
+    for task, unit in (("prefill", "images_s"), ("mixed", "images_s"), ("decode", "tokens_s")):
+        key = f"{task}_{unit}"
+        times = f"{ours[key] / theirs[key]:.2f}" if theirs else ""
+        other = f"{theirs[key]:.1f}" if theirs else ""
+        label = f"{task}, {unit.removesuffix('_s')}/s"
+        compile_s = f"{ours[f'{task}_compile_s']:.1f}"
+        lines.append(f"| {label} | {ours[key]:.1f} | {other} | {times} | {compile_s} |")
+    for key in ("prefill_tokens_s", "prefill_tflops", "prefill_peak_share", "peak_rss_mb"):
+        if key in ours:
+            cells = [f"{row[key]:.3g}" if key in row else "" for row in (ours, theirs or {})]
+            lines.append(f"| {key} | {cells[0]} | {cells[1]} |  |  |")
+    return "\n".join(lines)
