@@ -112,11 +112,7 @@ def write(
     Raises:
       InputError: no item of the dataset has an answer.
     """
-    answered = [
-        n for n, key in enumerate(dataset.item_ids) if any(key in one.lines for one in described)
-    ]
-    if not answered:
-        raise InputError(f"the answers are of other items than those of dataset {dataset.name}")
+    answered = _answered(described, dataset)
     drawn = np.random.default_rng(seed).permutation(answered)[: max(0, items)]
     shown = sorted(drawn.tolist())
     models = " and ".join(one.summary["name"] for one in described)
@@ -140,6 +136,20 @@ def write(
     path = Path(out) / "descriptions.html"
     files.write_bytes(path, page.encode())
     return path
+
+
+def _answered(described: Sequence[Described], dataset: Dataset) -> list[int]:
+    """Items that have an answer.
+
+    Raises:
+      InputError: none has.
+    """
+    found = [
+        n for n, key in enumerate(dataset.item_ids) if any(key in one.lines for one in described)
+    ]
+    if not found:
+        raise InputError(f"the answers are of other items than those of dataset {dataset.name}")
+    return found
 
 
 def _text(value: Any) -> str:

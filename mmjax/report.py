@@ -36,6 +36,8 @@ def load(workdirs: Sequence[Path]) -> list[Results]:
         if not path.exists():
             raise InputError(f"{path.parent} has no results.json; train it to the end first")
         run = files.read_json(path)
+        if isinstance(run, dict):
+            run["folder"] = path.parent.name
         lacking = [key for key in KEYS if not isinstance(run, dict) or key not in run]
         if lacking:
             raise InputError(f"{path} has no {lacking[0]!r}; it is not what train.py writes")
@@ -104,18 +106,28 @@ def by_seed(runs: Sequence[Results]) -> list[list[Results]]:
     return list(groups.values())
 
 
+def labels(groups: Sequence[Sequence[Results]]) -> list[str]:
+    """What to call each group: its recommender; where that is not enough, its folder as well."""
+    names = [same[0]["recommender"].rsplit(".", 1)[-1] for same in groups]
+    return [
+        f"{name} ({same[0]['folder']})" if names.count(name) > 1 else name
+        for name, same in zip(names, groups, strict=True)
+    ]
+
+
 def rows(runs: Sequence[Results], columns: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison table: a row a config, mean ± sd over its seeds."""
     shown = chosen(runs, columns)
     metric = runs[0]["config"]["metric"]
     head = ["recommender", "seed", "epoch", *shown, f"valid {metric}", "s/epoch", "total s"]
     body = []
-    for same in by_seed(runs):
+    groups = by_seed(runs)
+    for name, same in zip(labels(groups), groups, strict=True):
         valid = [run["valid"][metric] for run in same if metric in run["valid"]]
         epochs = [e for run in same if (e := run["timing"]["epoch_s"]) is not None]
         body.append(
             [
-                same[0]["recommender"].rsplit(".", 1)[-1],
+                name,
                 str(same[0]["seed"]) if len(same) == 1 else f"{len(same)} seeds",
                 f"{statistics.median(run['best_epoch'] for run in same):g}",
                 *(
@@ -168,9 +180,6 @@ def as_csv(runs: Sequence[Results]) -> str:
 def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) -> None:
     """Bars of the first two metrics, a panel each, a row a config, the best one darker."""
     groups = by_seed(runs)
-    labels = [same[0]["recommender"].rsplit(".", 1)[-1] for same in groups]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label}, {place}" for place, label in enumerate(labels, start=1)]
     metrics, places = chosen(runs, columns)[:2], range(len(groups))
     size = (1.2 + 4.0 * len(metrics), 1.0 + 0.4 * len(groups))
     style = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK}
@@ -189,7 +198,7 @@ def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) ->
             room = 1.25 if len(groups) == len(runs) else 1.6
             axis.set_xlim(0, max([*values, 1e-9]) * room)
             axis.set_xticks([])
-            axis.set_yticks(places, labels)
+            axis.set_yticks(places, labels(groups))
             axis.set_title(metric, loc="left", fontsize=11, fontweight="bold", pad=8)
             axis.tick_params(length=0, colors=INK)
             axis.spines[:].set_visible(False)

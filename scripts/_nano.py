@@ -46,7 +46,9 @@ def text_config(vocabulary: int) -> decoder.Config:
 def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE that has learned the words of `texts`; any other text is bytes."""
     model = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"), "isolated")
+    # What stands between two words is one token, "}, [" for example: short answers are quick ones.
+    between = r"[^\p{L}\p{N}]*[^\s\p{L}\p{N}][^\p{L}\p{N}]*"
+    split = pre_tokenizers.Split(Regex(rf" ?\p{{L}}+|\p{{N}}|{between}|\s+"), "isolated")
     model.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )

@@ -51,7 +51,8 @@ flags.DEFINE_bool("overwrite", False, "Replace what is there.")
 def main() -> None:
     if not FLAGS.out and not FLAGS.texts_out:
         raise InputError("give --out for attributes, --texts_out for embeddings, or both")
-    answers = describe.in_order(read_answers(), load(FLAGS.dataset))
+    dataset = load(FLAGS.dataset)
+    answers = describe.in_order(read_answers(), dataset)
     options = {"weights": FLAGS.weights or None, "revision": FLAGS.revision}
     if FLAGS.out:
         tower = load_encoder(FLAGS.encoder, options)
@@ -65,6 +66,7 @@ def main() -> None:
             top=FLAGS.top,
             min_count=FLAGS.min_count,
             about={"keywords_by": {key: tower.about[key] for key in ("encoder", "revision")}},
+            truth=dataset.attributes,
             overwrite=FLAGS.overwrite,
         )
         print(describe.card(summary))

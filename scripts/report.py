@@ -1,7 +1,7 @@
 """Compares finished runs, or shows on a page what models said of items.
 
 python scripts/report.py RUN RUN ... --out=DIR        # table.md, table.csv and table.png
-python scripts/report.py --descriptions=DIR,DIR --dataset=DIR --out=DIR   # descriptions.html
+python scripts/report.py --descriptions=DIR,DIR --dataset=DIR --out=DIR   # descriptions.html, .png
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from _app import arguments, run
 from absl import flags
 
-from mmjax import gallery, report
+from mmjax import gallery, report, showcase
 from mmjax.data.dataset import load
 from mmjax.errors import InputError
 
@@ -34,7 +34,10 @@ def show_descriptions() -> None:
     described = gallery.load([Path(name) for name in DESCRIPTIONS.value])
     out = Path(OUT.value or DESCRIPTIONS.value[0])
     shown = {"items": ITEMS.value, "seed": SEED.value}
-    print("wrote", gallery.write(described, load(DATASET.value), out, **shown))
+    dataset = load(DATASET.value)
+    print("wrote", gallery.write(described, dataset, out, **shown))
+    if any(dataset.images):
+        print("wrote", showcase.write(described[0], dataset, out, seed=SEED.value))
 
 
 def compare_runs() -> None:

@@ -42,7 +42,7 @@ flags.DEFINE_integer("pictures", 12_288, "Drawn to learn from.")
 flags.DEFINE_integer("unseen", 1_000, "Drawn to check with.")
 flags.DEFINE_integer("steps", 1_200, "Of training.")
 flags.DEFINE_integer("batch", 64, "Pictures a step.")
-flags.DEFINE_float("lr", 2e-3, "Largest learning rate.")
+flags.DEFINE_float("lr", 3e-3, "Largest learning rate.")
 flags.DEFINE_bool("overwrite", False, "Replace the folder.")
 
 LABELS = ("Category", "Colour", "Material", "Pattern", "Style")
@@ -52,7 +52,13 @@ def main() -> None:
     begin = time.perf_counter()
     asked = prompts.read(FLAGS.prompt)
     answers = dict(zip(LABELS, world.WORDS.values(), strict=True))
-    tokenizer = tokenizer_of([asked, *(f"[{k}] {{{w}}}, " for k, v in answers.items() for w in v)])
+    tokenizer = tokenizer_of(
+        [
+            "user\nassistant",
+            asked,
+            *(f"}}, [{k}] {{{w}}}, [" for k, v in answers.items() for w in v),
+        ]
+    )
     module = model(len(tokenizer), FLAGS.seed)
     graph, state = nnx.split(module)
     params = nnx.to_pure_dict(state)

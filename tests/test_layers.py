@@ -14,7 +14,7 @@ LAYERS = (
     {"evaluation"},
     {"features", "ensemble", "setup", "train"},
     {"sweep"},
-    {"report", "gallery"},
+    {"report", "gallery", "showcase"},
 )
 # What a folder may use although the layer order alone would allow more or less.
 ONLY = {

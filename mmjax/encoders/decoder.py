@@ -135,9 +135,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: Config, turns: Rotary, *, rngs: nnx.Rngs):
         self.config, self.turns = config, turns
         self.embed = Embedding(config.vocab_size, config.hidden_size, rngs=rngs)
-        self.blocks = stack(
-            lambda rngs: Block(config, rngs=rngs), config.num_hidden_layers, rngs
-        )
+        self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.num_hidden_layers, rngs)
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps, rngs=rngs)
         shape = config.hidden_size, config.vocab_size
         tied = config.tie_word_embeddings

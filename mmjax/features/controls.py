@@ -1,8 +1,8 @@
 """Noise in place of features: whether a recommender gains from content or only from capacity.
 
-  gaussian       i.i.d. N(0, 1) of the same shape (arXiv 2508.04571)
-  multivariate   N(mean, covariance) of the present rows (the same): as features look, but of nobody
-  shuffle        the features themselves, each given to another item
+gaussian       i.i.d. N(0, 1) of the same shape (arXiv 2508.04571)
+multivariate   N(mean, covariance) of the present rows (the same): as features look, but of nobody
+shuffle        the features themselves, each given to another item
 """
 
 from collections.abc import Callable

@@ -124,6 +124,7 @@ def describe(
     top: int = 50,
     min_count: int = 1,
     about: Mapping[str, Any] | None = None,
+    truth: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Parses answers (see `in_order`) and writes the folder `out` of the module's docstring.
@@ -134,6 +135,8 @@ def describe(
       name: what reports call the model; the folder's name unless given.
       threshold, top, min_count: see `attributes.one_hot`.
       about: JSON values for the manifest: which encoder `embed` is.
+      truth: attribute -> [I] what is true of the items, where that is known; slots of the same
+        name are scored.
 
     Returns:
       What summary.json holds.
@@ -153,6 +156,8 @@ def describe(
     made = attributes.one_hot([answer.values for answer in parsed], slots, embed, **options)
     options |= {"answers": answers.digest("text"), "slots": slots, **(about or {})}
     summary = summarise(texts, parsed, made)
+    scores = accuracy(texts, parsed, slots, truth or {})
+    summary |= {"accuracy": scores} if scores else {}
     summary = {"name": name or Path(out).resolve().name, **summary, "made": options}
     with files.folder_aside(Path(out), overwrite=overwrite) as aside:
         store.write_array(
@@ -209,6 +214,26 @@ def summarise(
     }
 
 
+def accuracy(
+    texts: Sequence[str],
+    parsed: Sequence[Answer],
+    slots: Sequence[str],
+    truth: Mapping[str, Sequence[str]],
+) -> dict[str, float]:
+    """Share of answered items of which a slot's value is the true one, whatever its case."""
+    known = {name.casefold(): [value.casefold() for value in truth[name]] for name in truth}
+    found = {}
+    for place, slot in enumerate(slots):
+        if slot.casefold() in known:
+            right = [
+                str(answer.values[place]).casefold() == value
+                for text, answer, value in zip(texts, parsed, known[slot.casefold()], strict=True)
+                if text
+            ]
+            found[slot] = round(sum(right) / max(1, len(right)), 4)
+    return found
+
+
 def card(summary: Mapping[str, Any]) -> str:
     """A summary in a few lines for a terminal."""
     answers = summary["answers"]
@@ -231,4 +256,7 @@ def card(summary: Mapping[str, Any]) -> str:
             f"  {slot}: {about['distinct']} keywords, other {about['other']:.3f}; "
             f"{', '.join(common)}"
         )
+    if "accuracy" in summary:
+        told = ", ".join(f"{slot} {share:.3f}" for slot, share in summary["accuracy"].items())
+        lines.append(f"  right, of what is known to be true: {told}")
     return "\n".join(lines)
