@@ -91,7 +91,8 @@ def spread(
 
     A spec speaks of an array's last axes; stacked layers have one before them. Leaves may be
     arrays, or anything with a shape whose parts are read by indexing it: each process then reads
-    what its own devices hold.
+    what its own devices hold, and what its attribute `then`, if it has one, makes of it takes its
+    place.
 
     Args:
       large: arrays of at least so many numbers are split over `data` as well (FSDP).
@@ -126,7 +127,9 @@ def spread(
                 parts[key] = leaf[index]
             return parts[key]
 
-        return jax.make_array_from_callback(leaf.shape, sharding, part)
+        placed = jax.make_array_from_callback(leaf.shape, sharding, part)
+        then = getattr(leaf, "then", None)
+        return placed if then is None else then(placed)
 
     return jax.tree_util.tree_map_with_path(place, params)
 

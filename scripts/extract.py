@@ -54,6 +54,7 @@ flags.DEFINE_string("pooling", None, "mean, cls, max or pooler; the checkpoint's
 flags.DEFINE_string("prompt", None, "LVLM: text file with {image}, perhaps {title}, {description}.")
 flags.DEFINE_integer("max_new_tokens", None, "LVLM: at which an answer is cut (128).")
 flags.DEFINE_integer("max_image_tokens", None, "LVLM: images are made smaller to take no more.")
+flags.DEFINE_bool("int8", None, "LVLM: the decoder's weights in eight bits.")
 flags.DEFINE_float("temperature", None, "LVLM: answers are drawn; greedy if not given.")
 flags.DEFINE_integer("seed", None, "LVLM: of drawn answers.")
 flags.DEFINE_string("tokenizer", None, "Checkpoint whose tokenizer is used instead.")
@@ -86,7 +87,7 @@ flags.DEFINE_bool("export_folders", False, "Also write one .npy an item beside e
 OPTIONS = ("weights", "revision", "layers", "modality", "pooling", "tokenizer", "max_length")
 OPTIONS += ("padding", "clean", "image_processor", "reshape", "preprocessing", "mean", "std")
 OPTIONS += ("max_pixels", "max_seconds", "normalize_samples", "width", "workers")
-OPTIONS += ("prompt", "max_new_tokens", "max_image_tokens", "temperature", "seed")
+OPTIONS += ("prompt", "max_new_tokens", "max_image_tokens", "temperature", "seed", "int8")
 OPTIONS += ("architecture", "trust", "device", "threads")
 
 

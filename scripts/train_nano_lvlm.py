@@ -42,7 +42,7 @@ flags.DEFINE_integer("pictures", 12_288, "Drawn to learn from.")
 flags.DEFINE_integer("unseen", 1_000, "Drawn to check with.")
 flags.DEFINE_integer("steps", 1_200, "Of training.")
 flags.DEFINE_integer("batch", 64, "Pictures a step.")
-flags.DEFINE_float("lr", 3e-3, "Largest learning rate.")
+flags.DEFINE_float("lr", 2e-3, "Largest learning rate.")
 flags.DEFINE_bool("overwrite", False, "Replace the folder.")
 
 LABELS = ("Category", "Colour", "Material", "Pattern", "Style")

@@ -52,10 +52,16 @@ def tower(
       prompt: a file, see `prompts`.
 
     Raises:
-      InputError: what `prompts.read` and `prompts.template` raise; no such layer or pooling.
+      InputError: what `prompts.read` and `prompts.template` raise; no such layer or pooling, or
+        answers without a token.
     """
     if pooling not in POOLINGS:
         raise InputError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    if answers.max_new_tokens < 1 or answers.temperature < 0:
+        raise InputError(
+            f"max_new_tokens {answers.max_new_tokens} must be at least 1, temperature "
+            f"{answers.temperature} at least 0"
+        )
     chosen = [_number(layer, config.num_hidden_layers) for layer in layers or (-1,)]
     if len(set(chosen)) < len(chosen):
         raise InputError(f"a layer is asked for twice in {', '.join(map(str, layers))}")

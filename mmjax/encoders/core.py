@@ -130,12 +130,15 @@ def stream(
 def place(params: Any, rows: NamedSharding | None) -> Any:
     """Copies host arrays to every device of a batch's sharding; placed ones stay as they are."""
     everywhere = None if rows is None else NamedSharding(rows.mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda leaf: (
-            leaf if isinstance(leaf, jax.Array) else jax.device_put(np.asarray(leaf), everywhere)
-        ),
-        params,
-    )
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return leaf
+        placed = jax.device_put(np.asarray(leaf), everywhere)
+        then = getattr(leaf, "then", None)  # of `weights.Stored`
+        return placed if then is None else then(placed)
+
+    return jax.tree.map(put, params)
 
 
 def ahead(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.encoders import rotary
+from mmjax.encoders.int8 import Dense
 from mmjax.encoders.layers import ACTIVATIONS, Embedding, over, stack
 from mmjax.encoders.rotary import Rotary, Turn
 from mmjax.mesh import flash_attention
@@ -69,9 +70,9 @@ class GatedMlp(nnx.Module):
         self, width: int, hidden: int, activation: str, *, bias: bool = False, rngs: nnx.Rngs
     ):
         self.activation = ACTIVATIONS[activation]
-        self.gate = nnx.Linear(width, hidden, use_bias=bias, rngs=rngs)
-        self.up = nnx.Linear(width, hidden, use_bias=bias, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, use_bias=bias, rngs=rngs)
+        self.gate = Dense(width, hidden, use_bias=bias, rngs=rngs)
+        self.up = Dense(width, hidden, use_bias=bias, rngs=rngs)
+        self.down = Dense(hidden, width, use_bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(self.activation(self.gate(x)) * self.up(x))
@@ -85,10 +86,10 @@ class Attention(nnx.Module):
         queries, keys = (
             count * self.d for count in (config.num_attention_heads, config.num_key_value_heads)
         )
-        self.query = nnx.Linear(width, queries, use_bias=config.bias, rngs=rngs)
-        self.key = nnx.Linear(width, keys, use_bias=config.bias, rngs=rngs)
-        self.value = nnx.Linear(width, keys, use_bias=config.bias, rngs=rngs)
-        self.out = nnx.Linear(queries, width, use_bias=config.out_bias, rngs=rngs)
+        self.query = Dense(width, queries, use_bias=config.bias, rngs=rngs)
+        self.key = Dense(width, keys, use_bias=config.bias, rngs=rngs)
+        self.value = Dense(width, keys, use_bias=config.bias, rngs=rngs)
+        self.out = Dense(queries, width, use_bias=config.out_bias, rngs=rngs)
         normed = config.head_norm
         norm = [RmsNorm(self.d, config.rms_norm_eps, rngs=rngs) if normed else None for _ in "qk"]
         self.query_norm, self.key_norm = norm

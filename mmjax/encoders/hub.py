@@ -199,11 +199,13 @@ def load_module(
     dtype: Any = np.float32,
     *,
     lazy: bool = False,
+    then: Callable[[str], Callable[[Any], Any] | None] = lambda name: None,
 ) -> tuple[nnx.GraphDef, Any]:
     """Builds a module abstractly and fills it: its graph definition and its state, a pure dict.
 
     Nothing is initialised at random only to be replaced. The arrays are NumPy's, in `dtype`,
-    until the caller places them; or, if `lazy`, `weights.Stored`, which are read as they are.
+    until the caller places them; or, if `lazy`, `weights.Stored`, which are read as they are, and
+    then become what `then` of their name makes of them.
 
     Raises:
       InputError: what `load_weights` raises.
@@ -213,6 +215,8 @@ def load_module(
     names = [".".join(str(step.key) for step in path) for path, _ in leaves]
     shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
     stored = load_weights(source, key_map, shapes, dtype)
+    for name in names:
+        stored[name].then = then(name)
     arrays = [stored[name] if lazy else np.asarray(stored[name]) for name in names]
     return graph, jax.tree.unflatten(tree, arrays)
 

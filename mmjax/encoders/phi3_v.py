@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from mmjax.encoders import asking, clip, decoder, generate, hub, layers, phi3_v_images, qwen_vl
+from mmjax.encoders import int8 as eight_bits
 from mmjax.encoders.core import Tower
 from mmjax.encoders.decoder import Decoder
 from mmjax.encoders.hub import Rule
@@ -165,6 +166,7 @@ def load(
     pooling: str = "eos",
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
+    int8: bool = False,
     num_crops: int | None = None,
     window: int = 4096,
     image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
@@ -183,6 +185,8 @@ def load(
       InputError: no such checkpoint, of another architecture, a shard is missing; what
         `asking.tower` raises.
     """
+    if int8:
+        eight_bits.check()
     checkpoint = hub.find(weights, revision)
     folder = checkpoint.folder
     given = hub.read_config(folder, MODEL_TYPES)
@@ -195,6 +199,7 @@ def load(
         key_map(config, vision),
         jnp.dtype(dtype),
         lazy=True,
+        then=eight_bits.of if int8 else lambda name: None,
     )
     sizes = {"side": vision.image_size, "merged": vision.merged}
     family = Family(
@@ -221,6 +226,7 @@ def load(
         about={
             "encoder": f"phi3_v:{checkpoint.name}",
             "revision": checkpoint.revision,
+            "int8": int8,
             "preprocessing": f"{pixels}, window {window}",
         },
     )

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mmjax.encoders import asking, checkpoints, decoder, generate, hub, qwen_vl
+from mmjax.encoders import int8 as eight_bits
 from mmjax.encoders.core import Tower
 from mmjax.encoders.lvlm import bucket, pad
 from mmjax.encoders.pixels import BICUBIC
@@ -44,6 +45,7 @@ def tower(
     pooling: str = "eos",
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
+    int8: bool = False,
     max_image_tokens: int | None = None,
     image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
     answers: generate.Options = generate.Options(),  # noqa: B008 - frozen
@@ -57,6 +59,7 @@ def tower(
       pooling: "eos", "last_prompt", "mean_prompt" or "mean_generated"; see `asking`.
       layers: numbers of hidden states; the last unless given.
       dtype: of parameters, cache and computation, float32 or bfloat16.
+      int8: the decoder's kernels take eight bits, see `int8`.
       max_image_tokens: images are made smaller to take no more; unless given, as the checkpoint's
         image processor says.
 
@@ -64,6 +67,8 @@ def tower(
       InputError: no such checkpoint, of another architecture, a shard is missing; what
         `asking.tower` raises.
     """
+    if int8:
+        eight_bits.check()
     checkpoint = hub.find(weights, revision)
     folder = checkpoint.folder
     given = hub.read_config(folder, kind.model_types)
@@ -78,6 +83,7 @@ def tower(
         kind.key_map(config),
         jnp.dtype(dtype),
         lazy=True,
+        then=eight_bits.of if int8 else lambda name: None,
     )
     image_id = given.get("image_token_id", 151_655)
     family = family_of(image_id, _window(given), **pixels)
@@ -96,6 +102,7 @@ def tower(
         about={
             "encoder": f"{kind.model_types[0]}:{checkpoint.name}",
             "revision": checkpoint.revision,
+            "int8": int8,
             "preprocessing": f"{pixels['patch']} pixel patches, {pixels['shortest']} to "
             f"{pixels['longest']} pixels, mean {colours[0]}, std {colours[1]}",
         },

@@ -109,7 +109,11 @@ class Stored:
     """
 
     def __init__(self, parts: Sequence[np.ndarray], dtype: Any, *, stacked: bool):
-        """parts: views of files; if `stacked` they lie along a new leading axis."""
+        """parts: views of files; if `stacked` they lie along a new leading axis.
+
+        `then`, if it is set, is applied to the array once it lies on devices.
+        """
+        self.then: Callable[[Any], Any] | None = None
         self.parts, self.dtype, self.stacked = list(parts), np.dtype(dtype), stacked
         self.shape = (len(parts), *parts[0].shape) if stacked else parts[0].shape
         self.ndim, self.size = len(self.shape), math.prod(self.shape)

@@ -185,3 +185,37 @@ def test_prompt_poolings_split_over_devices(speaker, paths):
             found[at] = values[0]
         collected.append(found)
     np.testing.assert_allclose(*collected, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", ["data=1", "model=2"])
+def test_eight_bits_are_the_weights_they_stand_for(speaker, paths, spec):
+    qwix = pytest.importorskip("qwix")
+    grid = mesh.make(spec)
+    options = {"weights": str(speaker), "prompt": str(speaker / "prompt.txt")}
+    tower = qwen2_vl.load(**options, pooling="last_prompt", int8=True)
+    whole = qwen2_vl.load(**options, pooling="last_prompt")
+    eight, full = (mesh.spread(each.params, grid) for each in (tower, whole))
+    is_eight = lambda leaf: isinstance(leaf, qwix.QArray)  # noqa: E731
+    back = jax.tree.map(
+        lambda leaf: qwix.dequantize(leaf) if is_eight(leaf) else leaf, eight, is_leaf=is_eight
+    )
+    kernel = eight["decoder"]["blocks"]["mlp"]["up"]["kernel"]
+    assert (kernel.qvalue.dtype, kernel.scale.shape) == ("int8", (3, 1, 64))
+    for given, ours in zip(jax.tree.leaves(full), jax.tree.leaves(back), strict=True):
+        largest = np.abs(given).max()
+        np.testing.assert_allclose(given, ours, atol=largest / 127 / 2 + 1e-6)
+
+    def states(params):
+        found = np.zeros((len(paths), 32))
+        made = tower.batches(paths, 4)
+        for at, values in tower.stream(made, tower.encode, params, mesh.rows(grid)):
+            found[at] = values[0]
+        return found
+
+    np.testing.assert_allclose(states(eight), states(back), atol=1e-4)
+
+
+def test_eight_bits_decode(speaker, paths):
+    pytest.importorskip("qwix")
+    tower = qwen2_vl.load(weights=str(speaker), prompt=str(speaker / "prompt.txt"), int8=True)
+    assert len(ask(tower, paths[:3])) == 3

@@ -92,6 +92,7 @@ def test_two_devices_say_and_mean_what_one_does(speaker, tmp_path):
         ({"layers": ("pooler_output",)}, "is no number"),
         ({"layers": ("9",)}, "are 0 .the embeddings. to 3"),
         ({"layers": ("3", "-1")}, "asked for twice"),
+        ({"max_new_tokens": 0}, "must be at least 1"),
         ({"max_image_tokens": 0}, "hold no token"),
         ({"reshape": (3, 3)}, "do not reshape"),
     ],
