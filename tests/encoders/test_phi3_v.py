@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from safetensors.numpy import load_file, save_file
+from speakers import ask, byte_tokenizer
 from towers import save_random
 
-from mmjax.encoders import hub, layers, lvlm, phi3_v, phi3_v_images
+from mmjax.encoders import generate, hub, layers, lvlm, phi3_v, phi3_v_images
 from mmjax.encoders.lvlm import Prompts
 from mmjax.encoders.phi3_v_images import collate, grid, layout, tokens, view
 from mmjax.errors import InputError
@@ -514,3 +516,46 @@ def test_places_are_read_across_the_image():
     """Two squares beside each other: a line goes through both, then comes a newline."""
     found = layout(1, 2, 2).tolist()
     assert found == [6, 7, 10, 11, 0, 8, 9, 12, 13, 0, 1, 2, 3, 0, 4, 5, 0]
+
+
+def test_the_tower_asks_as_published(parts, tmp_path, monkeypatch):
+    """A vocabulary of bytes: what is said is nonsense, what is asked is not."""
+    special = ("<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>", "<s>")
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = byte_tokenizer(special, template)
+    folder = tmp_path / "phi"
+    folder.mkdir()
+    tensors = load_file(parts["folder"] / "model.safetensors")
+    rng = np.random.default_rng(0)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = rng.standard_normal((300, TEXT["hidden_size"]), np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 300}))
+    tokenizer.save_pretrained(str(folder))
+    about = {"num_crops": 2, "image_mean": MEAN, "image_std": STD}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    (folder / "prompt.txt").write_text("{image}Say it.")
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    monkeypatch.setattr(phi3_v, "ENDS", {"<|end|>": end})
+    paths = []
+    for number, size in enumerate(((70, 50), (32, 32), (30, 100))):
+        paths.append(str(tmp_path / f"{number}.png"))
+        picture(size).save(paths[-1])
+    tower = phi3_v.load(
+        weights=str(folder),
+        prompt=str(folder / "prompt.txt"),
+        window=FIRST * 4,
+        answers=generate.Options(max_new_tokens=4),
+    )
+    (asked,) = next(tower.batches(paths, 4)).arrays
+    words = asked.ids[0][asked.real[0] & (asked.seen[0] < 0)]
+    assert tokenizer.decode(words) == "<s>\nSay it.<|end|>\n<|assistant|>\n"
+    before = len(tokenizer("<s><|user|>\n")["input_ids"])
+    assert (asked.positions[:3, :, 0] == before).all()
+    together, alone = ask(tower, paths), ask(tower, paths[:1], size=1)
+    assert together[0][-1] == alone[0][-1]
+    np.testing.assert_allclose(together[0][0], alone[0][0], atol=1e-4)
+    assert len(together) == 3
