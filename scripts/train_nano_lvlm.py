@@ -40,7 +40,7 @@ flags.DEFINE_string("prompt", "configs/prompts/world.txt", "What it learns to an
 flags.DEFINE_integer("seed", 0, "Of pictures, order and initial weights.")
 flags.DEFINE_integer("pictures", 12_288, "Drawn to learn from.")
 flags.DEFINE_integer("unseen", 1_000, "Drawn to check with.")
-flags.DEFINE_integer("steps", 1_200, "Of training.")
+flags.DEFINE_integer("steps", 1_300, "Of training.")
 flags.DEFINE_integer("batch", 64, "Pictures a step.")
 flags.DEFINE_float("lr", 2e-3, "Largest learning rate.")
 flags.DEFINE_bool("overwrite", False, "Replace the folder.")
