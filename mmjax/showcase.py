@@ -1,5 +1,6 @@
 """A few items and what a model said of them, as one picture."""
 
+import contextlib
 import io
 import textwrap
 from pathlib import Path
@@ -9,6 +10,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 from mmjax import files
 from mmjax.data.dataset import Dataset
@@ -30,12 +32,17 @@ def write(one: Described, dataset: Dataset, out: Path, *, items: int = 9, seed: 
       InputError: no item with an image has an answer.
     """
     place = {key: n for n, key in enumerate(dataset.item_ids)}
-    shown = [n for key in one.lines if (n := place.get(key)) is not None and dataset.images[n]]
-    if not shown:
+    answered = [n for key in one.lines if (n := place.get(key)) is not None and dataset.images[n]]
+    pictures: dict[int, Image.Image] = {}
+    for item in np.random.default_rng(seed).permutation(answered).tolist():
+        with contextlib.suppress(*images.DAMAGE):
+            pictures[item] = images.read(dataset.images[item], 10**8)
+        if len(pictures) == items:
+            break
+    if not pictures:
         raise InputError(f"no item of dataset {dataset.name} has an image and an answer")
-    drawn = sorted(np.random.default_rng(seed).permutation(shown)[:items].tolist())
     truth = {name.casefold(): values for name, values in dataset.attributes.items()}
-    rows = -(-len(drawn) // COLUMNS)
+    rows = -(-len(pictures) // COLUMNS)
     size = (4.1 * COLUMNS, 1.75 * rows + 0.5)
     with plt.rc_context({"font.size": 10, "text.color": INK}):
         figure, axes = plt.subplots(
@@ -43,10 +50,10 @@ def write(one: Described, dataset: Dataset, out: Path, *, items: int = 9, seed: 
         )
         for axis in axes.flat:
             axis.set_axis_off()
-        for number, item in enumerate(drawn):
+        for number, item in enumerate(sorted(pictures)):
             row, column = divmod(number, COLUMNS)
             left, right = axes[row][2 * column : 2 * column + 2]
-            left.imshow(images.read(dataset.images[item], 10**8))
+            left.imshow(pictures[item])
             line = one.lines[dataset.item_ids[item]]
             told = [
                 _said(slot, value, truth.get(slot.casefold(), {item: None})[item])
@@ -63,11 +70,11 @@ def write(one: Described, dataset: Dataset, out: Path, *, items: int = 9, seed: 
             fontsize=11,
             fontweight="bold",
         )
-        drawn_bytes = io.BytesIO()
-        figure.savefig(drawn_bytes, format="png", dpi=130, facecolor="white")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=130, facecolor="white")
         plt.close(figure)
     path = Path(out) / "descriptions.png"
-    files.write_bytes(path, drawn_bytes.getvalue())
+    files.write_bytes(path, picture.getvalue())
     return path
 
 

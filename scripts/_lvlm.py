@@ -66,6 +66,8 @@ def checkpoint(name: str, folder: Path, dtype: str) -> Path:
             max_position_embeddings=32_768,
             rope_parameters={"rope_type": "default", "mrope_section": sections},
             tie_word_embeddings=text["tied"],
+            bos_token_id=ids["bos_token_id"],
+            eos_token_id=ids["eos_token_id"],
         ),
         vision_config={**vision, "hidden_size": text["hidden_size"]},
         tie_word_embeddings=text["tied"],
@@ -79,7 +81,7 @@ def checkpoint(name: str, folder: Path, dtype: str) -> Path:
     model.generation_config.eos_token_id = None
     aside = folder / f".{name}"
     model.save_pretrained(aside)
-    for path in nano.glob("token*"):
+    for path in (*nano.glob("token*"), nano / "chat_template.jinja"):
         shutil.copy(path, aside)
     about = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136}
     (aside / "preprocessor_config.json").write_text(

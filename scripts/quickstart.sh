@@ -34,7 +34,7 @@ done
 
 say "its answers become attributes"
 script describe --dataset="$out/world" --store="$lvlm/nano" --prompt=configs/prompts/world.txt \
-  --out="$out/world/described/nano" --overwrite
+  --threshold=0.05 --out="$out/world/described/nano" --overwrite # its words need no merging
 script report --descriptions="$out/world/described/nano" --dataset="$out/world" --out="$out"
 
 # The few flags were picked on the validation split of such worlds, with more care for some models
@@ -48,7 +48,7 @@ train() { # NAME CONFIG FLAGS...
 }
 train mostpop mostpop
 train itemknn itemknn
-train attributeitemknn attributeitemknn \
+train attributeitemknn attributeitemknn --config.model.implicit=True \
   --config.features="attributes=$out/world/described/nano/attributes"
 train bprmf bprmf --config.patience=10
 train lightgcn lightgcn --config.model.l_w=0.01 --config.model.layers=3 --config.lr=0.005 \

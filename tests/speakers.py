@@ -33,7 +33,7 @@ def byte_tokenizer(special=SPECIAL, template=TEMPLATE):
     )
 
 
-def save_speaker(folder, seed=0, window=512):
+def save_speaker(folder, seed=3, window=512):
     """Saves a checkpoint whose answers end by themselves, some sooner, some later."""
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -58,12 +58,13 @@ def save_speaker(folder, seed=0, window=512):
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
+    torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
     save_random(model, folder, seed)
     with torch.no_grad():
         # Sharp attention, so that answers differ from image to image; none of them shows one.
         for layer in model.model.language_model.layers:
-            for part, factor in (("q", 6), ("k", 6), ("v", 4), ("o", 4)):
+            for part, factor in (("q", 4), ("k", 4), ("v", 4), ("o", 4)):
                 getattr(layer.self_attn, f"{part}_proj").weight.mul_(factor)
         model.lm_head.weight.mul_(3)
         model.lm_head.weight[[ids[name] for name in SPECIAL]] = 0

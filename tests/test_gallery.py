@@ -160,7 +160,11 @@ def test_the_script(folder):
     described = f"--descriptions={folder / 'good'},{folder / 'lax'}"
     done = script("report.py", described, f"--dataset={folder / 'data'}", f"--out={folder / 's'}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"wrote {folder / 's' / 'descriptions.html'}"
+    names = ("descriptions.html", "descriptions.png")
+    assert done.stdout.splitlines() == [f"wrote {folder / 's' / name}" for name in names]
+    with Image.open(folder / "s" / "descriptions.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    assert MAGENTA in colours
     assert len(read(folder / "s" / "descriptions.html").fetched) == 28
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmjax.encoders import rotary
@@ -199,14 +200,15 @@ class Decoder(nnx.Module):
         blocks: Any,
         ids: jax.Array,
         positions: jax.Array,
-        cache: Cache,
+        cache: Any,
         at: jax.Array,
         keep: Keep,
-    ) -> tuple[jax.Array, Cache, Any]:
+    ) -> tuple[jax.Array, Any, Any]:
         """Reads one more token of every row.
 
         Args:
-          blocks: `self.blocks`, or a list of their layers.
+          blocks: `self.blocks`, or a list of their layers; with a list the cache may be a list of
+            a layer's each, [B, T, K, d].
           ids: int [B].
           positions: int [B, A].
           cache: what the rows have read so far, with room; updated in place when donated.
@@ -218,18 +220,26 @@ class Decoder(nnx.Module):
         """
         by = rotary.turn(self.turns, positions[:, :, None])
         rows = jnp.arange(len(ids))
-        mask = (jnp.arange(cache.k.shape[2])[None] <= at[:, None])[:, None]
+        length = (cache[0] if isinstance(cache, list) else cache).k.shape[-3]
+        mask = (jnp.arange(length)[None] <= at[:, None])[:, None]
 
         def layer(block: Block, carry: Any, number: Any) -> tuple[Any, Any]:
             x, cache = carry
             q, k, v = block.project(x, by)
-            cache = Cache(
-                cache.k.at[number, rows, at].set(k[:, 0]), cache.v.at[number, rows, at].set(v[:, 0])
-            )
-            y = block.close(x, q, cache.k[number], cache.v[number], mask)
+            new = Cache(k[:, 0], v[:, 0])
+            if isinstance(cache, list):
+                put = lambda past, one: past.at[rows, at].set(one)  # noqa: E731
+                mine = jax.tree.map(put, cache[number], new)
+                cache = [*cache[:number], mine, *cache[number + 1 :]]
+            else:
+                put = lambda past, one: past.at[number, rows, at].set(one)  # noqa: E731
+                cache = jax.tree.map(put, cache, new)
+                mine = Cache(cache.k[number], cache.v[number])
+            y = block.close(x, q, *mine, mask)
             return (y, cache), keep(y)
 
-        x, count = self.embed(ids)[:, None], jnp.arange(self.config.num_hidden_layers)
+        # Of a list of blocks the numbers must be known, not traced.
+        x, count = self.embed(ids)[:, None], np.arange(self.config.num_hidden_layers)
         (last, cache), kept = over(blocks, layer, (x, cache), count)
         last = self.norm(last)
         return last[:, 0], cache, _all(keep(x), kept, keep(last))

@@ -174,6 +174,11 @@ def programs(
             running = ((slots.row >= 0) & ~slots.done).any()
             return running & (((slots.row >= 0) & slots.done).sum() < wanted)
 
+        if apart:  # nor is a layer's cache cut out of the stack at every token
+            layers_of = range(decoder.config.num_hidden_layers)
+            parts = [Cache(slots.cache.k[n], slots.cache.v[n]) for n in layers_of]
+            slots = jax.lax.while_loop(more, step, slots._replace(cache=parts))
+            return slots._replace(cache=jax.tree.map(lambda *a: jnp.stack(a), *slots.cache))
         return jax.lax.while_loop(more, step, slots)
 
     @exactly

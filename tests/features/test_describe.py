@@ -12,6 +12,7 @@ from mmjax import store
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
 from mmjax.features import attributes, describe
+from mmjax.features.answers import parse
 from mmjax.features.inputs import Inputs
 from mmjax.features.loading import load_encoder
 
@@ -257,3 +258,11 @@ def test_the_script_refuses(tmp_path, world):
 def test_only_a_text_tower_embeds_keywords():
     with pytest.raises(InputError, match="need an encoder of texts"):
         describe.embedder(load_encoder("plain_text", {}))
+
+
+def test_what_is_known_to_be_true_is_scored():
+    texts = ["[Kind] {Mug} [Hue] {red}", "[Kind] {hat} [Hue] {teal}", "", "nothing of it"]
+    parsed = [parse(text, ["Kind", "Hue"]) for text in texts]
+    truth = {"kind": ["mug", "bag", "bag", "bag"], "size": ["s"] * 4}
+    scores = describe.accuracy(texts, parsed, ["Kind", "Hue"], truth)
+    assert scores == {"Kind": pytest.approx(1 / 3, abs=1e-4)}
