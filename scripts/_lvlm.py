@@ -44,9 +44,9 @@ ONE_SHAPE = (224, 224)
 
 def checkpoint(name: str, folder: Path, dtype: str) -> Path:
     """A random Qwen2-VL made by transformers, with the nano LVLM's tokenizer."""
-    place_of_it = folder / name
-    if place_of_it.exists():
-        return place_of_it
+    out = folder / name
+    if out.exists():
+        return out
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -91,16 +91,16 @@ def checkpoint(name: str, folder: Path, dtype: str) -> Path:
     text = PROMPT.read_text().strip()
     (aside / "first.txt").write_text(text)
     (aside / "behind.txt").write_text(text.replace("{image}", "") + "{image}")
-    aside.rename(place_of_it)
-    return place_of_it
+    aside.rename(out)
+    return out
 
 
 def pictures(folder: Path, count: int, *, mixed: bool) -> list[str]:
     """Noise, of one shape or of as many as there are pictures."""
     rng = np.random.default_rng(0)
-    place_of_it = folder / f"{'mixed' if mixed else 'alike'}-{count}"
-    place_of_it.mkdir(exist_ok=True)
-    paths = [str(place_of_it / f"{n:04d}.png") for n in range(count)]
+    out = folder / f"{'mixed' if mixed else 'alike'}-{count}"
+    out.mkdir(exist_ok=True)
+    paths = [str(out / f"{n:04d}.png") for n in range(count)]
     for path in paths:
         shape = rng.integers(60, 420, 2) if mixed else ONE_SHAPE
         if not Path(path).exists():
