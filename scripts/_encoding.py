@@ -25,7 +25,15 @@ from mmjax.features.loading import load_encoder
 # name -> (our encoder, its options, transformers' class and config)
 TEXTS = {
     "minilm": ("bert", {}, None),
-    "mpnet": ("mpnet", {}, ("MPNetModel", "MPNetConfig", {"vocab_size": 30527})),
+    "mpnet": (
+        "mpnet",
+        {},
+        (
+            "MPNetModel",
+            "MPNetConfig",
+            {"vocab_size": 30527, "max_position_embeddings": 514},
+        ),
+    ),
 }
 IMAGES = {
     "resnet50": ("resnet", {}, ("ResNetModel", "ResNetConfig", {})),
