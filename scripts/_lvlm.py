@@ -142,15 +142,15 @@ def of_mmjax(
     tower, params = load("first.txt", "eos")
     made = list(tower.batches(paths["prefill"], batch))
     steps = tower.stream.args[0]
-    before, line = steps.prefix(params), np.zeros(batch, np.int32)
+    given, line = steps.prepare(params), np.zeros(batch, np.int32)
 
     def speak():
-        for slots in answering.run(steps, iter(made), params, before, None):
+        for slots in answering.run(steps, iter(made), given, None):
             jax.block_until_ready(slots.end)
 
     def read():
         for part in made:
-            jax.block_until_ready(steps.read(params, before, *part.arrays, line))
+            jax.block_until_ready(steps.read(given, *part.arrays, line))
 
     seconds, row["decode_compile_s"] = warm(speak, repeats)
     row["decode_tokens_s"] = len(paths["prefill"]) * answer / (seconds - warm(read, repeats)[0])

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.encoders.core import Batch, Clock, Encode, Rows, ahead, place
-from mmjax.encoders.decoder import Cache
-from mmjax.encoders.generate import Programs, Ready, Slots
+from mmjax.encoders.decoder import Past
+from mmjax.encoders.generate import Prepared, Programs, Ready, Slots
 from mmjax.encoders.lvlm import bucket
 
 
@@ -47,8 +47,7 @@ def stream(
         its end token included.
     """
     del encode  # `steps` are what runs
-    params, clock = place(params, rows), clock or Clock()
-    before = steps.prefix(params)
+    given, clock = steps.prepare(place(params, rows)), clock or Clock()
     number = 0
 
     def group(batch: Batch) -> int:
@@ -59,7 +58,7 @@ def stream(
     with contextlib.closing(ahead(batches)) as made:
         for _, some in itertools.groupby(made, group):
             seen = iter(partial(_next, some, on_batch, clock), None)
-            for slots in run(steps, seen, params, before, rows):
+            for slots in run(steps, seen, given, rows):
                 over = np.flatnonzero(np.asarray(slots.done) & (np.asarray(slots.row) >= 0))
                 yield (
                     np.asarray(slots.row)[over],
@@ -79,8 +78,7 @@ def _next(some: Iterator[Batch], on_batch: Callable[[Batch], None], clock: Clock
 def run(
     steps: Programs,
     batches: Iterator[Batch],
-    params: Any,
-    before: Cache | None,
+    given: Prepared,
     rows: NamedSharding | None,
 ) -> Iterator[Slots]:
     """Answers rows side by side; yields whenever some have ended.
@@ -103,11 +101,11 @@ def run(
                 prompts = jax.device_put(batch.arrays[0], rows)
                 size, length = prompts.ids.shape
                 line = np.append(batch.rows, np.full(size - len(batch.rows), -1)).astype(np.int32)
-                ready = steps.read(params, before, prompts, jax.device_put(line, rows))
+                ready = steps.read(given, prompts, jax.device_put(line, rows))
                 waiting.extend(enumerate(batch.rows.tolist()))
                 room = bucket(steps.before + length + steps.limit + 1)  # few programs
                 if slots is None:
-                    slots = _spread(steps.empty(params, size, room, before), rows)
+                    slots = _spread(steps.empty(given, size, room), rows)
                     free.extend(range(size))
                 slots = _grow(slots, room)
             count = min(len(free), len(waiting))
@@ -122,7 +120,7 @@ def run(
         # Coming back for every single answer would cost more than its place is worth.
         size = len(slots.row)
         wanted = max(1, size // 8) if more else size
-        slots = steps.advance(params, slots, np.int32(wanted))
+        slots = steps.advance(given, slots, np.int32(wanted))
         done = np.asarray(slots.done)
         row = np.asarray(slots.row)
         if not (done & (row >= 0)).any():
@@ -147,11 +145,13 @@ def _results(
 
 def _grow(slots: Slots, length: int) -> Slots:
     """Room for `length` tokens a row."""
-    lacking = length - slots.cache.k.shape[2]
+    lacking = length - slots.past.k.shape[-1]
     if lacking <= 0:
         return slots
-    widths = ((0, 0), (0, 0), (0, lacking), (0, 0), (0, 0))
-    return slots._replace(cache=Cache(*(jnp.pad(part, widths) for part in slots.cache)))
+    none, free = (0, 0), (0, lacking)
+    k = jnp.pad(slots.past.k, (none, none, none, none, free))
+    v = jnp.pad(slots.past.v, (none, none, none, free, none))
+    return slots._replace(past=Past(k, v))
 
 
 def _spread(arrays: Any, rows: NamedSharding | None) -> Any:

@@ -49,6 +49,23 @@ class Cache(NamedTuple):
     v: jax.Array  # [N, B, T, K, d]
 
 
+class Past(NamedTuple):
+    """The same as `step` looks at them: a head's in one piece, ready to be multiplied."""
+
+    k: jax.Array  # [N, B, K, d, T]
+    v: jax.Array  # [N, B, K, T, d]
+
+
+def past(cache: Cache, room: int) -> Past:
+    """What was read, with room for `room` tokens a row."""
+    free = (0, room - cache.k.shape[2])
+    k, v = cache.k.transpose(0, 1, 3, 4, 2), cache.v.transpose(0, 1, 3, 2, 4)
+    none = (0, 0)
+    return Past(
+        jnp.pad(k, (none, none, none, none, free)), jnp.pad(v, (none, none, none, free, none))
+    )
+
+
 class RmsNorm(nnx.Module):
     """x / sqrt(mean(x²) + ε) times a scale, computed in float32 whatever the tower computes in."""
 
@@ -110,6 +127,19 @@ class Attention(nnx.Module):
         seen = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kind)
         return self.out(seen.reshape(*q.shape[:2], -1))
 
+    def look_back(self, q: jax.Array, past: Past, at: jax.Array) -> jax.Array:
+        """One token a row, q [B, 1, H, d], at a layer's past until `at`, int [B]; to [B, 1, D].
+
+        Nothing is computed but what is kept is read: the past's bytes are what it costs.
+        """
+        batch, heads, _, length = past.k.shape
+        grouped = q.reshape(batch, heads, -1, self.d)
+        wide = {"preferred_element_type": jnp.float32}
+        scores = jnp.einsum("bkgd,bkdt->bkgt", grouped, past.k, **wide) * self.d**-0.5
+        seen = (jnp.arange(length)[None] <= at[:, None])[:, None, None]
+        shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(past.v.dtype)
+        return self.out(jnp.einsum("bkgt,bktd->bkgd", shares, past.v).reshape(batch, 1, -1))
+
 
 class Block(nnx.Module):
     """Attention and gated MLP, each with an RMSNorm before it and a residual around it."""
@@ -124,10 +154,9 @@ class Block(nnx.Module):
     def project(self, x: jax.Array, by: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
         return self.attention.project(self.attention_norm(x), by)
 
-    def close(
-        self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
-    ) -> jax.Array:
-        x = x + self.attention.attend(q, k, v, mask)
+    def close(self, x: jax.Array, seen: jax.Array) -> jax.Array:
+        """seen: what attention answered."""
+        x = x + seen
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -182,7 +211,7 @@ class Decoder(nnx.Module):
             number, past = given
             q, k, v = block.project(x, by)
             keys, values = (k, v) if past is None else (_after(past.k, k), _after(past.v, v))
-            y = block.close(x, q, keys, values, mask)
+            y = block.close(x, block.attention.attend(q, keys, values, mask))
             return y if deep is None else deep(number, y), (Cache(k, v), keep(y))
 
         count = jnp.arange(self.config.num_hidden_layers)
@@ -200,49 +229,50 @@ class Decoder(nnx.Module):
         blocks: Any,
         ids: jax.Array,
         positions: jax.Array,
-        cache: Any,
+        past: Any,
         at: jax.Array,
         keep: Keep,
     ) -> tuple[jax.Array, Any, Any]:
         """Reads one more token of every row.
 
         Args:
-          blocks: `self.blocks`, or a list of their layers; with a list the cache may be a list of
-            a layer's each, [B, T, K, d].
+          blocks: `self.blocks`, or a list of their layers; with a list the past may be a list of
+            a layer's each, without the first axis.
           ids: int [B].
           positions: int [B, A].
-          cache: what the rows have read so far, with room; updated in place when donated.
-          at: int [B], where in the cache the token belongs: it looks at all until there.
+          past: what the rows have read so far, with room; updated in place when donated.
+          at: int [B], where in the past the token belongs: it looks at all until there.
           keep: as in `read`.
 
         Returns:
-          Normed states [B, D], the cache, what was kept.
+          Normed states [B, D], the past with the token, what was kept.
         """
         by = rotary.turn(self.turns, positions[:, :, None])
         rows = jnp.arange(len(ids))
-        length = (cache[0] if isinstance(cache, list) else cache).k.shape[-3]
-        mask = (jnp.arange(length)[None] <= at[:, None])[:, None]
 
         def layer(block: Block, carry: Any, number: Any) -> tuple[Any, Any]:
-            x, cache = carry
+            x, past = carry
             q, k, v = block.project(x, by)
-            new = Cache(k[:, 0], v[:, 0])
-            if isinstance(cache, list):
-                put = lambda past, one: past.at[rows, at].set(one)  # noqa: E731
-                mine = jax.tree.map(put, cache[number], new)
-                cache = [*cache[:number], mine, *cache[number + 1 :]]
+            if isinstance(past, list):
+                old = past[number]
+                mine = Past(
+                    old.k.at[rows, :, :, at].set(k[:, 0]), old.v.at[rows, :, at].set(v[:, 0])
+                )
+                past = [*past[:number], mine, *past[number + 1 :]]
             else:
-                put = lambda past, one: past.at[number, rows, at].set(one)  # noqa: E731
-                cache = jax.tree.map(put, cache, new)
-                mine = Cache(cache.k[number], cache.v[number])
-            y = block.close(x, q, *mine, mask)
-            return (y, cache), keep(y)
+                past = Past(
+                    past.k.at[number, rows, :, :, at].set(k[:, 0]),
+                    past.v.at[number, rows, :, at].set(v[:, 0]),
+                )
+                mine = Past(past.k[number], past.v[number])
+            y = block.close(x, block.attention.look_back(q, mine, at))
+            return (y, past), keep(y)
 
         # Of a list of blocks the numbers must be known, not traced.
         x, count = self.embed(ids)[:, None], np.arange(self.config.num_hidden_layers)
-        (last, cache), kept = over(blocks, layer, (x, cache), count)
+        (last, past), kept = over(blocks, layer, (x, past), count)
         last = self.norm(last)
-        return last[:, 0], cache, _all(keep(x), kept, keep(last))
+        return last[:, 0], past, _all(keep(x), kept, keep(last))
 
 
 def _after(past: jax.Array, new: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from towers import save_random
 
 from mmjax.encoders import hub, layers, lvlm, qwen_tower, qwen_vl, rotary
-from mmjax.encoders.decoder import Cache
+from mmjax.encoders.decoder import Cache, past
 
 TEXT = {
     "vocab_size": 300,
@@ -83,11 +83,11 @@ def _read(graph, params, prompts, prefix):
     return states, model.decoder.logits(states), cache, kept
 
 
-def _step(graph, params, blocks, ids, positions, cache, at):
+def _step(graph, params, blocks, ids, positions, past, at):
     decoder = hub.merge(graph, params).decoder
     blocks = decoder.blocks if blocks is None else [nnx.merge(*block) for block in blocks]
-    states, cache, _ = decoder.step(blocks, ids, positions, cache, at, lambda x: ())
-    return states, cache
+    states, past, _ = decoder.step(blocks, ids, positions, past, at, lambda x: ())
+    return states, past
 
 
 def processor(tiny):
@@ -276,7 +276,8 @@ def check_decoder_blocks(told):
     length = told.prompts.ids.shape[1]
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
     blocks = layers.unstack(decoder.blocks, decoder.config.num_hidden_layers)
-    run = jax.jit(lambda block, x: block.close(x, *block.project(x, by), mask))
+    attend = lambda block, x: block.attention.attend(*block.project(x, by), mask)  # noqa: E731
+    run = jax.jit(lambda block, x: block.close(x, attend(block, x)))
     for n, block in enumerate(blocks):
         got = run(block, told.given(f"model.language_model.layers.{n}"))
         near(got, told.answer(f"model.language_model.layers.{n}"), 1e-5)
@@ -321,10 +322,10 @@ def check_steps(tiny):
     decoder = hub.merge(tiny.graph, tiny.params).decoder
     apart = layers.unstack(decoder.blocks, decoder.config.num_hidden_layers)
     for blocks in (None, [nnx.split(block) for block in apart]):
-        cache = Cache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 3), (0, 0), (0, 0))) for part in read))
+        before = past(read, read.k.shape[2] + 3)
         for at in (lengths - count + n for n in range(count)):
             where = prompts.positions[rows, :, at]
-            got, cache = tiny.step(tiny.params, blocks, prompts.ids[rows, at], where, cache, at)
+            got, before = tiny.step(tiny.params, blocks, prompts.ids[rows, at], where, before, at)
             near(got, np.asarray(whole)[rows, at], 1e-5)
 
 
