@@ -14,6 +14,7 @@ def base(recommender: str, **model) -> ConfigDict:
             "recommender": recommender,  # a module of mmjax.recommenders, or my_package.my_model
             "model": model,
             "features": "",  # NAME=STORE,NAME=STORE or auto
+            "features_dtype": "float32",  # bfloat16: half the bytes, products summed in float32
             "protocol": "strict",  # strict | mmrec | elliot
             "threshold": 0.0,  # held-out ratings below it are not relevant
             "cutoffs": (5, 10, 20, 50),

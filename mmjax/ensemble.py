@@ -80,7 +80,7 @@ class Ensemble:
                 batch = sampling.batch(
                     of_batches, t, data, self.settings.batch_size, self.settings.sampler
                 )
-                batch = jax.tree.map(self._split_rows, batch)
+                batch = jax.tree.map(self._split_rows, batch) | {"step": t}
 
                 def objective(params: Tree) -> jax.Array:
                     model = self.merge(state | {"params": params}, frozen)

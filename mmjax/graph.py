@@ -5,6 +5,8 @@ derivative of A x is the same kind of product. It is a pytree and is passed to c
 an argument: closed over, XLA would fold it for seconds.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -152,28 +154,28 @@ def by_degree(matrix: sp.csr_matrix, *, norm: str = "sym") -> sp.csr_matrix:
 @jax.custom_vjp
 def propagate(graph: Graph, x: jax.Array) -> jax.Array:
     """A x: [N, M] times [M, D] gives [N, D]. The graph itself gets no gradient."""
-    return _product(graph.forward, x)
+    return multiply(graph.forward, x)
 
 
 def _propagate_forward(graph: Graph, x: jax.Array) -> tuple[jax.Array, Graph]:
-    return _product(graph.forward, x), graph
+    return multiply(graph.forward, x), graph
 
 
 def _propagate_backward(graph: Graph, cotangent: jax.Array) -> tuple[None, jax.Array]:
-    return None, _product(graph.transpose, cotangent)
+    return None, multiply(graph.transpose, cotangent)
 
 
 propagate.defvjp(_propagate_forward, _propagate_backward)
 
 
 @custom_vmap
-def _product(matrix: Csr, x: jax.Array) -> jax.Array:
-    """CSR times dense: XLA's native kernel on CPU, a sorted segment sum elsewhere."""
+def multiply(matrix: Csr, x: jax.Array) -> jax.Array:
+    """A x without a gradient: XLA's native kernel on CPU, a sorted segment sum elsewhere."""
     return jax.lax.platform_dependent(matrix, x, cpu=_native, default=_segments)
 
 
-@_product.def_vmap
-def _product_of_trials(size: int, batched: list, matrix: Csr, x: jax.Array):
+@multiply.def_vmap
+def _multiply_trials(size: int, batched: list, matrix: Csr, x: jax.Array):
     """T products with one matrix. On CPU one after the other, since T tables would leave the cache;
     elsewhere the trials are folded into the width, so that the indices are read once."""
     matrix_batched, x_batched = batched
@@ -183,7 +185,7 @@ def _product_of_trials(size: int, batched: list, matrix: Csr, x: jax.Array):
             *(a if b else s for a, b, s in zip(matrix, matrix_batched, shared, strict=True))
         )
         x = x if x_batched else jnp.broadcast_to(x, (size, *x.shape))
-        return jax.lax.map(lambda pair: _product(*pair), (matrix, x)), True
+        return jax.lax.map(lambda pair: multiply(*pair), (matrix, x)), True
     return jax.lax.platform_dependent(matrix, x, cpu=_one_by_one, default=_folded), True
 
 
@@ -206,3 +208,55 @@ def _folded(matrix: Csr, x: jax.Array) -> jax.Array:
     trials, rows, width = x.shape
     out = _segments(matrix, x.transpose(1, 0, 2).reshape(rows, trials * width))
     return out.reshape(-1, trials, width).transpose(1, 0, 2)
+
+
+def add_rows(
+    total: jax.Array, matrix: Csr, rows: jax.Array, weights: jax.Array, *, step: int
+) -> jax.Array:
+    """total [B, M] + weights [B] times rows [B] of a sparse matrix [N, M], `step` entries at once.
+
+    Its time is that of the longest of the rows; none of weight 0 counts.
+    """
+    if not matrix.columns.shape[0]:
+        return total
+    start = matrix.starts[rows]
+    end = jnp.where(weights == 0, start, matrix.starts[rows + 1])
+    line = jnp.arange(rows.shape[0])[:, None]
+
+    def add(n: jax.Array, total: jax.Array) -> jax.Array:
+        place = start[:, None] + (n * step + jnp.arange(step))[None]  # [B, step]
+        column = jnp.take(matrix.columns, place, mode="clip")
+        column = jnp.where(place < end[:, None], column, total.shape[1])
+        value = weights[:, None] * jnp.take(matrix.values, place, mode="clip")
+        return total.at[line, column].add(value, mode="drop")
+
+    return jax.lax.fori_loop(0, -(-(end - start).max() // step), add, total)
+
+
+def product_rows(left: Csr, right: Csr, rows: jax.Array, width: int, *, step: int) -> jax.Array:
+    """Rows [B] of left @ right, both sparse, as [B, width].
+
+    Costs the entries of `right` in the rows that a row of `left` names, `step` at once.
+    """
+
+    def some(rows: jax.Array) -> jax.Array:
+        total = jnp.zeros((rows.shape[0], width), right.values.dtype)
+        if not left.columns.shape[0]:
+            return total
+        start, end = left.starts[rows], left.starts[rows + 1]
+
+        def add(n: jax.Array, total: jax.Array) -> jax.Array:
+            place = start + n
+            weight = jnp.where(place < end, jnp.take(left.values, place, mode="clip"), 0)
+            inner = jnp.take(left.columns, place, mode="clip")
+            return add_rows(total, right, inner, weight, step=step)
+
+        return jax.lax.fori_loop(0, (end - start).max(), add, total)
+
+    return one_by_one(some, rows)
+
+
+def one_by_one(function: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
+    """`function` of rows [B] at once; on a CPU, where all would wait for the longest, in turn."""
+    in_turn = functools.partial(jax.lax.map, lambda row: function(row[None])[0])
+    return jax.lax.platform_dependent(rows, cpu=in_turn, default=function)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mmjax import ensemble, files, store
@@ -96,7 +97,7 @@ def trials(
     )
     return ensemble.build(
         recommender,
-        catalog(data, stores, grid),
+        catalog(config, data, stores, grid),
         options,
         seeds=[config["seed"]],
         hypers={name: [value] for name, value in {"lr": config["lr"], **traced}.items()},
@@ -105,12 +106,19 @@ def trials(
     )
 
 
-def catalog(data: datasets.Dataset, stores: Mapping[str, store.Store], grid: Mesh) -> core.Catalog:
-    """What a recommender may know of a dataset; features go from disk straight to the devices."""
+def catalog(
+    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store], grid: Mesh
+) -> core.Catalog:
+    """What a recommender may know of a dataset; features go from disk straight to the devices.
+
+    Graphs of the features are kept in the dataset's folder, under derived/.
+    """
     everywhere = meshes.replicated(grid)
-    read = {name: opened.read(everywhere) for name, opened in stores.items()}
-    rows = {name: rows for name, (rows, _) in read.items()}
-    return core.Catalog.of(data, rows, {name: present for name, (_, present) in read.items()})
+    dtype = core.choice("features_dtype", config["features_dtype"], ("float32", "bfloat16"))
+    rows, present = {}, {}
+    for name, opened in stores.items():
+        rows[name], present[name] = opened.read(everywhere, jnp.dtype(dtype))
+    return core.Catalog.of(data, rows, present, str(Path(config["dataset"]) / "derived"))
 
 
 def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:

@@ -1,4 +1,4 @@
-"""Plain PyTorch versions of three recommenders: what the benchmark compares with, side by side.
+"""Plain PyTorch versions of four recommenders: what the benchmark compares with, side by side.
 
 Written as one would with torch alone, after MMRec's mathematics: full Adam on every table, COO
 adjacency, offset BPR loss, Frobenius penalties. Sampling and ranking are vectorised (MMRec loops in
@@ -7,44 +7,66 @@ Python there), so that the comparison is of the arithmetic.
 
 import numpy as np
 import torch
-from torch.nn.functional import sigmoid
+from torch.nn.functional import logsigmoid, sigmoid
 
 
 class Peer(torch.nn.Module):
-    """BPR-MF, LightGCN or VBPR by name; `rows(u, i, j)` gives what loss and penalty need."""
+    """BPR-MF, LightGCN, VBPR or FREEDOM by name, with the options of its config."""
 
-    def __init__(self, name: str, catalog, dim: int, layers: int = 2):
+    def __init__(self, name: str, catalog, options: dict):
         super().__init__()
-        self.name, self.layers = name, layers
+        self.name, self.options, dim = name, options, options["dim"]
         users, items = catalog.shape
         self.user = torch.nn.Parameter(torch.empty(users, dim * (2 if name == "vbpr" else 1)))
         self.item = torch.nn.Parameter(torch.empty(items, dim))
         for table in (self.user, self.item):
             torch.nn.init.xavier_uniform_(table)
+        parts = [torch.from_numpy(np.array(x)) for x in catalog.features.values()]
         if name == "vbpr":
-            parts = [np.asarray(x) for x in catalog.features.values()]
-            self.features = torch.from_numpy(np.concatenate(parts, 1))
+            self.features = torch.cat(parts, 1)
             self.linear = torch.nn.Linear(self.features.shape[1], dim)
-        if name == "lightgcn":
-            user, item = (np.asarray(x, np.int64) for x in (catalog.train_user, catalog.train_item))
-            rows = np.concatenate([user, item + users])
-            columns = np.concatenate([item + users, user])
-            degree = np.bincount(rows, minlength=users + items) + 1e-7
-            values = (degree[rows] * degree[columns]) ** -0.5
-            where, size = torch.from_numpy(np.stack([rows, columns])), (users + items,) * 2
-            values = torch.from_numpy(values.astype(np.float32))
-            self.graph = torch.sparse_coo_tensor(where, values, size).coalesce()
+        if name == "freedom":
+            self.features = torch.nn.ParameterList(parts)
+            self.linears = torch.nn.ModuleList(torch.nn.Linear(x.shape[1], dim) for x in parts)
+            image, text = (neighbours(x, options["top_k"]) for x in parts)
+            self.similar = (0.1 * image + 0.9 * text).coalesce()
+        if name in ("lightgcn", "freedom"):
+            pairs = (catalog.train_user, catalog.train_item)
+            self.pairs = [torch.from_numpy(np.asarray(x, np.int64)) for x in pairs]
+            self.whole = self.graph = self.normalised(*self.pairs)
+
+    def normalised(self, user, item) -> torch.Tensor:
+        users, items = len(self.user), len(self.item)
+        rows, columns = torch.cat([user, item + users]), torch.cat([item + users, user])
+        degree = torch.bincount(rows, minlength=users + items) + 1e-7
+        values = (degree[rows] * degree[columns]) ** -0.5
+        size = (users + items,) * 2
+        return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size).coalesce()
+
+    def redraw(self) -> None:
+        """What MMRec does before an epoch: FREEDOM's pruning."""
+        if self.name == "freedom":
+            user, item = self.pairs
+            degrees = torch.bincount(user)[user] * torch.bincount(item)[item]
+            count = int((1 - self.options["drop"]) * len(user))
+            kept = torch.multinomial(degrees.float() ** -0.5, count)
+            self.graph = self.normalised(user[kept], item[kept])
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.name == "vbpr":
             return self.user, torch.cat([self.item, self.linear(self.features)], 1)
         if self.name == "bprmf":
             return self.user, self.item
+        layers = self.options["layers"]
+        graph = self.graph if self.training else self.whole
         state = total = torch.cat([self.user, self.item])
-        for _ in range(self.layers):
-            state = torch.sparse.mm(self.graph, state)
+        for _ in range(layers):
+            state = torch.sparse.mm(graph, state)
             total = total + state
-        return tuple((total / (self.layers + 1)).split([len(self.user), len(self.item)]))
+        users, items = (total / (layers + 1)).split([len(self.user), len(self.item)])
+        if self.name == "freedom":
+            items = items + torch.sparse.mm(self.similar, self.item)
+        return users, items
 
     def loss(self, user, pos, neg, l_w: float) -> torch.Tensor:
         if self.name == "vbpr":
@@ -57,12 +79,29 @@ class Peer(torch.nn.Module):
             users, items = self.tables()
             u, i, j = users[user], items[pos], items[neg]
             ego = (self.user[user], self.item[pos], self.item[neg])
+        if self.name == "freedom":
+            total = -logsigmoid((u * (i - j)).sum(1)).mean()
+            for linear, features in zip(self.linears, self.features, strict=True):
+                x = linear(features)
+                total = total - l_w * logsigmoid((u * (x[pos] - x[neg])).sum(1)).mean()
+            return total
         ranking = -torch.log(1e-10 + sigmoid((u * (i - j)).sum(1))).mean()
         return ranking + l_w * sum(x.norm() for x in ego) / len(user)
 
 
+def neighbours(x: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-NN graph by the cosine, dense similarities as in MMRec, every edge 1/k."""
+    unit = x / x.norm(dim=1, keepdim=True)
+    near = torch.topk(unit @ unit.T, k).indices
+    rows = torch.arange(len(x)).repeat_interleave(k)
+    values = torch.full((len(rows),), 1 / k)
+    return torch.sparse_coo_tensor(torch.stack([rows, near.flatten()]), values, (len(x),) * 2)
+
+
 def epoch(model: Peer, optimizer, user, item, n_items: int, batch: int, l_w: float) -> float:
     """One epoch over shuffled interactions; negatives are redrawn where the user has them."""
+    model.train()
+    model.redraw()
     known, _ = torch.sort(user * n_items + item)
     last = 0.0
     for rows in torch.randperm(len(user)).split(batch):
@@ -86,6 +125,7 @@ def epoch(model: Peer, optimizer, user, item, n_items: int, batch: int, l_w: flo
 @torch.no_grad()
 def evaluate(model: Peer, task, longest: int, chunk: int = 4096) -> float:
     """Full-rank Recall and nDCG at `longest`, vectorised; returns the mean Recall."""
+    model.eval()
     users, items = model.tables()
     n_items = len(items)
     who = torch.from_numpy(task.users.astype(np.int64))

@@ -2,27 +2,45 @@
 
 
 def of_models(rows: list[dict]) -> str:
-    head = ("model", "side", "epoch s", "eval s", "compile s", "peak MB", "epoch x", "eval x")
-    lines = ["| " + " | ".join(head) + " |", "|:--|:--|" + "--:|" * 6]
+    head = ("model", "side", "epoch s", "eval s", "build s", "compile s", "peak MB")
+    lines = ["| " + " | ".join((*head, "epoch x", "eval x")) + " |", "|:--|:--|" + "--:|" * 7]
     for row in rows:
         peer = next((r for r in rows if r["model"] == row["model"] and r["side"] == "torch"), None)
-        ratio = (
-            ("", "")
-            if row["side"] == "torch" or peer is None
-            else tuple(f"{peer[k] / row[k]:.1f}" for k in ("epoch_s", "eval_s"))
-        )
         compile_s = row["compile_s"] + row["compile_eval_s"]
-        cells = (
+        cells = [
             row["model"],
             row["side"],
-            f"{row['epoch_s']:.3f}",
+            f"{row['epoch_s']:.3f}" if row["epoch_s"] else "",
             f"{row['eval_s']:.3f}",
+            f"{row['build_s']:.1f}",
             f"{compile_s:.1f}" if compile_s else "",
             f"{row['peak_rss_mb']:.0f}",
-            *ratio,
-        )
+        ]
+        compared = peer is not None and row["side"] != "torch"
+        cells += [f"{peer[k] / row[k]:.1f}" if compared else "" for k in ("epoch_s", "eval_s")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def of_trials(rows: list[dict]) -> str:
+    head = "| model | points | epochs | one program s | one by one s | times | peak MB |"
+    lines = [head, "|:--|" + "--:|" * 6]
+    for row in rows:
+        together, apart = row["together_s"], row["apart_s"]
+        lines.append(
+            f"| {row['model']} | {row['points']} | {row['epochs']} | {together:.1f} | {apart:.1f} "
+            f"| {apart / together:.2f} | {row['together_peak_rss_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def of_graph(row: dict) -> str:
+    times = row["graph_s"] / row["product_s"]
+    return (
+        "| graph s | bare product s | times | compile s | peak MB |\n|--:|--:|--:|--:|--:|\n"
+        f"| {row['graph_s']:.2f} | {row['product_s']:.2f} | {times:.2f} "
+        f"| {row['compile_s']:.1f} | {row['graph_mb']:.0f} |"
+    )
 
 
 def of_encoders(rows: list[dict]) -> str:

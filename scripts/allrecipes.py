@@ -189,7 +189,7 @@ def train_grid(config: dict[str, Any], folder: Path) -> list[float]:
     )
     trials = ensemble.build(
         recommender,
-        setup.catalog(data, setup.features(config, data), grid),
+        setup.catalog(config, data, setup.features(config, data), grid),
         options,
         seeds=[config["seed"]] * len(GRID),
         hypers=hypers,

@@ -15,22 +15,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import _encoding
 import _lvlm
+import _recommenders
 import _tables
 import numpy as np
 from _app import arguments, run
 from absl import flags
 
-from mmjax import __version__, ensemble, files, journal, train
-from mmjax import mesh as meshes
-from mmjax.data import world
-from mmjax.data.prepare import prepare
+from mmjax import __version__, files, journal, train
 from mmjax.errors import InputError
-from mmjax.evaluation import protocol as protocols
 from mmjax.recommenders import core
 
 FLAGS = flags.FLAGS
@@ -43,7 +39,8 @@ flags.DEFINE_integer("users", 19_445, "of the world")
 flags.DEFINE_integer("items", 7_050, "of the world")
 flags.DEFINE_integer("interactions", 175_000, "of the world; the default puts 128,000 in train")
 flags.DEFINE_list("widths", ["4096", "384"], "of the random features, a modality each")
-flags.DEFINE_integer("dim", 64, "embedding width")
+flags.DEFINE_integer("top_k", 10, "graph: neighbours of each row")
+flags.DEFINE_integer("grid_epochs", 5, "trials: epochs of each point")
 flags.DEFINE_integer("batch_size", 2048, "interactions a step")
 flags.DEFINE_list("encoders", ["minilm", "mpnet", "resnet50", "vit", "clip"], "to measure")
 flags.DEFINE_string("raw", "", "extract: folder with items.csv and posters/")
@@ -58,34 +55,38 @@ flags.DEFINE_integer("answer", 128, "lvlm: tokens of every answer", lower_bound=
 flags.DEFINE_string("worker", "", "internal: SIDE:MODEL to measure in this process")
 flags.DEFINE_string("folder", "", "internal: where the encoders' checkpoints and vectors are")
 
-L_W = {"bprmf": 0.1, "lightgcn": 1e-4, "vbpr": 0.1}
-MMREC = {"ranking_loss": "offset", "regulariser": "norms"}
-OPTIONS = {
-    "bprmf": {"bias": False, "init": "xavier_normal"},
-    "lightgcn": {"layers": 2, "eps": 1e-7, "init": "xavier_uniform"},
-    "vbpr": {"normalize": False, "content_init": "joint", "projection_init": "xavier_normal"},
-}
-LONGEST = 50
+PEERS = ("bprmf", "lightgcn", "vbpr", "freedom")  # what _peers.py has in plain torch
 
 
 def main() -> None:
     what = arguments()
-    workers = {"models": measure, "extract": measure_encoder, "lvlm": measure_lvlm}
-    if len(what) != 1 or what[0] not in workers:
-        raise InputError("say what to measure: benchmark.py models, extract or lvlm")
+    kinds = {
+        "models": (compare_models, measure),
+        "trials": (compare_trials, measure_trials),
+        "graph": (compare_graph, measure_graph),
+        "extract": (compare_encoders, measure_encoder),
+        "lvlm": (compare_lvlm, measure_lvlm),
+    }
+    if len(what) != 1 or what[0] not in kinds:
+        raise InputError(f"say what to measure: benchmark.py {', '.join(kinds)}")
+    compare, worker = kinds[what[0]]
     if FLAGS.worker:
-        print(json.dumps(workers[what[0]](*FLAGS.worker.split(":"))))
+        print(json.dumps(worker(*FLAGS.worker.split(":"))))
         return
-    if what != ["models"]:
-        (compare_encoders if what == ["extract"] else compare_lvlm)()
-        return
-    unknown = [name for name in FLAGS.models if name not in OPTIONS]
-    if unknown:
-        raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(OPTIONS)}")
-    sides = ["mmjax", "torch"] if FLAGS.torch and has_torch() else ["mmjax"]
-    rows = [spawn(side, model) for model in FLAGS.models for side in sides]
+    compare()
+
+
+def compare_models() -> None:
+    """Epoch, evaluation, compile time and memory of every model and its peer, if it has one."""
+    for name in FLAGS.models:
+        core.find(name)
+    torch = FLAGS.torch and has_torch()
+    rows = []
+    for name in FLAGS.models:
+        sides = ["mmjax", "torch"] if torch and name in PEERS else ["mmjax"]
+        rows += [spawn(side, name) for side in sides]
     print(_tables.of_models(rows))
-    keep(rows, "users", "items", "interactions", "widths", "dim", "batch_size", "repeats")
+    keep(rows, "users", "items", "interactions", "widths", "batch_size", "repeats")
 
 
 def compare_encoders() -> None:
@@ -186,7 +187,7 @@ def spawn(side: str, model: str, what: str = "models", *more: str) -> dict:
     """Measures one side of one model in a fresh process with the same flags."""
     print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
     own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models", "--encoders"))]
-    own = [a for a in own if a not in ("models", "extract", "lvlm")]
+    own = [a for a in own if a.startswith("-")]
     command = [sys.executable, __file__, what, *own, *more, f"--worker={side}:{model}"]
     # XLA and OpenMP size their pools when they start; the pinning in `measure` then holds for all.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
@@ -199,96 +200,45 @@ def spawn(side: str, model: str, what: str = "models", *more: str) -> dict:
 def measure(side: str, model: str) -> dict:
     """Seconds of compile, epoch and evaluation, and peak memory, in this process."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
-    raw = world.generate(
-        users=FLAGS.users, items=FLAGS.items, interactions=FLAGS.interactions, seed=0
-    )
-    data = prepare(raw, name="benchmark", keep_items="all", test=0.1, valid=1 / 9)
-    catalog = make_catalog(data, model)
-    task = protocols.build(
-        protocols.find("mmrec"),
-        held_out=(data.test.user, data.test.item),
-        rating=data.test.rating,
-        masked=[(data.train.user, data.train.item)],
-        n_items=data.n_items,
-        longest=LONGEST,
-    )
+    if side == "torch":
+        import torch
+
+        torch.set_num_threads(FLAGS.threads)
+    shape = FLAGS.users, FLAGS.items, FLAGS.interactions
+    data, catalog, task = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
     row = {"model": model, "side": side, "train_interactions": len(data.train.user)}
     row["evaluated_users"] = len(task.users)
-    measured = of_mmjax if side == "mmjax" else of_torch
-    row |= measured(model, catalog, data, task)
+    measured = _recommenders.of_mmjax if side == "mmjax" else _recommenders.of_torch
+    row |= measured(model, catalog, data, task, FLAGS.batch_size, FLAGS.repeats)
     return row | {"peak_rss_mb": train.peak_rss_mb()}
 
 
-def of_mmjax(model, catalog, data, task) -> dict:
-    recommender = core.find(model)
-    options, traced = core.split_options(
-        recommender, {"dim": FLAGS.dim, "l_w": L_W[model], **MMREC, **OPTIONS[model]}
-    )
-    grid = meshes.make("data=1")
-    trials = ensemble.build(
-        recommender,
-        catalog,
-        options,
-        seeds=[0],
-        hypers={"lr": [1e-3], **{k: [v] for k, v in traced.items()}},
-        settings=ensemble.Settings(batch_size=FLAGS.batch_size),
-        mesh=grid,
-    )
-    state = trials.init()
-    begin = time.perf_counter()
-    epoch = trials.epoch().lower(*trials.arguments(state)).compile()
-    compile_s = time.perf_counter() - begin
-    config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
-    timing = {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, {"test": task}, config, data, timing)
-
-    def one_epoch():
-        nonlocal state
-        state, losses = epoch(*trials.arguments(state))
-        losses.block_until_ready()
-
-    return {
-        "epoch_s": warm(one_epoch),
-        "eval_s": warm(lambda: evaluate(state, "test", lists=False)),
-        "compile_s": compile_s,
-        "compile_eval_s": timing["compile_s"],
-    }
+def compare_trials() -> None:
+    """A grid as one program against the same points one by one."""
+    rows = [spawn("mmjax", model, "trials") for model in FLAGS.models]
+    print(_tables.of_trials(rows))
+    keep(rows, "users", "items", "interactions", "widths", "batch_size", "grid_epochs")
 
 
-def of_torch(model, catalog, data, task) -> dict:
-    import _peers
-    import torch
-
-    torch.set_num_threads(FLAGS.threads)
-    torch.manual_seed(0)
-    peer = _peers.Peer(model, catalog, FLAGS.dim)
-    adam = torch.optim.Adam(peer.parameters(), lr=1e-3)
-    user, item = (torch.from_numpy(x.astype("int64")) for x in (data.train.user, data.train.item))
-
-    def one_epoch():
-        _peers.epoch(peer, adam, user, item, data.n_items, FLAGS.batch_size, L_W[model])
-
-    return {
-        "epoch_s": warm(one_epoch),
-        "eval_s": warm(lambda: _peers.evaluate(peer, task, LONGEST)),
-        "compile_s": 0.0,
-        "compile_eval_s": 0.0,
-        "torch": torch.__version__,
-    }
+def measure_trials(side: str, model: str) -> dict:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    shape = FLAGS.users, FLAGS.items, FLAGS.interactions
+    _, catalog, _ = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
+    row = _recommenders.of_trials(model, catalog, FLAGS.batch_size, FLAGS.grid_epochs)
+    return {"model": model, "side": side, **row}
 
 
-def make_catalog(data, model: str) -> core.Catalog:
-    rng = np.random.default_rng(0)
-    widths = [int(w) for w in FLAGS.widths] if model == "vbpr" else []
-    shapes = [(data.n_items, width) for width in widths]
-    drawn = {f"m{n}": rng.standard_normal(s, np.float32) for n, s in enumerate(shapes)}
-    return core.Catalog.of(data, drawn, {})
+def compare_graph() -> None:
+    """The k-NN graph of --items rows, the first of --widths wide."""
+    row = spawn("mmjax", "neighbours", "graph")
+    print(_tables.of_graph(row))
+    keep([row], "items", "widths", "top_k", "repeats")
 
 
-def warm(call) -> float:
-    """Median seconds of `--repeats` calls after one to warm up."""
-    call()
-    return _encoding.timed(call, FLAGS.repeats)
+def measure_graph(side: str, model: str) -> dict:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    row = _recommenders.of_graph(FLAGS.items, int(FLAGS.widths[0]), FLAGS.top_k, FLAGS.repeats)
+    return {"model": model, "side": side, **row}
 
 
 def has_torch() -> bool:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
     {"errors", "files", "bisection", "mesh", "checkpoint", "progress"},
-    {"data", "store", "graph", "sampling", "journal"},
+    {"data", "store", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
     {"features", "ensemble", "setup", "train"},
@@ -19,7 +19,7 @@ LAYERS = (
 # What a folder may use although the layer order alone would allow more or less.
 ONLY = {
     "encoders": LAYERS[0] | {"graph", "encoders"},
-    "recommenders": LAYERS[0] | {"graph", "recommenders"},
+    "recommenders": LAYERS[0] | {"graph", "edges", "neighbours", "recommenders"},
     "evaluation": LAYERS[0] | {"evaluation"},
 }
 THIRD_PARTY = {"transformers": {"encoders"}, "torch": {"encoders"}, "orbax": {"checkpoint"}}

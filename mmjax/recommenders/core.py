@@ -8,9 +8,10 @@ A recommender is an `nnx.Module` in a module of its own:
     tables() -> arrays                   whatever does not depend on the batch, once an evaluation
     scores(tables, batch) -> [B, I]      batch["user"] is [B]
 
-A training batch holds "user", "pos" and "neg", each [B]. What training changes is an `nnx.Param`;
-features and graphs are `Frozen` and shared by all trials; `Drawn` is random, one a trial, and never
-trained. A recommender without `loss` (MostPop, ItemKNN) is ready when it is built.
+A training batch holds "user", "pos" and "neg", each [B], and "step", its number in the epoch. What
+training changes is an `nnx.Param`; features and graphs are `Frozen` and shared by all trials;
+`Drawn` is random, one a trial, and never trained. A recommender without `loss` (MostPop, ItemKNN)
+is ready when it is built.
 """
 
 import difflib
@@ -27,7 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax import neighbours
 from mmjax.errors import InputError
+
+SHARED = ("core", "parts")  # modules of this folder that are no recommenders
 
 
 class Frozen(nnx.Variable):
@@ -49,12 +53,15 @@ class Catalog:
     train_rating: np.ndarray  # [E] float32
     features: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I, F], absent rows 0
     present: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I] bool
+    cache: str = ""  # folder that keeps graphs of the features; "" keeps none
 
     @classmethod
-    def of(cls, data: Any, features: Mapping[str, Any], present: Mapping[str, Any]) -> "Catalog":
+    def of(
+        cls, data: Any, features: Mapping[str, Any], present: Mapping[str, Any], cache: str = ""
+    ) -> "Catalog":
         """The catalogue of a dataset, which has `n_users`, `n_items` and `train`."""
         train = (data.train.user, data.train.item, data.train.rating)
-        return cls(data.n_users, data.n_items, *train, features, present)
+        return cls(data.n_users, data.n_items, *train, features, present, cache)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,11 +73,49 @@ class Catalog:
         Raises:
           InputError: there is no modality.
         """
-        if not self.features:
-            raise InputError("this recommender needs item features; give --config.features.NAME")
+        self.modalities()
         # A recommender is built while its initialisation is traced; what is frozen stays concrete.
         with jax.ensure_compile_time_eval():
             return jnp.concatenate([jnp.asarray(x) for x in self.features.values()], axis=1)
+
+    def modalities(self) -> tuple[str, ...]:
+        """Their names, in their order.
+
+        Raises:
+          InputError: there is none, or one does not have a row for each item, holds what is not a
+            number, or nothing but zeros.
+        """
+        if not self.features:
+            raise InputError(
+                "this recommender needs item features; give --config.features=NAME=STORE"
+            )
+        for name, rows in self.features.items():
+            if rows.ndim != 2 or rows.shape[0] != self.n_items:
+                raise InputError(
+                    f"features {name!r} have the shape {tuple(rows.shape)}; there are "
+                    f"{self.n_items} items, each needs one row"
+                )
+            with jax.ensure_compile_time_eval():
+                # The largest is not finite if any is not.
+                largest = float(jnp.abs(jnp.asarray(rows)).max(initial=0))
+            if not np.isfinite(largest):
+                raise InputError(
+                    f"features {name!r} hold NaN or infinite values; extract them again"
+                )
+            if not largest:
+                raise InputError(f"features {name!r} are all zero; leave this modality out")
+        return tuple(self.features)
+
+    def neighbours(self, modality: str, top_k: int) -> neighbours.Neighbours:
+        """The `top_k` items most similar to each in a modality, by cosine; see `neighbours.build`.
+
+        Raises:
+          InputError: as `modalities`, or `top_k` is not between 1 and the number of items.
+        """
+        if modality not in self.modalities():
+            raise InputError(f"no features {modality!r}{suggestion(modality, self.features)}")
+        with jax.ensure_compile_time_eval():
+            return neighbours.build(jnp.asarray(self.features[modality]), top_k, self.cache)
 
 
 def find(name: str) -> type[nnx.Module]:
@@ -86,7 +131,7 @@ def find(name: str) -> type[nnx.Module]:
         if error.name is None or not path.startswith(error.name):
             raise
         here = [file.name for file in pkgutil.iter_modules([os.path.dirname(__file__)])]
-        known = [file for file in here if file != "core"]
+        known = [file for file in here if file not in SHARED]
         raise InputError(f"no recommender {name!r}{suggestion(name, known)}") from None
     classes = [
         value

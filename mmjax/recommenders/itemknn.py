@@ -1,6 +1,6 @@
 """ItemKNN: items similar in who interacted with them; nothing is trained."""
 
-import functools
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import jax
@@ -15,6 +15,7 @@ from mmjax.recommenders import core
 
 SIMILARITIES = ("cosine", "asymmetric", "dot", "jaccard", "tversky")
 ENTRIES = 1 << 22  # of similarities at a time, of 80 bytes each: bounds the memory, not the result
+STEP = 128  # entries of a neighbour's row that are added at once; more take several steps
 
 
 class ItemKNN(nnx.Module):
@@ -57,36 +58,21 @@ class ItemKNN(nnx.Module):
         )
         self._remember(profile, weights)
 
-    def _remember(self, profile: sp.csr_matrix, weights: sp.csr_matrix) -> None:
-        """R [U, I] and w [history, candidate]."""
-        self.profile = core.Frozen(graph.from_scipy(profile).forward)
-        self.weights = core.Frozen(graph.from_scipy(weights).forward)
-        self.widest = int(np.diff(weights.indptr).max(initial=1))
+    def _remember(self, left: sp.csr_matrix, right: sp.csr_matrix) -> None:
+        """All scores are left @ right; here R [U, I] and w [history, candidate]."""
+        dtype = jnp.result_type(float)
+        self.left = core.Frozen(graph.from_scipy(left, dtype).forward)
+        self.right = core.Frozen(graph.from_scipy(right, dtype).forward)
+        self.n_items = right.shape[1]
+        self.step = int(np.diff(right.indptr).max(initial=1).clip(1, STEP))
 
     def tables(self) -> graph.Csr:
-        return self.weights.get_value()  # [history, candidate]
+        return self.right.get_value()
 
     def scores(self, tables: graph.Csr, batch: dict[str, jax.Array]) -> jax.Array:
-        """[B, I]: adds up the rows of each user's history, which are a small part of w."""
-        profile, tables = jax.tree.map(jnp.asarray, (self.profile.get_value(), tables))
-        n_items = tables.starts.shape[0] - 1
-
-        def add(place: jax.Array, row: jax.Array) -> jax.Array:
-            item = profile.columns[place]
-            near = tables.starts[item] + jnp.arange(self.widest)  # [widest]
-            mine = near < tables.starts[item + 1]
-            column = jnp.where(mine, jnp.take(tables.columns, near, mode="clip"), n_items)
-            weight = jnp.take(tables.values, near, mode="clip")
-            return row.at[column].add(profile.values[place] * weight, mode="drop")
-
-        def of_user(user: jax.Array) -> jax.Array:
-            start, end = profile.starts[user], profile.starts[user + 1]
-            return jax.lax.fori_loop(start, end, add, jnp.zeros(n_items))
-
-        # A CPU is busy with one user; side by side, all wait for the longest history.
-        one_by_one = functools.partial(jax.lax.map, of_user)
-        side_by_side = jax.vmap(of_user)
-        return jax.lax.platform_dependent(batch["user"], cpu=one_by_one, default=side_by_side)
+        """[B, I]: for each user a few rows of `right`, added up."""
+        left, right = jax.tree.map(jnp.asarray, (self.left.get_value(), tables))
+        return graph.product_rows(left, right, batch["user"], self.n_items, step=self.step)
 
 
 def profile_of(catalog: core.Catalog, implicit: bool) -> sp.csr_matrix:
@@ -96,8 +82,15 @@ def profile_of(catalog: core.Catalog, implicit: bool) -> sp.csr_matrix:
     return sp.csr_matrix((ratings.astype(np.float64), pairs), shape=catalog.shape)
 
 
+def features_of(catalog: core.Catalog) -> np.ndarray:
+    """All modalities side by side on the host, [I, F], in float32 at least."""
+    with jax.ensure_compile_time_eval():
+        rows = catalog.concatenated()
+        return np.asarray(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
+
+
 def similar_items(
-    items: sp.csr_matrix,
+    items: sp.csr_matrix | np.ndarray,
     *,
     neighbours: int,
     similarity: str,
@@ -106,6 +99,9 @@ def similar_items(
     keep_self: bool,
 ) -> sp.csr_matrix:
     """The weights [history, candidate] of the neighbours of items that are rows of [I, N].
+
+    Sparse rows: only what has a similarity is a neighbour. Dense rows: all are, so that a
+    similarity of zero comes before a negative one and takes a place.
 
     Args:
       constants: alpha, beta and shrink; the others are those of ItemKNN.
@@ -121,21 +117,52 @@ def similar_items(
     if similarity == "jaccard":
         similarity, constants = "tversky", (1.0, 1.0, constants[2])
     if similarity == "tversky":
-        items = (items != 0).astype(np.float64)
-    squares = np.asarray(items.multiply(items).sum(1)).ravel()  # [I] x.x; |x| if binary
-    others = items.T.tocsr()
+        items = (items != 0).astype(items.dtype)
+    sparse = sp.issparse(items)
+    squares = (items.multiply(items) if sparse else np.square(items)).sum(1)
+    squares = np.asarray(squares).ravel()  # [I] x.x; |x| if binary
+    squares[squares == 0] = 1  # such a row is similar to none, whatever it is divided by
+
+    def weigh(row: np.ndarray, column: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        x, y = (row, column) if by_history else (column, row)
+        weights = _weigh(similarity, xy, squares[x], squares[y], *constants)
+        return weights if keep_self else np.where(row == column, -np.inf, weights)
+
     blocks = []
+    for near in _sparse(items, weigh) if sparse else _dense(items, weigh, neighbours):
+        block = graph.top_k_rows(near, neighbours)
+        block.data[block.data == -np.inf] = 0
+        block.eliminate_zeros()
+        blocks.append(block)
+    weights = sp.vstack(blocks)
+    return (weights if by_history else weights.T).tocsr()
+
+
+Weigh = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of rows, columns and x.y
+
+
+def _sparse(items: sp.csr_matrix, weigh: Weigh) -> Iterator[sp.csr_matrix]:
+    """Blocks of rows of the similarities [I, I] that are not zero."""
+    others = items.T.tocsr()
     for start, stop in _blocks(items):
         cross = (items[start:stop] @ others).tocsr()
         row = np.repeat(np.arange(start, stop), np.diff(cross.indptr))
-        x, y = (row, cross.indices) if by_history else (cross.indices, row)
-        cross.data = _weigh(similarity, cross.data, squares[x], squares[y], *constants)
-        if not keep_self:
-            cross.data[row == cross.indices] = 0
+        cross.data = weigh(row, cross.indices, cross.data)
         cross.eliminate_zeros()
-        blocks.append(graph.top_k_rows(cross, neighbours))
-    weights = sp.vstack(blocks)
-    return (weights if by_history else weights.T).tocsr()
+        yield cross
+
+
+def _dense(items: np.ndarray, weigh: Weigh, neighbours: int) -> Iterator[sp.csr_matrix]:
+    """Blocks of rows of the similarities [I, I], the `neighbours` largest and ties of the least."""
+    count = len(items)
+    others, last = np.arange(count)[None], count - min(neighbours, count)
+    for start in range(0, count, max(1, ENTRIES // count)):
+        block = items[start : start + max(1, ENTRIES // count)]
+        row = start + np.arange(len(block))[:, None]
+        found = weigh(row, others, block @ items.T)  # [block, I]
+        least = np.partition(found, last, axis=1)[:, last, None]
+        near = np.nonzero(found >= least)
+        yield sp.csr_matrix((found[near], near), shape=found.shape)
 
 
 def _blocks(items: sp.csr_matrix) -> list[tuple[int, int]]:
@@ -159,7 +186,9 @@ def _weigh(
     if similarity == "dot":
         return xy / (1 + shrink)
     if similarity == "cosine":
-        return xy / (np.sqrt(xx * yy) + shrink)
-    if similarity == "asymmetric":
-        return xy / (xx**alpha * yy ** (1 - alpha) + shrink)
-    return xy / (alpha * (xx - xy) + beta * (yy - xy) + xy + shrink)
+        below = np.sqrt(xx * yy) + shrink
+    elif similarity == "asymmetric":
+        below = xx**alpha * yy ** (1 - alpha) + shrink
+    else:
+        below = alpha * (xx - xy) + beta * (yy - xy) + xy + shrink
+    return np.divide(xy, below, out=np.zeros_like(xy), where=below != 0)

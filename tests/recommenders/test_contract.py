@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from recommenders import options
 
 import mmjax.recommenders
 from mmjax import ensemble
@@ -21,13 +22,9 @@ from mmjax.recommenders import core
 NAMES = [
     module.name
     for module in pkgutil.iter_modules(mmjax.recommenders.__path__)
-    if module.name != "core"
+    if module.name not in core.SHARED
 ]
-OPTIONS = {"dim": 32, "layers": 2, "l_w": 5e-2}
-OF_MODEL = {"lightgcn": {"l_w": 5e-3}}
 EPOCHS = 20
-# What each must reach of MostPop's Recall@20 on the world below; the floor is no learner.
-FACTOR = {"random": 0.0, "mostpop": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +49,9 @@ def build(name, catalog, seeds=(0,), lr=(1e-2,)):
     known = set(core._keywords(recommender.__init__, {"rngs"}))
     if hasattr(recommender, "loss"):
         known |= set(core._keywords(recommender.loss, {"key"}))
-    options = {k: v for k, v in {**OPTIONS, **OF_MODEL.get(name, {})}.items() if k in known}
-    shaping, traced = core.split_options(recommender, options)
+    chosen = options.COMMON | options.OF_MODEL.get(name, {})
+    chosen = {k: v for k, v in chosen.items() if k in known}
+    shaping, traced = core.split_options(recommender, chosen)
     return ensemble.build(
         recommender,
         catalog,
@@ -104,7 +102,7 @@ def popularity(data, catalog):
 def test_learns_the_world_better_than_popularity(name, data, catalog, popularity):
     trials = build(name, catalog)
     reached = recall(trials, train(trials, EPOCHS), data)[0]
-    assert reached >= FACTOR.get(name, 1.3) * popularity, (reached, popularity)
+    assert reached >= options.FACTOR.get(name, 1.3) * popularity, (reached, popularity)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,12 +134,12 @@ def test_every_parameter_gets_a_gradient(name, catalog):
     state = jax.tree.map(lambda x: x[0], trials.init())
     users = jnp.arange(64) % catalog.n_users
     batch = {"user": users, "pos": users % catalog.n_items, "neg": (users + 7) % catalog.n_items}
-    options = {k: v[0] for k, v in trials.hypers.items() if k != "lr"}
+    hypers = {k: v[0] for k, v in trials.hypers.items() if k != "lr"}
 
     def loss(params):
         model = trials.merge(state | {"params": params}, trials.frozen)
         redrawn = model.epoch(jax.random.key(0)) if hasattr(model, "epoch") else {}
-        return model.loss(batch, redrawn, **options, key=jax.random.key(1))
+        return model.loss(batch, redrawn, **hypers, key=jax.random.key(1))
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(state["params"])
     assert value.shape == ()

@@ -1,0 +1,164 @@
+"""Exact k-nearest-neighbour graphs of items by the cosine of their features.
+
+Never is more than a block of the similarities in memory, and each of them is computed once: a pair
+of row blocks serves the neighbours of both.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+from mmjax import files
+from mmjax.errors import InputError
+
+LARGEST = 4096  # rows of a block: 64 MiB of similarities
+FEWEST = 8  # blocks, so that little is computed twice or for padding
+PART = 32  # columns whose largest is looked at first, see `_top`
+
+
+class Neighbours(NamedTuple):
+    """The k most similar items of each, itself among them, most similar first."""
+
+    values: jax.Array  # [I, k] cosines; -inf where there are fewer than k
+    columns: jax.Array  # [I, k] int32
+
+
+def nearest(x: jax.Array, k: int) -> Neighbours:
+    """Of rows x [I, F]; ties go to the lower item.
+
+    Rows of zeros have no neighbours and are nobody's. To be traced or called as it is; it has no
+    gradient, `cosines` has.
+    """
+    count = x.shape[0]
+    blocks = max(-(-count // LARGEST), min(FEWEST, -(-count // (4 * PART))))
+    size = -(-count // (blocks * PART)) * PART
+    x = jax.lax.stop_gradient(x)
+    there = jnp.square(x).sum(axis=1) > 0
+    x = jnp.pad(unit(x), ((0, blocks * size - count), (0, 0)))
+    there = jnp.pad(there, (0, blocks * size - count))
+    k_inside, zero = min(k, size), jnp.int32(0)  # like the starts of blocks, also in x64
+
+    def merge(best: Neighbours, row: jax.Array, found: jax.Array, column: jax.Array) -> Neighbours:
+        """`found` [size, size] are cosines of rows from `row` with columns from `column`."""
+        alive = jax.lax.dynamic_slice(there, (column,), (size,))
+        values, columns = _top(jnp.where(alive[None], found, -jnp.inf), k_inside)
+        mine = Neighbours(*(jax.lax.dynamic_slice(a, (row, zero), (size, k)) for a in best))
+        values = jnp.concatenate([mine.values, values], axis=1)
+        columns = jnp.concatenate([mine.columns, columns + column], axis=1)
+        values, which = jax.lax.top_k(values, k)
+        new = Neighbours(values, jnp.take_along_axis(columns, which, axis=1))
+        return Neighbours(
+            *(
+                jax.lax.dynamic_update_slice(old, part, (row, zero))
+                for old, part in zip(best, new, strict=True)
+            )
+        )
+
+    def pair(n: jax.Array, best: Neighbours) -> Neighbours:
+        row, column = first[n], second[n]
+        block = lambda start: jax.lax.dynamic_slice(x, (start, zero), (size, x.shape[1]))  # noqa: E731
+        found = block(row) @ block(column).T
+        best = merge(best, row, found, column)
+        # A block's rows meet the columns in ascending order, so that ties stay with the lower.
+        other = lambda best: merge(best, column, found.T, row)  # noqa: E731
+        return jax.lax.cond(row != column, other, lambda best: best, best)
+
+    rows, columns = np.triu_indices(blocks)
+    first, second = (jnp.asarray(a * size, jnp.int32) for a in (rows, columns))
+    shape = blocks * size, k
+    best = Neighbours(jnp.full(shape, -jnp.inf, x.dtype), jnp.zeros(shape, jnp.int32))
+    best = jax.lax.fori_loop(0, len(rows), pair, best)
+    found = there[:, None] & jnp.isfinite(best.values)
+    values = jnp.where(found, best.values, -jnp.inf)
+    return Neighbours(values[:count], jnp.where(found, best.columns, 0)[:count])
+
+
+def _top(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of rows that are a multiple of PART long, exact with its order of ties.
+
+    The k largest of a row stand in the k parts with the largest maxima. To take maxima is fast;
+    what is left to sort is short.
+    """
+    rows = values.shape[0]
+    parts = values.reshape(rows, -1, PART)
+    if parts.shape[1] <= 2 * k:
+        return jax.lax.top_k(values, k)
+    chosen = jnp.sort(jax.lax.top_k(parts.max(axis=-1), k)[1], axis=1)  # [rows, k], by column
+    inside = jnp.take_along_axis(parts, chosen[:, :, None], axis=1).reshape(rows, k * PART)
+    values, which = jax.lax.top_k(inside, k)
+    part = jnp.take_along_axis(chosen, which // PART, axis=1)
+    return values, part * PART + which % PART
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows over their length; rows of zeros stay, with a gradient of zero."""
+    squares = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))
+
+
+def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:
+    """Of each row of x [I, F] with k others, columns int [I, k], to [I, k]; differentiable."""
+    x = unit(x)
+    return (x[:, None] * x[columns]).sum(axis=-1)
+
+
+_nearest = jax.jit(nearest, static_argnums=1)
+
+
+def build(features: jax.Array, k: int, folder: str | Path = "") -> Neighbours:
+    """`nearest` of features [I, F] on the host, kept in a folder under the hash of what made it.
+
+    Raises:
+      InputError: k is not between 1 and I.
+    """
+    if not 1 <= k <= features.shape[0]:
+        raise InputError(
+            f"top_k={k} neighbours of {features.shape[0]} items, each counted as its own first: "
+            f"choose a number between 1 and {features.shape[0]}"
+        )
+    if not folder:
+        return Neighbours(*map(np.asarray, _nearest(features, k)))
+    content = np.ascontiguousarray(features)
+    mark = hashlib.sha256(f"1 {k} {content.shape} {content.dtype}".encode())
+    mark.update(content.view(np.uint8).data)
+    path = Path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
+    if not path.exists():
+        found = _nearest(features, k)
+        made = io.BytesIO()
+        np.savez(made, values=np.asarray(found.values), columns=np.asarray(found.columns))
+        files.write_bytes(path, made.getvalue())
+    with np.load(path) as kept:
+        return Neighbours(kept["values"], kept["columns"])
+
+
+def weigh(
+    found: Neighbours, how: str, *, eps: float = 0.0, self_one: bool = False
+) -> sp.csr_matrix:
+    """A frozen item graph [I, I], directed, in float64.
+
+    `uniform`: every edge 1 / (k_i + eps), for an item's k_i neighbours (FREEDOM; k_i = k where no
+    features are missing). `cosine`: D^-1/2 S D^-1/2 of the cosines S with D the row sums on both
+    sides (LATTICE); `self_one` sets the diagonal of S to 1 first, as Elliot's LATTICE does. A row
+    sum that is not positive counts as no edges.
+    """
+    count, k = found.values.shape
+    there = np.isfinite(found.values)
+    rows = np.repeat(np.arange(count), k)[there.ravel()]
+    columns, values = found.columns[there], found.values[there].astype(np.float64)
+    if how == "uniform":
+        values = 1 / (np.bincount(rows, minlength=count)[rows] + eps)
+        return sp.csr_matrix((values, (rows, columns)), shape=(count, count))
+    matrix = sp.csr_matrix((values, (rows, columns)), shape=(count, count))
+    if self_one:
+        matrix = matrix.tolil()
+        matrix.setdiag(np.where(there.any(axis=1), 1.0, 0.0))
+        matrix = matrix.tocsr()
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    scale = sp.diags(np.power(sums, -0.5, out=np.zeros_like(sums), where=sums > 0))
+    return (scale @ matrix @ scale).tocsr()

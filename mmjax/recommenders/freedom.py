@@ -1,0 +1,100 @@
+"""FREEDOM: a frozen item graph from features, a user-item graph pruned anew each epoch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import edges, graph, neighbours
+from mmjax.errors import InputError
+from mmjax.recommenders import core, parts
+
+
+class FREEDOM(nnx.Module):
+    """Zhou and Shen, MM 2023: s = <e_u, e_i + h_i>, e LightGCN's states, h = S^L e_i(0).
+
+    S = sum_m c_m S_m, and S_m joins each item with its `top_k` most similar by the cosine of the
+    features, itself among them, every edge 1/k. Each epoch trains on floor((1 - drop) E) of the
+    edges between users and items, drawn without replacement in proportion to 1/sqrt(d_u d_i) and
+    normalised again; evaluation uses all. The loss is
+
+        BPR(e_u, e_i + h_i) + l_w sum_m BPR(e_u, x_m,i),   x_m = F_m W_m + b, F_m trained as well,
+
+    so that l_w weighs the content, not a penalty. c_m is given by `weights`, name by name (the
+    papers: .1 for images); what is left is shared by the others. One modality has c = 1; Elliot's
+    code leaves it at .1 (`single_weight`). An item without a modality has no edges in its S_m and
+    no part in its BPR.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 2,
+        item_layers: int = 1,
+        top_k: int = 10,
+        weights: Mapping[str, float] | None = None,
+        single_weight: float = 1.0,
+        drop: float = 0.8,
+        trainable_features: bool = True,
+        eps: float = 1e-7,
+        rngs: nnx.Rngs,
+    ):
+        if not 0 <= drop < 1:
+            raise InputError(f"drop={drop} must be at least 0 and less than 1")
+        self.layers, self.item_layers, self.eps = layers, item_layers, eps
+        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        self.contents = parts.contents(
+            catalog, dim, trainable=trainable_features, init="xavier_normal", rngs=rngs
+        )
+        shares = parts.shares(catalog.modalities(), weights or {}, single_weight)
+        similar = sum(
+            share * neighbours.weigh(catalog.neighbours(name, top_k), "uniform", eps=eps)
+            for name, share in shares.items()
+        )
+        self.similar = core.Frozen(graph.from_scipy(similar, self.user[...].dtype))
+        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = core.Frozen(whole)
+        self.kept = int((1 - drop) * len(whole.forward.rows))
+
+    def epoch(self, key: jax.Array) -> graph.Graph:
+        """The pruned user-item graph."""
+        whole, dtype = self.whole.get_value(), self.user[...].dtype
+        if self.kept == len(whole.forward.rows):
+            return self._normalised(whole)
+        odds = jnp.log(edges.symmetric(whole, self.eps, dtype))
+        return self._normalised(edges.keep(whole, edges.draw(key, odds, self.kept)))
+
+    def _normalised(self, pattern: edges.Pattern) -> graph.Graph:
+        return edges.weighted(pattern, edges.symmetric(pattern, self.eps, self.user[...].dtype))
+
+    def loss(
+        self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
+    ) -> jax.Array:
+        tables = self._tables(epoch)
+        user = tables[0][batch["user"]]
+        total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
+        for content in self.contents:
+            x = content()
+            margin = (user * (x[batch["pos"]] - x[batch["neg"]])).sum(axis=-1)
+            both = content.weight_of(batch["pos"]) * content.weight_of(batch["neg"])
+            total += l_w * (both * jax.nn.softplus(-margin)).mean()
+        return total
+
+    def _tables(self, adjacency: graph.Graph) -> parts.Tables:
+        users, items = parts.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
+        similar = self.item[...]
+        for _ in range(self.item_layers):
+            similar = graph.propagate(self.similar.get_value(), similar)
+        return users, items + similar
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D] on the whole graph."""
+        return self._tables(self._normalised(self.whole.get_value()))
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

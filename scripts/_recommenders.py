@@ -1,0 +1,196 @@
+"""Measuring recommenders for benchmark.py, in a process of their own.
+
+models   an epoch, an evaluation, what is built before the first epoch, compile time
+trials   a grid of ten points as one program against ten programs, compile time included
+graph    the k-NN graph of many items against the bare product of the same matrix
+"""
+
+import gc
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _encoding import timed
+
+from mmjax import ensemble, neighbours, train
+from mmjax import mesh as meshes
+from mmjax.data import world
+from mmjax.data.prepare import prepare
+from mmjax.evaluation import protocol as protocols
+from mmjax.recommenders import core
+
+LONGEST = 50
+LRS, FACTORS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)  # the grid of `trials`
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """MMRec's preset where a model has one, else its default: the mathematics that is timed."""
+    module = importlib.import_module(f"configs.{model}")
+    try:
+        return module.get_config("mmrec").to_dict()
+    except ValueError:
+        return module.get_config().to_dict()
+
+
+def setting(users: int, items: int, interactions: int, widths: Sequence[int], model: str) -> tuple:
+    """A world of that shape, random features where the model wants any, and the ranking task."""
+    raw = world.generate(users=users, items=items, interactions=interactions, seed=0)
+    data = prepare(raw, name="benchmark", keep_items="all", test=0.1, valid=1 / 9)
+    rng, names = np.random.default_rng(0), ("visual", "textual", "third", "fourth")
+    wanted = widths if config_of(model)["features"] else ()
+    drawn = {
+        name: jnp.asarray(rng.standard_normal((data.n_items, width), np.float32))
+        for name, width in zip(names, wanted, strict=False)
+    }
+    task = protocols.build(
+        protocols.find("mmrec"),
+        held_out=(data.test.user, data.test.item),
+        rating=data.test.rating,
+        masked=[(data.train.user, data.train.item)],
+        n_items=data.n_items,
+        longest=LONGEST,
+    )
+    return data, core.Catalog.of(data, drawn, {}), task
+
+
+def build(
+    model: str,
+    catalog: core.Catalog,
+    batch_size: int,
+    hypers: dict[str, list[float]] | None = None,
+    **options: Any,
+) -> ensemble.Ensemble:
+    """The ensemble of a model's config; `hypers` makes it as many trials as they have values."""
+    config = config_of(model)
+    recommender = core.find(model)
+    options, traced = core.split_options(recommender, config["model"] | options)
+    own = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
+    count = len(next(iter(hypers.values()))) if hypers else 1
+    every = {name: values * count for name, values in own.items()} | (hypers or {})
+    return ensemble.build(
+        recommender,
+        catalog,
+        options,
+        seeds=[0] * count,
+        hypers=every,
+        settings=ensemble.Settings(batch_size, config["sampler"], config["optimizer"]),
+        mesh=meshes.make("data=1"),
+    )
+
+
+def of_mmjax(
+    model: str, catalog: core.Catalog, data: Any, task: Any, batch_size: int, repeats: int
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    trials = build(model, catalog, batch_size)
+    state = jax.block_until_ready(trials.init())
+    build_s = time.perf_counter() - begin
+    config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
+    timing: dict[str, Any] = {"compile_s": 0.0}
+    evaluate = train.Evaluator(trials, {"test": task}, config, data, timing)
+    row = {"build_s": build_s, "compile_s": 0.0, "epoch_s": 0.0}
+    if trials.trainable:
+        begin = time.perf_counter()
+        epoch = trials.epoch().lower(*trials.arguments(state)).compile()
+        row["compile_s"] = time.perf_counter() - begin
+
+        def one_epoch():
+            nonlocal state
+            state, losses = epoch(*trials.arguments(state))
+            losses.block_until_ready()
+
+        row["epoch_s"] = warm(one_epoch, repeats)
+    row["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
+    return row | {"compile_eval_s": timing["compile_s"]}
+
+
+def of_torch(
+    model: str, catalog: core.Catalog, data: Any, task: Any, batch_size: int, repeats: int
+) -> dict[str, Any]:
+    import _peers
+    import torch
+
+    torch.manual_seed(0)
+    begin = time.perf_counter()
+    options = config_of(model)["model"]
+    peer = _peers.Peer(model, catalog, options)
+    build_s = time.perf_counter() - begin
+    adam = torch.optim.Adam(peer.parameters(), lr=1e-3)
+    user, item = (torch.from_numpy(x.astype("int64")) for x in (data.train.user, data.train.item))
+
+    def one_epoch():
+        _peers.epoch(peer, adam, user, item, data.n_items, batch_size, options["l_w"])
+
+    return {
+        "build_s": build_s,
+        "epoch_s": warm(one_epoch, repeats),
+        "eval_s": warm(lambda: _peers.evaluate(peer, task, LONGEST), repeats),
+        "compile_s": 0.0,
+        "compile_eval_s": 0.0,
+        "torch": torch.__version__,
+    }
+
+
+def of_trials(model: str, catalog: core.Catalog, batch_size: int, epochs: int) -> dict[str, Any]:
+    """Seconds of ten points, five rates by two weights, as one program and as ten."""
+    l_w = config_of(model)["model"]["l_w"]
+    points = [(lr, l_w * factor) for lr in LRS for factor in FACTORS]
+    frozen = {"trainable_features": False} if model == "freedom" else {}
+
+    def run(points: Sequence[tuple[float, float]]) -> list[float]:
+        lrs, weights = (list(values) for values in zip(*points, strict=True))
+        hypers = {"lr": lrs, "l_w": weights}
+        trials = build(model, catalog, batch_size, hypers, **frozen)
+        state = trials.init()
+        epoch = trials.epoch().lower(*trials.arguments(state)).compile()
+        for _ in range(epochs):
+            state, losses = epoch(*trials.arguments(state))
+        return np.asarray(losses).mean(axis=1).tolist()
+
+    begin = time.perf_counter()
+    together = run(points)
+    middle = time.perf_counter()
+    peak = train.peak_rss_mb()
+    apart = []
+    for point in points:
+        jax.clear_caches()
+        gc.collect()
+        apart += run([point])
+    end = time.perf_counter()
+    assert np.allclose(together, apart, rtol=1e-5), (together, apart)
+    return {
+        "points": len(points),
+        "epochs": epochs,
+        "together_s": middle - begin,
+        "apart_s": end - middle,
+        "together_peak_rss_mb": peak,
+    }
+
+
+def of_graph(items: int, width: int, top_k: int, repeats: int) -> dict[str, Any]:
+    """Seconds of the k-NN graph and of the bare product of all rows with all, by blocks."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((items, width), np.float32))
+    begin = time.perf_counter()
+    nearest = jax.jit(neighbours.nearest, static_argnums=1).lower(x, top_k).compile()
+    compile_s = time.perf_counter() - begin
+    block = min(neighbours.LARGEST, items)
+
+    def product(x: jax.Array) -> jax.Array:
+        blocks = jnp.pad(x, ((0, -items % block), (0, 0))).reshape(-1, block, width)
+        return jax.lax.map(lambda rows: (rows @ x.T).max(axis=1), blocks)
+
+    bare = jax.jit(product).lower(x).compile()
+    seconds = timed(lambda: jax.block_until_ready(nearest(x)), repeats)
+    peak = train.peak_rss_mb()
+    bare_s = timed(lambda: jax.block_until_ready(bare(x)), repeats)
+    return {"graph_s": seconds, "product_s": bare_s, "compile_s": compile_s, "graph_mb": peak}
+
+
+def warm(call: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of `repeats` calls after one to warm up."""
+    call()
+    return timed(call, repeats)
