@@ -11,18 +11,17 @@ compares users in pairs. What is done is skipped when the same command runs agai
 and table.json.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _tuning
 import numpy as np
 from _app import run
 from absl import flags
 
 from configs import attributeitemknn, bprmf, itemknn, mostpop, vbpr
-from mmjax import ensemble, files, mesh, setup, train
-from mmjax.checkpoint import Checkpoints
+from mmjax import files, mesh, train
 from mmjax.data import dataset as datasets
 from mmjax.data import elliot
 from mmjax.data.prepare import prepare
@@ -142,70 +141,9 @@ def choose(row: str, out: Path) -> dict[str, Any]:
     config, module = base(row, out), ROWS[row][0]
     if module is mostpop:
         return config
-    ledger = folder_of(row, out) / "tuning.jsonl"
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    lines = ledger.read_text().splitlines() if ledger.exists() else []
-    tried = [json.loads(line) for line in lines]
-    if module in (itemknn, attributeitemknn):
-        for draw in draws(module is attributeitemknn)[len(tried) :]:
-            trial = {**config, "model": {**config["model"], **draw}}
-            tried.append({"model": draw, "valid": rank(trial)})
-            append(ledger, tried[-1])
-        best = max(tried[: TRIALS.value], key=lambda one: one["valid"])
-        return {**config, "model": {**config["model"], **best["model"]}}
-    if not tried:
-        values = train_grid(config, ledger.parent)
-        for point, value in zip(GRID, values, strict=True):
-            tried.append({**point, "valid": value})
-            append(ledger, tried[-1])
-    best = max(tried, key=lambda one: one["valid"])
-    return {**config, "lr": best["lr"], "model": {**config["model"], "l_w": best["l_w"]}}
-
-
-def append(ledger: Path, record: dict[str, Any]) -> None:
-    with open(ledger, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps(record) + "\n")
-    print(ledger.parent.name, record, flush=True)
-
-
-def rank(config: dict[str, Any]) -> float:
-    """The validation metric of a recommender that nothing trains."""
-    data = datasets.load(config["dataset"])
-    trials = setup.trials(config, data, setup.features(config, data))
-    tasks, timing = setup.tasks(config, data), {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, tasks, config, data, timing)
-    return evaluate.select(evaluate(trials.init(), "valid", lists=False)[0])
-
-
-def train_grid(config: dict[str, Any], folder: Path) -> list[float]:
-    """The best validation metric of every point of GRID, all trained as one program."""
-    data = datasets.load(config["dataset"])
-    recommender, grid = core.find(config["recommender"]), mesh.make("data=-1")
-    options, traced = core.split_options(recommender, config["model"])
-    hypers = {name: [value] * len(GRID) for name, value in traced.items()}
-    hypers |= {name: [point[name] for point in GRID] for name in ("lr", "l_w")}
-    settings = ensemble.Settings(
-        **{name: config[name] for name in ("batch_size", "sampler", "optimizer")}
-    )
-    trials = ensemble.build(
-        recommender,
-        setup.catalog(config, data, setup.features(config, data), grid),
-        options,
-        seeds=[config["seed"]] * len(GRID),
-        hypers=hypers,
-        settings=settings,
-        mesh=grid,
-    )
-    timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, setup.tasks(config, data), config, data, timing)
-    checkpoints = Checkpoints(folder / "tuning")
-    try:
-        _, progress = train.fit(
-            trials, trials.init(), evaluate, checkpoints, config, folder / "tuning", timing
-        )
-    finally:
-        checkpoints.close()
-    return progress["best"]
+    neighbourhood = module in (itemknn, attributeitemknn)
+    points = draws(module is attributeitemknn) if neighbourhood else GRID
+    return _tuning.choose(config, points, folder_of(row, out))
 
 
 def finish(row: str, config: dict[str, Any], out: Path) -> None:
@@ -234,9 +172,7 @@ def write_table(out: Path) -> None:
     lines.append("|:--|--:|--:|--:|--:|:--|")
     for record in records:
         means = [record["valid"], *(record["test"][metric] for metric in METRICS)]
-        shown = [
-            f"{mean:.4f}" + (f" ± {sd:.4f}" if record["seeds"] > 1 else "") for mean, sd in means
-        ]
+        shown = [_tuning.shown(mean, sd, record["seeds"]) for mean, sd in means]
         tests = [
             f"{rival}: {one['recall@20']['difference']:+.4f}, p = {one['recall@20']['t']:.2g}, "
             f"{one['recall@20']['wilcoxon']:.2g}"
@@ -258,8 +194,10 @@ def record_of(row: str, done: dict[str, list[Path]]) -> dict[str, Any]:
         "seeds": len(runs),
         "lr": runs[0]["config"]["lr"],
         "model": runs[0]["config"]["model"],
-        "valid": spread([run["valid"]["recall@20"] for run in runs]),
-        "test": {metric: spread([run["test"][metric] for run in runs]) for metric in METRICS},
+        "valid": _tuning.spread([run["valid"]["recall@20"] for run in runs]),
+        "test": {
+            metric: _tuning.spread([run["test"][metric] for run in runs]) for metric in METRICS
+        },
         "against": {
             rival: {
                 metric: paired(users_of(done[row], metric), users_of(done[rival], metric))._asdict()
@@ -268,10 +206,6 @@ def record_of(row: str, done: dict[str, list[Path]]) -> dict[str, Any]:
             for rival in rivals
         },
     }
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=int(len(values) > 1)))
 
 
 def users_of(folders: Sequence[Path], metric: str) -> np.ndarray:

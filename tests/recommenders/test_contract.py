@@ -12,6 +12,7 @@ from recommenders import options
 import mmjax.recommenders
 from mmjax import ensemble
 from mmjax import mesh as meshes
+from mmjax.checkpoint import Checkpoints
 from mmjax.data import world
 from mmjax.data.prepare import prepare
 from mmjax.errors import InputError
@@ -134,6 +135,7 @@ def test_every_parameter_gets_a_gradient(name, catalog):
     state = jax.tree.map(lambda x: x[0], trials.init())
     users = jnp.arange(64) % catalog.n_users
     batch = {"user": users, "pos": users % catalog.n_items, "neg": (users + 7) % catalog.n_items}
+    batch["step"] = jnp.array(0)
     hypers = {k: v[0] for k, v in trials.hypers.items() if k != "lr"}
 
     def loss(params):
@@ -176,15 +178,38 @@ def test_a_user_without_history_is_scored(name, data, catalog):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("missing", ["one modality", "half the rows"])
-def test_features_of_any_number_and_with_gaps(name, missing, catalog):
-    if missing == "one modality":
-        features = {"multimodal": catalog.features["visual"]}
+@pytest.mark.parametrize("case", ["one modality", "three modalities", "gaps"])
+def test_features_of_any_number_and_with_gaps(name, case, catalog):
+    features, present = dict(catalog.features), {}
+    if case == "one modality":
+        features = {"multimodal": features["visual"]}
+    elif case == "three modalities":
+        features["colours"] = features["visual"][:, ::-1]
     else:
-        absent = np.arange(catalog.n_items) % 2 == 0
-        features = {k: np.where(absent[:, None], 0, v) for k, v in catalog.features.items()}
-    changed = core.Catalog(**vars(catalog) | {"features": features})
-    train(build(name, changed), 1)
+        for n, modality in enumerate(features):
+            present[modality] = np.arange(catalog.n_items) % 3 != n
+            features[modality] = np.where(present[modality][:, None], features[modality], 0)
+    changed = core.Catalog(**vars(catalog) | {"features": features, "present": present})
+    trials = build(name, changed)
+    model = model_of(trials, train(trials, 1))
+    scores = model.scores(model.tables(), {"user": jnp.arange(8)})
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_brings_back_the_same_scores(name, catalog, tmp_path):
+    trials = build(name, catalog)
+    state = train(trials, 1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"state": state}, {})
+    checkpoints.wait()
+    restored = checkpoints.load(1, {"state": trials.init()})["state"]
+    checkpoints.close()
+    batch = {"user": jnp.arange(8)}
+    before, after = (model_of(trials, one) for one in (state, restored))
+    np.testing.assert_array_equal(
+        before.scores(before.tables(), batch), after.scores(after.tables(), batch)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

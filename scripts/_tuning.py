@@ -1,0 +1,92 @@
+"""Choosing hyper-parameters on the validation split, for the scripts that make tables."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjax import ensemble, mesh, setup, train
+from mmjax.checkpoint import Checkpoints
+from mmjax.data import dataset as datasets
+from mmjax.recommenders import core
+
+Point = dict[str, Any]  # values of lr and of a recommender's options
+
+
+def choose(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> dict[str, Any]:
+    """The config with the point that is best on validation; `folder`/tuning.jsonl lists all.
+
+    Points of a recommender that is trained must differ in traced values only: they are one program.
+    """
+    ledger = folder / "tuning.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    tried = [json.loads(line) for line in lines][: len(points)]
+    left = points[len(tried) :]
+    if hasattr(core.find(config["recommender"]), "loss"):
+        values = train_grid(config, left, folder) if left else []
+    else:
+        values = (rank(changed(config, point)) for point in left)
+    for point, value in zip(left, values, strict=True):
+        tried.append({"point": point, "valid": value})
+        with open(ledger, "a", encoding="utf-8") as out:
+            out.write(json.dumps(tried[-1]) + "\n")
+        print(folder.name, tried[-1], flush=True)
+    return changed(config, max(tried, key=lambda one: one["valid"])["point"])
+
+
+def changed(config: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    options = {name: value for name, value in point.items() if name != "lr"}
+    lr = point.get("lr", config["lr"])
+    return {**config, "lr": lr, "model": {**config["model"], **options}}
+
+
+def rank(config: dict[str, Any]) -> float:
+    """The validation metric of a recommender that nothing trains."""
+    data = datasets.load(config["dataset"])
+    trials = setup.trials(config, data, setup.features(config, data))
+    tasks, timing = setup.tasks(config, data), {"compile_s": 0.0}
+    evaluate = train.Evaluator(trials, tasks, config, data, timing)
+    return evaluate.select(evaluate(trials.init(), "valid", lists=False)[0])
+
+
+def train_grid(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> list[float]:
+    """The best validation metric of every point, all trained as one program."""
+    data = datasets.load(config["dataset"])
+    recommender, grid = core.find(config["recommender"]), mesh.make("data=-1")
+    options, traced = core.split_options(recommender, config["model"])
+    names = {"lr": config["lr"], **traced}
+    settings = ensemble.Settings(
+        **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
+        lr_decay=tuple(config["lr_decay"]),
+    )
+    trials = ensemble.build(
+        recommender,
+        setup.catalog(config, data, setup.features(config, data), grid),
+        options,
+        seeds=[config["seed"]] * len(points),
+        hypers={k: [point.get(k, v) for point in points] for k, v in names.items()},
+        settings=settings,
+        mesh=grid,
+    )
+    timing: dict[str, Any] = {"compile_s": 0.0}
+    evaluate = train.Evaluator(trials, setup.tasks(config, data), config, data, timing)
+    checkpoints = Checkpoints(folder / "tuning")
+    try:
+        _, progress = train.fit(
+            trials, trials.init(), evaluate, checkpoints, config, folder / "tuning", timing
+        )
+    finally:
+        checkpoints.close()
+    return progress["best"]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds."""
+    return float(np.mean(values)), float(np.std(values, ddof=int(len(values) > 1)))
+
+
+def shown(mean: float, sd: float, seeds: int) -> str:
+    return f"{mean:.4f}" + (f" ± {sd:.4f}" if seeds > 1 else "")
