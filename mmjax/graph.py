@@ -110,6 +110,33 @@ def top_k_rows(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     return sp.csr_matrix((data[keep], (rows[keep], columns[keep])), shape=matrix.shape)
 
 
+def in_common(
+    matrix: sp.csr_matrix, *, top_k: int, itself: bool = True, budget: int = 1 << 22
+) -> sp.csr_matrix:
+    """How many columns two rows of a binary X [N, M] share: of each row of C = X X^T [N, N] the
+    `top_k` largest entries.
+
+    Ties go to the lower row. Rows that share nothing are not counted, so that a row of the result
+    may be shorter; `itself` says whether it may hold its own number. C is made by blocks of rows
+    that together hold about `budget` entries. Time grows with the sum over the columns of their
+    squared numbers of entries.
+    """
+    matrix, count = matrix.tocsr(), matrix.shape[0]
+    others = matrix.T.tocsr()
+    # Entries of each row of C: at most those of the columns that it names, one after the other.
+    entries = np.minimum(matrix @ np.diff(others.indptr), count)
+    firsts = np.flatnonzero(np.diff(np.cumsum(entries) // budget, prepend=-1))
+    blocks = []
+    for start, stop in zip(firsts, [*firsts[1:], count], strict=True):
+        block = (matrix[start:stop] @ others).tocsr()
+        if not itself:
+            rows = np.repeat(np.arange(start, stop), np.diff(block.indptr))
+            block.data[block.indices == rows] = 0
+            block.eliminate_zeros()
+        blocks.append(top_k_rows(block, top_k))
+    return sp.vstack(blocks).tocsr()
+
+
 def co_purchase(
     user: np.ndarray,
     item: np.ndarray,
@@ -121,20 +148,10 @@ def co_purchase(
     """Which items were bought together most: A [I, I] float64, directed, weights 1.
 
     Row i holds the `top_k` largest entries of row i of C = R^T R on binary R, among them the item
-    itself (arXiv 2408.11767); ties go to the lower item. An item bought with fewer others has a
-    shorter row, and one that nobody bought an empty one. C is made by blocks of rows that together
-    hold about `budget` entries. Time grows with the sum over users of their squared history.
+    itself (arXiv 2408.11767), by `in_common`. An item bought with fewer others has a shorter row,
+    and one that nobody bought an empty one.
     """
-    matrix = incidence(user, item, shape)
-    buyers = matrix.T.tocsr()
-    # Entries of each row of C: at most the histories of its buyers, put one after the other.
-    entries = np.minimum(buyers @ np.diff(matrix.indptr), shape[1])
-    firsts = np.flatnonzero(np.diff(np.cumsum(entries) // budget, prepend=-1))
-    blocks = [
-        top_k_rows(buyers[start:stop] @ matrix, top_k)
-        for start, stop in zip(firsts, [*firsts[1:], shape[1]], strict=True)
-    ]
-    neighbours = sp.vstack(blocks).tocsr()
+    neighbours = in_common(incidence(user, item, shape).T, top_k=top_k, budget=budget)
     neighbours.data[:] = 1
     return neighbours
 

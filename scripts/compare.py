@@ -50,7 +50,9 @@ POINTS: dict[str, list[_tuning.Point]] = {  # of what nothing trains
     "itemknn": NEIGHBOURS,
     "userknn": NEIGHBOURS,
     "ease": [{"l2": l2} for l2 in (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)],
-    "ials": [{"alpha": alpha, "l2": l2} for alpha, l2 in product((0.03, 0.1, 0.3), (1e-3, 1e-2))],
+    "ials": [
+        {"unobserved": a, "l2": l2} for a, l2 in product((0.03, 0.1, 0.3), (3e-3, 1e-2, 3e-2))
+    ],
     "itemknncbf": [{"top_k": k} for k in (5, 10, 20, 50, 100, 200)],
 }
 WEIGHTS = ("l_w", "cl_weight", "ssl_weight")  # the first that a recommender has is varied

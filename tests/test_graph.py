@@ -91,3 +91,32 @@ def test_top_k_rows(seed, k):
         order = sorted((j for j in range(9) if row[j]), key=lambda j: (-row[j], j))[:k]
         assert set(np.flatnonzero(out)) == set(order)
         assert (out[order] == row[order]).all()
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([1, 3, 16]),
+)
+@settings(deadline=None, max_examples=8)
+def test_rows_of_a_sparse_product(seed, left_density, right_density, step):
+    """Whatever the lengths of the rows and however many entries are added at once."""
+    rng = np.random.default_rng(seed)
+    matrices = [
+        sp.csr_matrix(rng.normal(size=shape) * (rng.random(shape) < density))
+        for shape, density in (((6, 5), left_density), ((5, 9), right_density))
+    ]
+    left, right = (graph.from_scipy(m).forward for m in matrices)
+    left, right = jax.tree.map(jnp.asarray, (left, right))
+    rows = jnp.array([4, 0, 4, 5])
+    want = (matrices[0] @ matrices[1]).toarray()[np.asarray(rows)]
+    product = graph.product_rows(left, right, rows, 9, step=step)
+    np.testing.assert_allclose(product, want, atol=1e-5)
+    # An accelerator takes all rows at once, the shorter ones waiting for the longest.
+    total = jnp.ones((4, 9))
+    weights = jnp.array([2.0, 0.0, -1.0, 0.5])
+    some = jnp.array([1, 0, 2, 4])
+    out = graph.add_rows(total, right, some, weights, step=step)
+    want = 1 + weights[:, None] * matrices[1].toarray()[np.asarray(some)]
+    np.testing.assert_allclose(out, want, atol=1e-5)

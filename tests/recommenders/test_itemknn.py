@@ -91,3 +91,16 @@ def test_users_side_by_side_as_on_an_accelerator(ratings, monkeypatch):
     one_by_one = model.scores(model.tables(), users)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, cpu, default: default(*a))
     np.testing.assert_allclose(model.scores(model.tables(), users), one_by_one, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 3)])
+@pytest.mark.parametrize("density", [0, 1])
+def test_one_item_one_user_and_no_history(shape, density):
+    """More neighbours than items; where no item has a neighbour, all scores are zero."""
+    user, item = np.nonzero(np.full(shape, density))
+    ones = np.ones(len(user), np.float32)
+    catalog = core.Catalog(*shape, user.astype(np.int32), item.astype(np.int32), ones)
+    model = itemknn.ItemKNN(catalog, neighbours=9, similarity="dot")
+    scores = model.scores(model.tables(), {"user": jnp.arange(shape[0])})
+    # Each item has its buyers in common with each of the other items of the history.
+    np.testing.assert_allclose(scores, np.full(shape, density * shape[0] * (shape[1] - 1)))

@@ -1,0 +1,18 @@
+"""EASE^R (Steck, WWW 2019): a linear autoencoder in closed form, dense in the items.
+
+Expected: none published for these data. l2 is to be chosen on valid, from 10 to 1000.
+
+    python scripts/train.py --config=configs/ease.py --config.dataset=DIR --workdir=RUN
+"""
+
+from configs import common
+
+
+def get_config(arg: str | None = None):
+    options = dict(l2=250.0, implicit=True, max_items=30_000)
+    return common.preset(
+        arg,
+        default=common.base("ease", **options),
+        elliot=common.elliot(common.base("ease", **options)),
+        mmrec=common.mmrec(common.base("ease", **options)),
+    )

@@ -1,0 +1,109 @@
+"""EASE^R: a linear autoencoder in closed form; nothing is trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from flax import nnx
+from scipy.linalg import lapack
+
+from mmjax import graph
+from mmjax.errors import InputError
+from mmjax.recommenders import core, itemknn
+
+BLOCK = 512  # rows that are copied at once
+STEP = 128  # items of a history that are set at once
+
+
+class EASE(nnx.Module):
+    """Steck, WWW 2019: s(u, .) = R_u B, B = argmin |R - R B|^2 + l2 |B|^2 with a zero diagonal.
+
+    P = (R^T R + l2)^-1 and B_ij = -P_ij / P_jj for i != j, in float64; B is kept in float32. It is
+    dense, [I, I], the one such table of the house: twelve bytes an entry while it is solved, four
+    after, so that catalogues of more than `max_items` are refused. An item that nobody has scores
+    0, and so does everything for a user without history.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        l2: float = 250.0,
+        implicit: bool = True,
+        max_items: int = 30_000,
+        rngs: nnx.Rngs | None = None,
+    ):
+        if not l2 > 0:
+            raise InputError(f"l2={l2} must be positive: without it items cannot be told apart")
+        count = catalog.n_items
+        if count > max_items:
+            gib = 12 * count**2 / 2**30
+            raise InputError(
+                f"EASE of {count:,} items needs {gib:,.1f} GiB for a dense {count:,} x {count:,} "
+                f"matrix and max_items={max_items:,}: raise it if there is as much memory, or "
+                "take a sparse recommender such as itemknn"
+            )
+        profile = itemknn.profile_of(catalog, implicit)
+        dtype = jnp.result_type(float)
+        self.profile = core.Frozen(graph.from_scipy(profile, dtype).forward)  # R [U, I]
+        self.weights = core.Frozen(solve(profile, l2, dtype))  # B [I, I]
+
+    def tables(self) -> jax.Array:
+        return self.weights.get_value()
+
+    def scores(self, tables: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        """[B, I]: a CPU adds up the rows of each history, which reads a small part of B;
+        accelerators multiply."""
+        profile, tables = jax.tree.map(jnp.asarray, (self.profile.get_value(), tables))
+        empty = jnp.zeros((batch["user"].shape[0], tables.shape[0]), tables.dtype)
+        if not profile.columns.shape[0]:
+            return empty
+
+        def of_user(user: jax.Array) -> jax.Array:
+            def add(place: jax.Array, row: jax.Array) -> jax.Array:
+                return row + profile.values[place] * tables[profile.columns[place]]
+
+            start, end = profile.starts[user], profile.starts[user + 1]
+            return jax.lax.fori_loop(start, end, add, jnp.zeros_like(tables[0]))
+
+        def of_users(users: jax.Array) -> jax.Array:
+            ones = jnp.ones(users.shape, tables.dtype)
+            rows = graph.add_rows(empty, profile, users, ones, step=STEP)
+            return jnp.matmul(rows, tables, precision="highest")
+
+        in_turn = functools.partial(jax.lax.map, of_user)
+        return jax.lax.platform_dependent(batch["user"], cpu=in_turn, default=of_users)
+
+
+def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype) -> np.ndarray:
+    """B [I, I] of R [U, I]: one float64 matrix, inverted in place, and its copy in `dtype`.
+
+    Raises:
+      InputError: R^T R + l2 is not positive definite in float64.
+    """
+    count = profile.shape[1]
+    spans = [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+    gram = np.empty((count, count))
+    columns = profile.T.tocsr()
+    for span in spans:
+        gram[span] = (columns[span] @ profile).toarray()
+    gram[np.diag_indices(count)] += l2
+    # A symmetric matrix is its transpose, which in LAPACK's order of entries needs no copy.
+    lower, failed = lapack.dpotrf(gram.T, lower=True, clean=False, overwrite_a=True)
+    if not failed:
+        lower, failed = lapack.dpotri(lower, lower=True, overwrite_c=True)
+    if failed:
+        raise InputError(f"l2={l2} is too small for this catalogue: R^T R + l2 has no inverse")
+    inverse = lower.T  # [I, I], its upper triangle
+    diagonal = inverse.diagonal().copy()
+    weights = np.empty((count, count), dtype)
+    for n, span in enumerate(spans):
+        whole = np.triu(inverse[span, span])
+        inverse[span, span] = whole + np.triu(whole, 1).T
+        for later in spans[n + 1 :]:
+            inverse[later, span] = inverse[span, later].T
+        weights[span] = inverse[span] / -diagonal[None]
+    np.fill_diagonal(weights, 0)
+    return weights

@@ -1,0 +1,64 @@
+"""UserKNN: what users similar in what they interacted with have chosen; nothing is trained."""
+
+import numpy as np
+import scipy.sparse as sp
+from flax import nnx
+
+from mmjax.recommenders import core, itemknn
+
+SIDES = {"user": "history", "neighbour": "candidate"}
+
+
+class UserKNN(itemknn.ItemKNN):
+    """Resnick et al., CSCW 1994: s(u, i) = sum of w(u, v) r_vi over the neighbours v of u.
+
+    w compares two rows of R, x = row u and y = row v, by the similarities of ItemKNN. (Elliot's
+    `aiolli` code has x and y the other way round: alpha here is its 1 - alpha.) Ratings are neither
+    centred nor is the sum divided by that of the weights, as in all codes of top-n recommendation;
+    the latter would not change a user's list.
+
+    `neighbours_of="user"` keeps for each scored user their top-k (the textbook's rule, and
+    similaripy's with `keep_self`). `"neighbour"` keeps the top-k of each v: of u's neighbours only
+    those remain that count u among their own top-k, so that some users have hundreds and some none.
+    That is what upstream Elliot (and the evaluation code of Ferrari Dacrema et al. 2019, from which
+    it has it) does, with `keep_self` but for its `aiolli` variant. A user's own history, all that
+    `keep_self` adds, is masked in an evaluation, but it takes a neighbour's place.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        neighbours: int = 50,
+        similarity: str = "cosine",
+        shrink: float = 0.0,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        implicit: bool = True,
+        neighbours_of: str = "user",
+        keep_self: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ):
+        profile = itemknn.profile_of(catalog, implicit)
+        weights = similar_users(
+            profile,
+            neighbours=neighbours,
+            similarity=similarity,
+            constants=(alpha, beta, shrink),
+            neighbours_of=neighbours_of,
+            keep_self=keep_self,
+        )
+        self._remember(weights, profile)
+
+
+def similar_users(
+    users: sp.csr_matrix | np.ndarray, *, neighbours_of: str, **options
+) -> sp.csr_matrix:
+    """The weights [user, neighbour] of users that are rows of [U, N], see `itemknn.similar_items`.
+
+    Raises:
+      InputError: as there.
+    """
+    core.choice("neighbours_of", neighbours_of, SIDES)
+    # Rows of these weights are the scored users; of items they are the history's.
+    return itemknn.similar_items(users, neighbours_of=SIDES[neighbours_of], **options)
