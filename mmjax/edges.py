@@ -13,6 +13,8 @@ import numpy as np
 
 from mmjax.graph import Csr, Graph, multiply
 
+BLOCK = 2048  # edges whose rows a CPU reads at once
+
 
 class Side(NamedTuple):
     """Where the edges are, sorted by row."""
@@ -128,12 +130,45 @@ def _forward(pattern: Pattern, weights: jax.Array, x: jax.Array) -> tuple:
 
 def _backward(kept: tuple, cotangent: jax.Array) -> tuple:
     pattern, weights, x = kept
-    rows, columns = pattern.forward.rows, pattern.forward.columns
-    of_weights = (cotangent[rows] * x[columns]).sum(axis=-1)
-    return None, of_weights, multiply(weighted(pattern, weights).transpose, cotangent)
+    of_x = multiply(weighted(pattern, weights).transpose, cotangent)
+    return None, products(pattern, cotangent, x), of_x
 
 
 aggregate.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def products(pattern: Pattern, x: jax.Array, y: jax.Array) -> jax.Array:
+    """<x_n, y_m> of every edge (n, m), [E]; rows x [N, D] and y [M, D].
+
+    Its derivative is two sparse products. On a CPU some edges are looked at after the others, so
+    that their rows are read once and stay in cache; [E, D] is never in memory.
+    """
+    rows, columns = pattern.forward.rows, pattern.forward.columns
+    return jax.lax.platform_dependent(rows, columns, x, y, cpu=_in_blocks, default=_at_once)
+
+
+def _at_once(rows: jax.Array, columns: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    return (x[rows] * y[columns]).sum(axis=-1)
+
+
+def _in_blocks(rows: jax.Array, columns: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    count = rows.shape[0]
+    blocks = [jnp.pad(a, (0, -count % BLOCK)).reshape(-1, BLOCK) for a in (rows, columns)]
+    return jax.lax.map(lambda ends: _at_once(*ends, x, y), tuple(blocks)).reshape(-1)[:count]
+
+
+def _products_forward(pattern: Pattern, x: jax.Array, y: jax.Array) -> tuple:
+    return products(pattern, x, y), (pattern, x, y)
+
+
+def _products_backward(kept: tuple, cotangent: jax.Array) -> tuple:
+    pattern, x, y = kept
+    both = weighted(pattern, cotangent)
+    return None, multiply(both.forward, y), multiply(both.transpose, x)
+
+
+products.defvjp(_products_forward, _products_backward)
 
 
 def softmax(pattern: Pattern, logits: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from mmjax.errors import InputError
 LARGEST = 4096  # rows of a block: 64 MiB of similarities
 FEWEST = 8  # blocks, so that little is computed twice or for padding
 PART = 32  # columns whose largest is looked at first, see `_top`
+SHORTEST = 1e-24  # squared length of a row that points anywhere
 
 
 class Neighbours(NamedTuple):
@@ -39,7 +40,7 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
     blocks = max(-(-count // LARGEST), min(FEWEST, -(-count // (4 * PART))))
     size = -(-count // (blocks * PART)) * PART
     x = jax.lax.stop_gradient(x)
-    there = jnp.square(x).sum(axis=1) > 0
+    there = jnp.square(x).sum(axis=1) > SHORTEST
     x = jnp.pad(unit(x), ((0, blocks * size - count), (0, 0)))
     there = jnp.pad(there, (0, blocks * size - count))
     k_inside, zero = min(k, size), jnp.int32(0)  # like the starts of blocks, also in x64
@@ -97,9 +98,10 @@ def _top(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows over their length; rows of zeros stay, with a gradient of zero."""
+    """Rows over their length; those shorter than 1e-12 become zeros, with a gradient of zero."""
     squares = jnp.square(x).sum(axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))
+    there = squares > SHORTEST
+    return x * jnp.where(there, jax.lax.rsqrt(jnp.where(there, squares, 1)), 0)
 
 
 def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:
@@ -114,6 +116,8 @@ _nearest = jax.jit(nearest, static_argnums=1)
 def build(features: jax.Array, k: int, folder: str | Path = "") -> Neighbours:
     """`nearest` of features [I, F] on the host, kept in a folder under the hash of what made it.
 
+    Features of less than float32 are widened first.
+
     Raises:
       InputError: k is not between 1 and I.
     """
@@ -122,14 +126,15 @@ def build(features: jax.Array, k: int, folder: str | Path = "") -> Neighbours:
             f"top_k={k} neighbours of {features.shape[0]} items, each counted as its own first: "
             f"choose a number between 1 and {features.shape[0]}"
         )
+    wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
     if not folder:
-        return Neighbours(*map(np.asarray, _nearest(features, k)))
+        return Neighbours(*map(np.asarray, _nearest(wide, k)))
     content = np.ascontiguousarray(features)
     mark = hashlib.sha256(f"1 {k} {content.shape} {content.dtype}".encode())
     mark.update(content.view(np.uint8).data)
     path = Path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
     if not path.exists():
-        found = _nearest(features, k)
+        found = _nearest(wide, k)
         made = io.BytesIO()
         np.savez(made, values=np.asarray(found.values), columns=np.asarray(found.columns))
         files.write_bytes(path, made.getvalue())

@@ -31,7 +31,7 @@ from flax import nnx
 from mmjax import neighbours
 from mmjax.errors import InputError
 
-SHARED = ("core", "parts")  # modules of this folder that are no recommenders
+SHARED = ("core", "parts", "latent", "dual")  # modules of this folder that are no recommenders
 
 
 class Frozen(nnx.Variable):
@@ -199,15 +199,15 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> str:
 # Losses. `margin` is s(u, i) - s(u, j), [B].
 
 
-def bpr(margin: jax.Array, kind: str) -> jax.Array:
+def bpr(margin: jax.Array, kind: str, offset: float = 1e-10) -> jax.Array:
     """Bayesian personalised ranking, mean over the batch.
 
     `softplus` is -log sigmoid(margin) and stays exact for any margin (Elliot clips it at -80);
-    `offset` is MMRec's -log(1e-10 + sigmoid(margin)).
+    `offset` is MMRec's -log(1e-10 + sigmoid(margin)); others add more.
     """
     if kind == "softplus":
         return jax.nn.softplus(-margin).mean()
-    return -jnp.log(1e-10 + jax.nn.sigmoid(margin)).mean()
+    return -jnp.log(offset + jax.nn.sigmoid(margin)).mean()
 
 
 def penalty(rows: Iterable[jax.Array], kind: str) -> jax.Array:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges, graph, neighbours
+from mmjax import edges, graph
 from mmjax.errors import InputError
 from mmjax.recommenders import core, parts
 
@@ -52,25 +51,19 @@ class FREEDOM(nnx.Module):
             catalog, dim, trainable=trainable_features, init="xavier_normal", rngs=rngs
         )
         shares = parts.shares(catalog.modalities(), weights or {}, single_weight)
-        similar = sum(
-            share * neighbours.weigh(catalog.neighbours(name, top_k), "uniform", eps=eps)
-            for name, share in shares.items()
-        )
-        self.similar = core.Frozen(graph.from_scipy(similar, self.user[...].dtype))
+        dtype = self.user[...].dtype
+        self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))
         whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
         self.whole = core.Frozen(whole)
         self.kept = int((1 - drop) * len(whole.forward.rows))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """The pruned user-item graph."""
-        whole, dtype = self.whole.get_value(), self.user[...].dtype
-        if self.kept == len(whole.forward.rows):
-            return self._normalised(whole)
-        odds = jnp.log(edges.symmetric(whole, self.eps, dtype))
-        return self._normalised(edges.keep(whole, edges.draw(key, odds, self.kept)))
+        dtype = self.user[...].dtype
+        return parts.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
 
     def _normalised(self, pattern: edges.Pattern) -> graph.Graph:
-        return edges.weighted(pattern, edges.symmetric(pattern, self.eps, self.user[...].dtype))
+        return parts.normalised(pattern, self.eps, self.user[...].dtype)
 
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any

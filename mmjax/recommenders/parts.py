@@ -1,5 +1,6 @@
 """What several recommenders are made of: projected content, linear layers, contrastive losses."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax import graph
+from mmjax import edges, graph, neighbours
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
 from mmjax.recommenders import core
+
+BLOCK = 256  # rows of a batch whose cosines with all users or items are in memory at once
 
 
 class Content(nnx.Module):
@@ -68,6 +71,34 @@ def contents(catalog: core.Catalog, dim: int, *, rngs: nnx.Rngs, **options) -> n
     return nnx.List([Content(catalog, name, dim, rngs=rngs, **options) for name in names])
 
 
+def joined(catalog: core.Catalog, dim: int, *, rngs: nnx.Rngs, **options) -> Content:
+    """One `Content` of all modalities side by side; an item that has none gives zeros."""
+    names = catalog.modalities()
+    present = np.broadcast_arrays(*(catalog.present.get(name, True) for name in names))
+    whole = dataclasses.replace(
+        catalog,
+        features={"joined": catalog.concatenated()},
+        present={"joined": np.any(present, axis=0)},
+    )
+    return Content(whole, "joined", dim, rngs=rngs, **options)
+
+
+class Head(nnx.Module):
+    """VBPR's second space beside another model's: <t_u, p_i>, p_i = F W + b of all modalities side
+    by side made a unit vector, F frozen, t Xavier-uniform."""
+
+    def __init__(self, catalog: core.Catalog, dim: int, *, rngs: nnx.Rngs):
+        table = core.init_table("xavier_uniform", rngs.params(), (catalog.n_users, dim))
+        self.user = nnx.Param(table)
+        self.content = joined(catalog, dim, rngs=rngs)
+
+    def beside(self, tables: "Tables") -> "Tables":
+        """(g_u | t_u) and (g_i | p_i), whose inner products are the sums of both."""
+        users, items = tables
+        users = jnp.concatenate([users, self.user[...]], axis=1)
+        return users, jnp.concatenate([items, unit(self.content())], axis=1)
+
+
 def shares(names: Sequence[str], given: Mapping[str, float], single: float) -> dict[str, float]:
     """What each modality counts: as `given`, the rest in equal parts; `single` where there is one.
 
@@ -105,6 +136,20 @@ def linear(
     )
 
 
+class Attention(nnx.Module):
+    """softmax over M states of <q, tanh(W v_m + b)>, row by row."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.hidden = linear(dim, dim, rngs=rngs)
+        self.query = linear(dim, 1, bias=False, rngs=rngs)
+
+    def __call__(self, states: Sequence[jax.Array]) -> list[jax.Array]:
+        """What each of the states [N, D] counts, [N, 1]."""
+        logits = [self.query(jnp.tanh(self.hidden(v))) for v in states]
+        shares = jax.nn.softmax(jnp.concatenate(logits, axis=1), axis=1)
+        return jnp.split(shares, len(states), axis=1)
+
+
 Tables = tuple[jax.Array, jax.Array]  # of users [U, D] and items [I, D]
 
 
@@ -117,10 +162,47 @@ def propagations(adjacency: graph.Graph, user: jax.Array, item: jax.Array, layer
 
 def light_gcn(adjacency: graph.Graph, user: jax.Array, item: jax.Array, layers: int) -> Tables:
     """The mean of the states 0..L of users and items."""
+    return light_gcn_over([(adjacency, adjacency.flip())] * layers, user, item)
+
+
+def light_gcn_over(
+    graphs: Sequence[tuple[graph.Graph, graph.Graph]], user: jax.Array, item: jax.Array
+) -> Tables:
+    """`light_gcn` with graphs of its own in each layer: one [U, I] that users read items by, and
+    one [I, U] that items read users by."""
     users, items = user, item
-    for u, i in propagations(adjacency, user, item, layers):
-        users, items = users + u, items + i
-    return users / (layers + 1), items / (layers + 1)
+    for to_users, to_items in graphs:
+        user, item = graph.propagate(to_users, item), graph.propagate(to_items, user)
+        users, items = users + user, items + item
+    return users / (len(graphs) + 1), items / (len(graphs) + 1)
+
+
+def normalised(pattern: edges.Pattern, eps: float, dtype: np.dtype) -> graph.Graph:
+    """D^-1/2 A D^-1/2 with degrees + eps, of all edges of a pattern."""
+    return edges.weighted(pattern, edges.symmetric(pattern, eps, dtype))
+
+
+def pruned(
+    key: jax.Array, whole: edges.Pattern, count: int, eps: float, dtype: np.dtype
+) -> graph.Graph:
+    """`count` edges, drawn without replacement in proportion to their weight in the normalised
+    graph, normalised again; FREEDOM's."""
+    if count == len(whole.forward.rows):
+        return normalised(whole, eps, dtype)
+    odds = jnp.log(edges.symmetric(whole, eps, dtype))
+    return normalised(edges.keep(whole, edges.draw(key, odds, count)), eps, dtype)
+
+
+def similar(
+    catalog: core.Catalog, shares: Mapping[str, float], top_k: int, eps: float, dtype: np.dtype
+) -> graph.Graph:
+    """sum_m c_m S_m with c the shares; S_m joins each item with its `top_k` most similar in one
+    modality, itself among them, every edge 1/k."""
+    graphs = [
+        share * neighbours.weigh(catalog.neighbours(name, top_k), "uniform", eps=eps)
+        for name, share in shares.items()
+    ]
+    return graph.from_scipy(sum(graphs), dtype)
 
 
 def margin(tables: Tables, batch: dict[str, jax.Array]) -> jax.Array:
@@ -140,6 +222,22 @@ def info_nce(a: jax.Array, b: jax.Array, temperature: jax.Array | float) -> jax.
     made unit vectors first."""
     logits = unit(a) @ unit(b).T / temperature  # [B, B]
     return (jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)).mean()
+
+
+def contrast(
+    p: jax.Array, q: jax.Array, rows: jax.Array, temperature: jax.Array | float
+) -> jax.Array:
+    """-log softmax over all N of cos(p_k, q_n) / temperature at n = k, for k in rows, [B].
+
+    BLOCK rows' cosines with all of q [N, D] are in memory at once.
+    """
+    p, q = unit(p[rows]) / temperature, unit(q)
+
+    @jax.checkpoint
+    def total(row: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(q @ row)
+
+    return jax.lax.map(total, p, batch_size=BLOCK) - (p * q[rows]).sum(axis=-1)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 COMMON = {"dim": 32, "layers": 2, "l_w": 5e-2}
 OF_MODEL = {
+    "bm3": {"layers": 1, "l_w": 0.1, "cl_weight": 0.1},
     "pgl": {"drop": 0.1},
     "smore": {"l_w": 1e-3, "drop": 0.1},
     "lgmrec": {"l_w": 1e-3, "temperature": 3.0},

@@ -23,6 +23,14 @@ CONTENTS = {
         ("bias", "trs.bias"),
     )
 }
+
+
+def layer(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.kernel": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
+
+
+LEARNED = {f"similar.{path}": name for path, name in CONTENTS.items()}
+LEARNED |= {"similar.importance": "modal_weight"}
 DUMPS = {
     "bpr": Dump(
         "bprmf",
@@ -58,6 +66,73 @@ DUMPS = {
         hypers={"l_w": "reg_weight"},
         meta={"layers": "n_ui_layers", "item_layers": "n_mm_layers", "top_k": "knn_k"},
         noise=("contents.0.bias", "contents.1.bias"),
+    ),
+    "lattice": Dump(
+        "lattice",
+        dict(layers=2),
+        params=TABLES | LEARNED,
+        hypers={"l_w": "reg_weight"},
+        meta={"item_layers": "n_layers", "top_k": "knn_k", "skip": "lambda_coeff"},
+        once=tuple(LEARNED),
+    ),
+    "bm3": Dump(
+        "bm3",
+        {},
+        params=TABLES | CONTENTS | layer("predictor", "predictor"),
+        hypers={"l_w": "reg_weight", "cl_weight": "cl_weight", "dropout": "dropout"},
+        meta={"layers": "n_layers"},
+    ),
+    "mgcn": Dump(
+        "mgcn",
+        {},
+        params=TABLES
+        | CONTENTS
+        | layer("attention.hidden", "query_common.0")
+        | {"attention.query.kernel": "query_common.2.weight"}
+        | layer("gates.0", "gate_v.0")
+        | layer("gates.1", "gate_t.0")
+        | layer("prefers.0", "gate_image_prefer.0")
+        | layer("prefers.1", "gate_text_prefer.0"),
+        hypers={"l_w": "reg_weight", "cl_weight": "cl_loss"},
+        meta={"layers": "n_ui_layers", "item_layers": "n_layers", "top_k": "knn_k"},
+        small=("attention.hidden.bias",),
+    ),
+    "slmrec": Dump(
+        "slmrec",
+        dict(sigmoid=True),
+        params={
+            "user": "embedding_user.weight",
+            "item": "embedding_item.weight",
+            **{f"contents.{n}.weight": f"{m}_dense.weight" for n, m in enumerate("vt")},
+            **{f"contents.{n}.bias": f"{m}_dense.bias" for n, m in enumerate("vt")},
+            **layer("fuse_users", "embedding_user_after_GCN"),
+            **layer("fuse_items", "embedding_item_after_GCN"),
+            **layer("steps.0", "g_i_iv"),
+            **layer("steps.1", "g_iv_iva"),
+            **layer("steps.2", "g_iva_ivat"),
+            "heads.0.kernel": "g_v_iv.weight",
+            "heads.1.kernel": "g_t_ivat.weight",
+        },
+        hypers={
+            "ssl_weight": "ssl_alpha",
+            "temperature": "temp",
+            "ssl_temperature": "ssl_temp",
+        },
+        meta={"layers": "layer_num"},
+    ),
+    "grcn": Dump(
+        "grcn",
+        dict(routings=0, content_penalty="first_table"),
+        params={
+            "node": "id_gcn.id_embedding",
+            "confidence": "model_specific_conf",
+            **{f"preferences.{n}": f"{m}_gcn.preference" for n, m in enumerate("vt")},
+            **{f"contents.{n}.weight": f"{m}_gcn.MLP.weight" for n, m in enumerate("vt")},
+            **{f"contents.{n}.bias": f"{m}_gcn.MLP.bias" for n, m in enumerate("vt")},
+        },
+        hypers={"l_w": "reg_weight"},
+        meta={"content_dim": "latent_embedding"},
+        exact=True,
     ),
 }
 

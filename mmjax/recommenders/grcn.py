@@ -1,0 +1,149 @@
+"""GRCN: what users like in each modality says which edges of the user-item graph to believe."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import edges
+from mmjax.errors import InputError
+from mmjax.neighbours import unit
+from mmjax.recommenders import core, parts
+
+WEIGHT_MODES = ("confid", "max", "mean")
+CONFIDENCES = ("source", "target")
+CONTENT_PENALTIES = ("weighted", "first_table", "unweighted")
+
+
+class GRCN(nnx.Module):
+    """Wei et al., MM 2020: s = <[e_u | x_1,u | ...], [e_i | x_1,i | ...]>, parts side by side.
+
+    n makes rows unit vectors. In each modality, with a table P of the users and frozen features F,
+
+        p_0 = n(P),  f = n(leaky(F W + b)),  p_t = n(p_t-1 + A_t f)  for t = 1..`routings`
+        x_u = p + A f,  x_i = f + B p
+
+    where A_ui is the softmax of <p_u, f_i> over the items i of u and B_iu that over the users u of
+    i. Then e = z_0 + ... + z_L are states on the graph with the weights of all modalities,
+
+        z_0 = n(Z),  z_u,l+1 = sum_i w(u <- i) z_i,l,  z_i,l+1 = sum_u w(i <- u) z_u,l
+        w(a <- b) = relu max_m c_m,b A_m,ab
+
+    with learned confidences c: `weight_mode="confid"`. "max" has no c and "mean" the mean instead;
+    `pruning` is the relu. The loss is
+
+        BPR + l_w [mean Z_u^2 + mean Z_ij^2 + sum_m mean P_m,u^2],  over rows of the batch.
+
+    An item without a modality has f = 0: all of its users count the same there.
+
+    MMRec (two layers) adds l_w mean P_1^2 over the whole table of the first modality
+    (`content_penalty="first_table"`). Its routings send messages to the items and read the users',
+    so that they change nothing: its numbers are those of `routings=0`. Elliot makes each z_l+1
+    unit vectors (`normalize_layers`), multiplies with c of the end that reads, c_a
+    (`confidence="target"`), does not multiply P's penalty by l_w ("unweighted"), and looks up the
+    weights w(i <- u) in another order than it made them, so that they belong to other edges: that
+    is a slip, and no option. Both predict from tables kept from before the last step; here they are
+    those of the present parameters.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        content_dim: int = 64,
+        layers: int = 2,
+        routings: int = 3,
+        weight_mode: str = "confid",
+        confidence: str = "source",
+        pruning: bool = True,
+        normalize_layers: bool = False,
+        content_penalty: str = "weighted",
+        init: str = "xavier_normal",
+        projection_init: str = "xavier_normal",
+        rngs: nnx.Rngs,
+    ):
+        if layers < 0 or routings < 0:
+            raise InputError(f"layers={layers} and routings={routings} must not be negative")
+        self.layers, self.routings, self.pruning = layers, routings, pruning
+        self.normalize_layers = normalize_layers
+        self.weight_mode = core.choice("weight_mode", weight_mode, WEIGHT_MODES)
+        self.of_source = core.choice("confidence", confidence, CONFIDENCES) == "source"
+        self.content_penalty = core.choice("content_penalty", content_penalty, CONTENT_PENALTIES)
+        names, nodes = catalog.modalities(), sum(catalog.shape)
+        table = lambda *shape: nnx.Param(core.init_table(init, rngs.params(), shape))  # noqa: E731
+        self.n_users, self.node = catalog.n_users, table(nodes, dim)
+        self.confidence = table(nodes, len(names)) if weight_mode == "confid" else None
+        self.preferences = nnx.List([table(catalog.n_users, content_dim) for _ in names])
+        self.contents = parts.contents(catalog, content_dim, init=projection_init, rngs=rngs)
+        pattern = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.pattern = core.Frozen(pattern)
+
+    def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
+        bpr = jax.nn.softplus(-parts.margin(self.tables(), batch)).mean()
+        user, node = batch["user"], self.node[...]
+        items = jnp.concatenate([batch["pos"], batch["neg"]]) + self.n_users
+        ids = jnp.square(node[user]).mean() + jnp.square(node[items]).mean()
+        content = sum(jnp.square(table[...][user]).mean() for table in self.preferences)
+        if self.content_penalty == "unweighted":
+            return bpr + l_w * ids + content
+        if self.content_penalty == "first_table":
+            content += jnp.square(self.preferences[0][...]).mean()
+        return bpr + l_w * (ids + content)
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D + M C] and items [I, D + M C]."""
+        of_users = self.pattern.get_value()  # the edges by user; arrays of edges below, [E], are
+        of_items = of_users.flip()  # by user in `to_users`, by item in `to_items`
+        by_item = of_users.transpose.order
+        users, items, to_users, to_items = [], [], [], []
+        for preference, content in zip(self.preferences, self.contents, strict=True):
+            p, f = unit(preference[...]), unit(jax.nn.leaky_relu(content()))
+            for _ in range(self.routings):
+                attention = edges.softmax(of_users, edges.products(of_users, p, f))
+                p = unit(p + edges.aggregate(of_users, attention, f))
+            logits = edges.products(of_users, p, f)
+            to_users.append(edges.softmax(of_users, logits))
+            to_items.append(edges.softmax(of_items, logits[by_item]))
+            users.append(p + edges.aggregate(of_users, to_users[-1], f))
+            items.append(f + edges.aggregate(of_items, to_items[-1], p))
+        confidences = None, None
+        if self.confidence is not None:
+            confidences = jnp.split(self.confidence[...], [self.n_users])  # of users, of items
+        from_items = self._weights(of_users, to_users, *confidences)
+        from_users = self._weights(of_items, to_items, *confidences[::-1])
+        user, item = jnp.split(unit(self.node[...]), [self.n_users])
+        total = [user, item]
+        for _ in range(self.layers):
+            user, item = (
+                edges.aggregate(of_users, from_items, item),
+                edges.aggregate(of_items, from_users, user),
+            )
+            if self.normalize_layers:
+                user, item = unit(user), unit(item)
+            total = [total[0] + user, total[1] + item]
+        return (
+            jnp.concatenate([total[0], *users], axis=1),
+            jnp.concatenate([total[1], *items], axis=1),
+        )
+
+    def _weights(
+        self,
+        pattern: edges.Pattern,
+        attentions: list[jax.Array],
+        readers: jax.Array | None,
+        sources: jax.Array | None,
+    ) -> jax.Array:
+        """Of the edges along which the rows of `pattern` read, [E]; confidences [rows, M] of those
+        that read and [columns, M] of those that are read."""
+        weights = jnp.stack(attentions)  # [M, E]
+        if self.weight_mode == "confid":
+            rows, columns = pattern.forward.rows, pattern.forward.columns
+            confidence = sources[columns] if self.of_source else readers[rows]
+            weights *= confidence.T
+        weights = weights.mean(axis=0) if self.weight_mode == "mean" else weights.max(axis=0)
+        return jax.nn.relu(weights) if self.pruning else weights
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

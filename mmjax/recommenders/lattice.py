@@ -1,0 +1,88 @@
+"""LATTICE: item graphs of every modality, learned and frozen, that enrich LightGCN's items."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mmjax import neighbours
+from mmjax.recommenders import core, latent, parts
+
+
+class LATTICE(nnx.Module):
+    """Zhang et al., MM 2021: s = <e_u, e_i + n(h_i)>, h = S^L I, n making rows unit.
+
+    e is the mean of the states 0..L' of users and items over D^-1 (A + I); I are the items' id
+    embeddings. S mixes `skip` of the features' frozen cosine graphs with 1 - skip of the graph of
+    the projected features x_m = F_m W_m + b, F_m trained as well, modalities weighted by a trained
+    softmax: see `latent.ItemGraph`. The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B of the final
+    rows of the batch.
+
+    S is built from the parameters at the start of an epoch and for evaluation. The gradient flows
+    through its weights at the epoch's first step; at the others S is a constant, and F_m, W_m, b
+    and w get zero gradients, under which Adam's momentum keeps moving them: so did the torch (1.5,
+    1.11) that the papers' numbers come from. Torch 2 gives no gradient there at all, and its Adam
+    leaves them where they are until the next epoch, as the dumped steps do.
+
+    S is sparse and no I x I matrix is ever made (MMRec holds several). MMRec: the defaults. Elliot:
+    D^-1 (A + I) D^-1 between users and items (`norm="both"`: its Laplacian's exponent is 1), states
+    1..L' made unit (`normalize`), diagonals set to 1 (`self_one`), `skip` .7. MMRec's `ngcf` and
+    `mf` bodies are not here: set `layers=0` for mf. An item without a modality has no edges of it.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 2,
+        item_layers: int = 1,
+        top_k: int = 10,
+        skip: float = 0.9,
+        norm: str = "left",
+        normalize: bool = False,
+        self_one: bool = False,
+        trainable_features: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        core.choice("norm", norm, ("left", "both"))
+        self.layers, self.item_layers, self.normalize = layers, item_layers, normalize
+        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        self.similar = latent.ItemGraph(
+            catalog,
+            catalog.modalities(),
+            dim,
+            top_k=top_k,
+            skip=skip,
+            self_one=self_one,
+            trainable=trainable_features,
+            rngs=rngs,
+        )
+        self.graph = core.Frozen(latent.looped(catalog, norm, self.user[...].dtype))
+
+    def epoch(self, key: Any) -> latent.Kept:
+        """The item graph."""
+        return self.similar.build()
+
+    def loss(
+        self, batch: dict[str, jax.Array], epoch: latent.Kept, *, l_w: float, key: Any
+    ) -> jax.Array:
+        user, pos, neg = parts.rows(self._tables(epoch, batch["step"] == 0), batch)
+        margin = (user * (pos - neg)).sum(axis=-1)
+        return core.bpr(margin, "softplus") + l_w * core.penalty((user, pos, neg), "squares")
+
+    def _tables(self, kept: latent.Kept, first: jax.Array | bool) -> parts.Tables:
+        item = self.item[...]
+        users, items = latent.walk(
+            self.graph.get_value(), self.user[...], item, self.layers, self.normalize
+        )
+        similar = self.similar.propagate(kept, first, item, self.item_layers)
+        return users, items + neighbours.unit(similar)
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D] on a graph built anew."""
+        return self._tables(self.similar.build(), False)
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

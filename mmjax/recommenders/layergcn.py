@@ -1,0 +1,93 @@
+"""LayerGCN: each layer's states count by how similar they still are to the id embeddings."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import edges, graph
+from mmjax.errors import InputError
+from mmjax.recommenders import core, parts
+
+PRUNINGS = ("degree", "random", "mixed")
+
+
+class LayerGCN(nnx.Module):
+    """Zhou et al., ICDE 2023: s = <e_u, e_i>, e the sum of the states 1..L, without x_0, and
+
+        x_l = cos(h_l, x_0) h_l row by row,   h_l = A x_(l-1),   A = D^-1/2 A D^-1/2
+
+    Each epoch trains on floor((1 - drop) E) of the edges, normalised again; evaluation uses all.
+    `pruning` draws what stays without replacement: `degree` in proportion to 1/sqrt(d_u d_i),
+    `random` all alike, `mixed` the one or the other. The loss is the sum over the batch of
+
+        -log sigmoid(s_ui - s_uj) + l_w (|x_u|^2 + |x_i|^2 + |x_j|^2) / 2
+
+    of the id embeddings. MMRec's is `mixed`, in turn from epoch to epoch, the first by degree;
+    here a coin says which, since an epoch knows its key and not its number.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 4,
+        drop: float = 0.1,
+        pruning: str = "degree",
+        eps: float = 1e-7,
+        init: str = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        if not 0 <= drop < 1:
+            raise InputError(f"drop={drop} must be at least 0 and less than 1")
+        if layers < 1:
+            raise InputError(f"layers={layers} must be at least 1: the first state is left out")
+        self.layers, self.eps = layers, eps
+        self.pruning = core.choice("pruning", pruning, PRUNINGS)
+        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = core.Frozen(whole)
+        self.kept = int((1 - drop) * len(whole.forward.rows))
+
+    def epoch(self, key: jax.Array) -> graph.Graph:
+        """The pruned user-item graph."""
+        whole, dtype = self.whole.get_value(), self.user[...].dtype
+        if self.kept == len(whole.forward.rows):
+            return parts.normalised(whole, self.eps, dtype)
+        of_coin, of_edges = jax.random.split(key)
+        odds = jnp.log(edges.symmetric(whole, self.eps, dtype))
+        if self.pruning == "random":
+            odds = jnp.zeros_like(odds)
+        elif self.pruning == "mixed":
+            odds = jnp.where(jax.random.bernoulli(of_coin), odds, 0)
+        kept = edges.keep(whole, edges.draw(of_edges, odds, self.kept))
+        return parts.normalised(kept, self.eps, dtype)
+
+    def loss(
+        self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
+    ) -> jax.Array:
+        mean = core.bpr(parts.margin(self._tables(epoch), batch), "softplus")
+        ego = parts.rows((self.user[...], self.item[...]), batch)
+        mean += l_w * core.penalty(ego, "squares")
+        return batch["user"].shape[0] * mean
+
+    def _tables(self, adjacency: graph.Graph) -> parts.Tables:
+        ego = state = self.user[...], self.item[...]
+        states = []
+        for _ in range(self.layers):
+            pairs = zip(next(parts.propagations(adjacency, *state, 1)), ego, strict=True)
+            state = tuple(parts.cosine(h, x)[:, None] * h for h, x in pairs)
+            states.append(state)
+        users, items = zip(*states, strict=True)
+        return sum(users), sum(items)
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D] on the whole graph."""
+        whole, dtype = self.whole.get_value(), self.user[...].dtype
+        return self._tables(parts.normalised(whole, self.eps, dtype))
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -1,0 +1,87 @@
+"""LightGCN-M: LightGCN whose items are their content, or have it beside them."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mmjax import graph
+from mmjax.neighbours import unit
+from mmjax.recommenders import core, parts
+
+PLACES = ("items", "head")
+AGGREGATIONS = ("concat", "mean", "sum")
+
+
+class LightGCNM(nnx.Module):
+    """LightGCN-M of the Elliot forks: s = <e_u, e_i>, e the mean of LightGCN's states 0..L.
+
+    `content="items"` (arXiv 2309.05273): items have no table of their own but start from
+
+        concat  n(F W + b), F all modalities side by side
+        mean    the mean over the modalities of n(F_m W_m + b_m); `sum` their sum
+
+    with n unit vectors and features that are trained as well. The loss is BPR plus l_w times half
+    the squares over B of the batch's rows: users' before propagation, items' after.
+
+    `content="head"` (the code of arXiv 2408.11767): LightGCN with an item table, and VBPR's space
+    beside it, s = <e_u, e_i> + <t_u, n(F_i W + b)>, F frozen; half the squares of e, t and n(.).
+    Its id tables are drawn from N(0, 0.1^2), t Xavier-uniform.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 3,
+        content: str = "items",
+        aggregation: str = "concat",
+        trainable_features: bool = True,
+        eps: float = 0.0,
+        init: str = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        self.layers = layers
+        self.place = core.choice("content", content, PLACES)
+        self.aggregation = core.choice("aggregation", aggregation, AGGREGATIONS)
+        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.user = nnx.Param(table(catalog.n_users))
+        if content == "head":
+            self.item = nnx.Param(table(catalog.n_items))
+            self.head = parts.Head(catalog, dim, rngs=rngs)
+        elif aggregation == "concat":
+            whole = parts.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
+            self.contents = nnx.List([whole])
+        else:
+            self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        self.graph = core.Frozen(
+            graph.bipartite(
+                catalog.train_user,
+                catalog.train_item,
+                catalog.shape,
+                eps=eps,
+                dtype=self.user[...].dtype,
+            )
+        )
+
+    def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
+        tables = self.tables()
+        user, pos, neg = parts.rows(tables, batch)
+        if self.place == "items":
+            user = self.user[...][batch["user"]]
+        reg = core.penalty((user, pos, neg), "squares")
+        return core.bpr(parts.margin(tables, batch), "softplus") + l_w * reg
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D]; 2D wide with a head."""
+        item = self.item[...] if self.place == "head" else self._contents()
+        tables = parts.light_gcn(self.graph.get_value(), self.user[...], item, self.layers)
+        return self.head.beside(tables) if self.place == "head" else tables
+
+    def _contents(self) -> jax.Array:
+        rows = [unit(content()) for content in self.contents]
+        return sum(rows) if self.aggregation == "sum" else parts.average(rows)
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -1,0 +1,182 @@
+"""MMGCN: a graph of users and items in each modality, and the mean of what they say."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import graph
+from mmjax.errors import InputError
+from mmjax.neighbours import unit
+from mmjax.recommenders import core, parts
+
+LATENT = 256  # the width that features are projected to, unless said otherwise
+
+
+class MMGCN(nnx.Module):
+    """Wei et al., MM 2019: s = <z_u, z_i>, z the mean over modalities of their last states.
+
+    n makes rows unit vectors, A is the mean over neighbours (items of a user, users of an item) and
+    Z are id embeddings. In each modality, with a table P of the users and frozen features F,
+
+        x_0 = n([P; F W + b]),  or n([P; F]) where the `latent` size is 0
+        h = leaky(A x_l W_l),  y = leaky(x_l V_l + c_l) + Z,  x_l+1 = leaky([h | y] G_l + g_l)
+
+    or x_l+1 = leaky(h G_l + g_l + y) without `concat`. The loss is
+
+        BPR + l_w [mean Z_u^2 + mean Z_ij^2 over rows of the batch + mean P_1^2],
+
+    P_1 the whole table of the first modality. `latent` is one size, or sizes by name and 256 for
+    those that it does not name; published are 256 for images and the bare text. An item without a
+    modality has x_0 = 0.
+
+    A x W is (A x) W or A (x W), whichever multiplies fewer rows by W; the last step is made for the
+    rows of the batch alone.
+
+    Elliot draws uniform tables (`init="xavier_uniform"`) and offers both kinds of `concat`; MMRec
+    always concatenates, since its switch is the text "False". MMRec keeps Z and every P as plain
+    tensors that no optimiser sees, so that they stay as they were drawn: `untrained_tables`. It
+    draws G_2 and G_3 as torch draws a Linear. Both predict from tables kept from before the last
+    step; here they are those of the present parameters.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 3,
+        latent: int | Mapping[str, int] = LATENT,
+        concat: bool = True,
+        untrained_tables: bool = False,
+        init: str = "xavier_normal",
+        rngs: nnx.Rngs,
+    ):
+        if layers < 1:
+            raise InputError(f"layers={layers} must be at least 1")
+        self.untrained = untrained_tables
+        names = catalog.modalities()
+        sizes = dict.fromkeys(names, latent) if isinstance(latent, int) else dict(latent)
+        for name, size in sizes.items():
+            if name not in names:
+                raise InputError(f"latent names {name!r}{core.suggestion(name, names)}")
+            if size < 0:
+                raise InputError(f"latent size {size} of {name!r} must be 0 or more")
+
+        def table(rows: int, width: int) -> nnx.Variable:
+            kind = core.Drawn if untrained_tables else nnx.Param
+            return kind(core.init_table(init, rngs.params(), (rows, width)))
+
+        self.user, self.item = table(catalog.n_users, dim), table(catalog.n_items, dim)
+        like = {"dim": dim, "layers": layers, "concat": concat, "init": init, "rngs": rngs}
+        self.modalities = nnx.List(
+            [Modality(catalog, name, sizes.get(name, LATENT), table, **like) for name in names]
+        )
+        user, item, dtype = catalog.train_user, catalog.train_item, self.user[...].dtype
+        mean = {"norm": "left", "dtype": dtype}
+        self.to_users = core.Frozen(graph.bipartite(user, item, catalog.shape, **mean))
+        self.to_items = core.Frozen(graph.bipartite(item, user, catalog.shape[::-1], **mean))
+
+    def epoch(self, key: jax.Array | None) -> list[parts.Tables]:
+        """x_0 of the users and A x_0 of the items in each modality, where they never change."""
+        if not self.untrained:
+            return []
+        users = [unit(modality.preference[...]) for modality in self.modalities]
+        return [(u, graph.propagate(self.to_items.get_value(), u)) for u in users]
+
+    def loss(
+        self, batch: dict[str, jax.Array], epoch: list[parts.Tables], *, l_w: float, key: Any
+    ) -> jax.Array:
+        user, item = batch["user"], jnp.concatenate([batch["pos"], batch["neg"]])
+        z_u, z_i = self._states(epoch, user, item)
+        z_pos, z_neg = jnp.split(z_i, 2)
+        bpr = jax.nn.softplus(-(z_u * (z_pos - z_neg)).sum(axis=-1)).mean()
+        own = self.user[...][user], self.item[...][item], self.modalities[0].preference[...]
+        return bpr + l_w * sum(jnp.square(x).mean() for x in own)
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D]."""
+        return self._states(self.epoch(None), slice(None), slice(None))
+
+    def _states(
+        self, ready: list[parts.Tables], user: jax.Array | slice, item: jax.Array | slice
+    ) -> parts.Tables:
+        """Of these users and items; `ready` is what `epoch` gives."""
+        to_users, to_items = self.to_users.get_value(), self.to_items.get_value()
+        of_users, of_items = [], []
+        for m, modality in enumerate(self.modalities):
+            u, read = ready[m] if ready else (unit(modality.preference[...]), None)
+            i, last = modality.items(), len(modality.layers) - 1
+            for n, layer in enumerate(modality.layers):
+                users, items = (user, item) if n == last else (slice(None), slice(None))
+                u, i, read = (
+                    layer(layer.messages(to_users, i)[users], u[users], self.user[...][users]),
+                    layer(
+                        layer.messages(to_items, u, read)[items], i[items], self.item[...][items]
+                    ),
+                    None,
+                )
+            of_users.append(u)
+            of_items.append(i)
+        return parts.average(of_users), parts.average(of_items)
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]
+
+
+class Modality(nnx.Module):
+    """The table of the users, the features and the layers of one modality."""
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        name: str,
+        latent: int,
+        table: Callable[[int, int], nnx.Variable],
+        *,
+        dim: int,
+        layers: int,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        self.projected, features = latent > 0, catalog.features[name]
+        if latent:
+            self.content = parts.Content(catalog, name, latent, init=options["init"], rngs=rngs)
+        else:
+            with jax.ensure_compile_time_eval():
+                wide = jnp.promote_types(features.dtype, jnp.float32)
+                self.content = core.Frozen(unit(jnp.asarray(features, wide)))
+        width = latent or features.shape[1]
+        self.preference = table(catalog.n_users, width)
+        widths = [width] + [dim] * (layers - 1)
+        self.layers = nnx.List([Layer(width, dim, rngs=rngs, **options) for width in widths])
+
+    def items(self) -> jax.Array:
+        """x_0 of the items."""
+        return unit(self.content()) if self.projected else self.content[...]
+
+
+class Layer(nnx.Module):
+    """From states [N, W] to states [N, D], of users as of items."""
+
+    def __init__(self, width: int, dim: int, *, concat: bool, init: str, rngs: nnx.Rngs):
+        self.concat, self.width = concat, width
+        self.message = parts.linear(width, width, init=init, bias=False, rngs=rngs)
+        self.own = parts.linear(width, dim, init=init, rngs=rngs)
+        self.merge = parts.linear(width + dim * concat, dim, init=init, rngs=rngs)
+
+    def messages(self, mean: graph.Graph, x: jax.Array, read: jax.Array | None = None) -> jax.Array:
+        """A x W [N, W] from states x [M, W] of the other side; `read` is A x, if it is there."""
+        rows, columns = mean.shape
+        if read is None and rows >= columns:
+            return graph.propagate(mean, self.message(x))
+        return self.message(graph.propagate(mean, x) if read is None else read)
+
+    def __call__(self, messages: jax.Array, x: jax.Array, ids: jax.Array) -> jax.Array:
+        h, y = jax.nn.leaky_relu(messages), jax.nn.leaky_relu(self.own(x)) + ids
+        if not self.concat:
+            return jax.nn.leaky_relu(self.merge(h) + y)
+        of_h, of_y = jnp.split(self.merge.kernel[...], [self.width])
+        return jax.nn.leaky_relu(h @ of_h + y @ of_y + self.merge.bias[...][None])

@@ -1,0 +1,141 @@
+"""PGL: content spread over the principal part of the user-item graph, evaluated on all of it."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from flax import nnx
+from scipy.sparse.linalg import svds
+
+from mmjax import edges, graph
+from mmjax.errors import InputError
+from mmjax.neighbours import unit
+from mmjax.recommenders import core, parts
+
+ENTRIES = 1 << 22  # of the product of singular vectors at a time
+
+
+class PGL(nnx.Module):
+    """Yu et al., AAAI 2025: s = <e_u, e_i + h_i>, e LightGCN's mean of states 0..L, h = S^l x.
+
+    There are no item embeddings: x = (n(x_1) | ... | n(x_M)) with x_m = F_m W_m + b made unit
+    vectors and F_m trained as well, beside one table of users for each modality. S is FREEDOM's,
+    sum_m c_m S_m over the `top_k` nearest, every edge 1/k, c_m by `weights`, name by name (the
+    paper: .1 for images); what is left is shared by the others. The loss is
+
+        BPR (softplus) + c_l [NCE(drop(e_u), drop(e_u)) + NCE(drop(y_i), drop(y_i))] / 2,
+
+    y = e + h, in-batch, two masks of rate `drop` each. Evaluation takes the normalised graph A^ =
+    D^-1/2 R D^-1/2; training a principal subgraph of it,
+
+        local   floor(keep E) of its edges, drawn anew each epoch without replacement in proportion
+                to their weight 1 / sqrt(d_u d_i), and normalised again;
+        global  sum_{r <= q} s_r s_{k-q+r} p_r q_r^T of A^'s largest k = D/2 singular triplets with
+                q = k // 4, where entries below `threshold` are dropped.
+
+    MMRec decomposes the adjacency of users and items together, where each s_r stands twice, into D
+    triplets, and makes their product dense; in exact arithmetic the blocks of users with users and
+    items with items are zero and those beside them are these. Here it is made by blocks of rows: at
+    most sum_r (s_r s_{k-q+r} / threshold)^2 entries are left, whatever the number of items. They
+    may be negative. MMRec needs two modalities.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 2,
+        item_layers: int = 1,
+        top_k: int = 10,
+        weights: Mapping[str, float] | None = None,
+        subgraph: str = "local",
+        keep: float = 0.3,
+        threshold: float = 1e-3,
+        trainable_features: bool = True,
+        eps: float = 1e-7,
+        rngs: nnx.Rngs,
+    ):
+        core.choice("subgraph", subgraph, ("local", "global"))
+        if not 0 < keep <= 1:
+            raise InputError(f"keep={keep} must be more than 0 and at most 1")
+        self.layers, self.item_layers, self.eps = layers, item_layers, eps
+        names, train = catalog.modalities(), (catalog.train_user, catalog.train_item, catalog.shape)
+        shares, strong = parts.shares(names, weights or {}, 1.0), None
+        if subgraph == "global":
+            matrix = graph.bipartite(*train, eps=eps, dtype=np.float64).forward
+            matrix = sp.csr_matrix((matrix.values, matrix.columns, matrix.starts), catalog.shape)
+            strong = principal(matrix, dim // 2, threshold)
+        size = catalog.n_users, dim
+        users = [core.init_table("xavier_uniform", rngs.params(), size) for _ in names]
+        self.user = nnx.Param(jnp.concatenate(users, axis=1))  # [U, M D]
+        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        dtype = self.user[...].dtype
+        self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))
+        self.whole = core.Frozen(edges.pattern(*train))
+        self.kept = max(int(keep * len(self.whole.get_value().forward.rows)), 1)
+        self.principal = None if strong is None else core.Frozen(graph.from_scipy(strong, dtype))
+
+    def epoch(self, key: jax.Array) -> graph.Graph:
+        """The subgraph of users [U] and items [I] to train on."""
+        if self.principal is not None:
+            return self.principal.get_value()
+        dtype = self.user[...].dtype
+        return parts.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
+
+    def loss(
+        self,
+        batch: dict[str, jax.Array],
+        epoch: graph.Graph,
+        *,
+        c_l: float = 0.05,
+        temperature: float = 0.2,
+        drop: float = 0.2,
+        key: jax.Array,
+    ) -> jax.Array:
+        tables = self._tables(epoch)
+        keys = jax.random.split(key, (2, 2))
+        total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
+        for of_views, rows in zip(keys, parts.rows(tables, batch), strict=False):
+            views = [parts.dropout(k, rows, drop) for k in of_views]
+            total += 0.5 * c_l * parts.info_nce(*views, temperature)
+        return total
+
+    def _tables(self, adjacency: graph.Graph) -> parts.Tables:
+        item = jnp.concatenate([unit(content()) for content in self.contents], axis=1)
+        users, items = parts.light_gcn(adjacency, self.user[...], item, self.layers)
+        for _ in range(self.item_layers):
+            item = graph.propagate(self.similar.get_value(), item)
+        return users, items + item
+
+    def tables(self) -> parts.Tables:
+        """Users and items [., M D] on the whole graph."""
+        return self._tables(
+            parts.normalised(self.whole.get_value(), self.eps, self.user[...].dtype)
+        )
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]
+
+
+def principal(matrix: sp.csr_matrix, rank: int, threshold: float) -> sp.csr_matrix:
+    """The product of the first quarter of `rank` singular triplets of a matrix [U, I], each
+    weighted by its own and by the last quarter's singular value; entries below are dropped."""
+    rank = min(rank, min(matrix.shape) - 1)
+    quarter = rank // 4
+    if not quarter:
+        raise InputError(
+            f"a subgraph of {rank} singular values has no quarter of them: it needs dim of 8 or "
+            "more and more than 4 users and items; take subgraph=local"
+        )
+    start = np.random.default_rng(0).normal(size=min(matrix.shape))
+    left, values, right = svds(matrix, rank, v0=start)  # ascending
+    left, values, right = left[:, ::-1], values[::-1], right[::-1]
+    left = left[:, :quarter] * values[:quarter] * values[-quarter:]
+    right, blocks = right[:quarter], []
+    for rows in np.array_split(left, -(-left.shape[0] * right.shape[1] // ENTRIES)):
+        block = rows @ right
+        blocks.append(sp.csr_matrix(np.where(np.abs(block) >= threshold, block, 0)))
+    return sp.vstack(blocks).tocsr()

@@ -1,0 +1,118 @@
+"""SelfCF: users and their items predict each other's perturbed states; there are no negatives."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import edges, graph
+from mmjax.recommenders import core, parts
+
+PERTURBATIONS = ("embedding", "edges")
+
+
+class SelfCF(nnx.Module):
+    """Zhou et al., TORS 2023, on LightGCN: e the mean of its states 0..L, P(e) = e W + b, and
+
+        -cos(P(e_u), t_i) / 2 - cos(P(e_i), t_u) / 2, mean over the batch's interactions (u, i)
+        + l_w (|e_u|^2 + |e_i|^2) / 2, their sum
+
+    where no gradient goes through the targets t, which are
+
+        embedding   drop(e), entries of e dropped (SelfCF-ed)
+        edges       one more propagation of e over a graph with dropped edges (SelfCF-ep)
+
+    with probability `dropout`, the rest divided by 1 - dropout. s = <P(e_u), e_i> + <e_u, P(e_i)>.
+
+    The authors have no penalty (l_w = 0). In MMRec each step also drops entries of the encoder's
+    own graph, the two directions of an edge apart, with a probability that is uniform in [0, 1)
+    (`encoder_dropout`, BUIR's). Historical embeddings (SelfCF-he) need a memory between steps that
+    a loss does not have here.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 2,
+        perturbation: str = "embedding",
+        encoder_dropout: bool = False,
+        eps: float = 1e-7,
+        init: str = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        self.layers, self.eps, self.encoder_dropout = layers, eps, encoder_dropout
+        self.perturbation = core.choice("perturbation", perturbation, PERTURBATIONS)
+        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        self.predictor = parts.linear(dim, dim, rngs=rngs)
+        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = core.Frozen(whole)
+
+    def epoch(self, key: jax.Array) -> jax.Array:
+        """The weights [E] of the graph's edges; nothing is drawn."""
+        return self._weights()
+
+    def _weights(self) -> jax.Array:
+        return edges.symmetric(self.whole.get_value(), self.eps, self.user[...].dtype)
+
+    def loss(
+        self,
+        batch: dict[str, jax.Array],
+        epoch: jax.Array,
+        *,
+        l_w: float = 0.0,
+        dropout: float = 0.5,
+        key: jax.Array,
+    ) -> jax.Array:
+        of_rate, of_graph, of_target = jax.random.split(key, 3)
+        rate = jax.random.uniform(of_rate, dtype=epoch.dtype)
+        graphs = (
+            self._graphs(epoch, of_graph, rate) if self.encoder_dropout else self._graphs(epoch)
+        )
+        tables = self._encode(graphs)
+        user, pos = tables[0][batch["user"]], tables[1][batch["pos"]]
+        if self.perturbation == "edges":
+            to_users, to_items = self._graphs(epoch, of_target, dropout)
+            users, items = jax.lax.stop_gradient(tables)
+            of_user = graph.propagate(to_users, items)[batch["user"]]
+            of_pos = graph.propagate(to_items, users)[batch["pos"]]
+        else:
+            keys, rows = jax.random.split(of_target), jax.lax.stop_gradient((user, pos))
+            of_user, of_pos = (
+                parts.dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True)
+            )
+        alike = parts.cosine(self.predictor(user), of_pos) + parts.cosine(
+            self.predictor(pos), of_user
+        )
+        squares = jnp.square(user).sum() + jnp.square(pos).sum()
+        return -0.5 * alike.mean() + l_w * 0.5 * squares
+
+    def _encode(self, graphs: tuple[graph.Graph, graph.Graph]) -> parts.Tables:
+        return parts.light_gcn_over([graphs] * self.layers, self.user[...], self.item[...])
+
+    def _graphs(
+        self, weights: jax.Array, key: jax.Array | None = None, rate: Any = None
+    ) -> tuple[graph.Graph, graph.Graph]:
+        """What users read items by, [U, I], and items users, [I, U]; a key drops some edges."""
+        whole = self.whole.get_value()
+        if key is None:
+            both = edges.weighted(whole, weights)
+            return both, both.flip()
+        to_users, to_items = (
+            edges.weighted(whole, parts.dropout(k, weights, rate)) for k in jax.random.split(key)
+        )
+        return to_users, to_items.flip()
+
+    def tables(self) -> parts.Tables:
+        """Users (P(e_u) | e_u) [U, 2D] and items (e_i | P(e_i)) [I, 2D]."""
+        users, items = self._encode(self._graphs(self._weights()))
+        return (
+            jnp.concatenate([self.predictor(users), users], axis=1),
+            jnp.concatenate([items, self.predictor(items)], axis=1),
+        )
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

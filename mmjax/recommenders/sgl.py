@@ -1,0 +1,120 @@
+"""SGL: LightGCN that also tells apart nodes between two damaged views of the graph."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import edges, graph
+from mmjax.errors import InputError
+from mmjax.recommenders import core, parts
+
+VIEWS = ("edges", "nodes", "layers")
+
+
+class SGL(nnx.Module):
+    """Wu et al., SIGIR 2021: s = <e_u, e_i>, e the mean of LightGCN's states 0..L, and the loss
+
+        sum over the batch of  -log sigmoid(s_ui - s_uj) + l_w (|x_u|^2 + |x_i|^2 + |x_j|^2) / 2
+                               + c_l (C(u) + C(i)),
+        C(u) = -log exp(cos(e'_u, e''_u) / t) / sum over all users v of exp(cos(e'_u, e''_v) / t)
+
+    with x the tables before propagation, and C(i) the same over all items. e' and e'' are states
+    on two views of the graph, drawn anew each epoch, without round(drop E) of its edges (`edges`,
+    the authors' ED), without round(drop U) users and round(drop I) items and their edges (`nodes`,
+    ND), or without other edges in each layer (`layers`, RW). What is left is normalised again.
+
+    Elliot and the authors' code agree. It is a sum, not a mean, so the loss grows with B, but for
+    Adam that changes nothing. SELFRec contrasts the batch's nodes among themselves instead.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 3,
+        views: str = "edges",
+        drop: float = 0.1,
+        init: str = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        if not 0 <= drop < 1:
+            raise InputError(f"drop={drop} must be at least 0 and less than 1")
+        self.layers, self.drop = layers, drop
+        self.views = core.choice("views", views, VIEWS)
+        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = core.Frozen(whole)
+
+    def epoch(self, key: jax.Array) -> dict[str, Any]:
+        """The whole graph, and two views: one graph each, or one for each layer."""
+        whole = self.whole.get_value()
+        draw = self._without_nodes if self.views == "nodes" else self._without_edges
+        count = self.layers if self.views == "layers" else 1
+        keys = jax.random.split(key, (2, count))
+        views = [[draw(whole, k) for k in of_view] for of_view in keys]
+        return {"whole": self._normalised(whole), "views": views}
+
+    def _without_edges(self, whole: edges.Pattern, key: jax.Array) -> graph.Graph:
+        total = len(whole.forward.rows)
+        odds = jnp.zeros(total, self.user[...].dtype)
+        return self._normalised(
+            edges.keep(whole, edges.draw(key, odds, total - round(self.drop * total)))
+        )
+
+    def _without_nodes(self, whole: edges.Pattern, key: jax.Array) -> graph.Graph:
+        """Dropped edges stay with a weight of zero, since how many there are depends on the key."""
+        dtype = self.user[...].dtype
+        users, items = (
+            jnp.ones(n, dtype).at[jax.random.permutation(k, n)[: round(self.drop * n)]].set(0)
+            for k, n in zip(jax.random.split(key), whole.shape, strict=True)
+        )
+        forward, transpose = whole
+        left = users[forward.rows] * items[forward.columns]  # [E] 1 or 0
+        sums = [
+            jax.ops.segment_sum(values, side.rows, count, indices_are_sorted=True)
+            for values, side, count in zip(
+                (left, left[transpose.order]), whole, whole.shape, strict=True
+            )
+        ]
+        of_user, of_item = (jax.lax.rsqrt(jnp.maximum(degree, 1)) for degree in sums)
+        return edges.weighted(whole, left * of_user[forward.rows] * of_item[forward.columns])
+
+    def _normalised(self, pattern: edges.Pattern) -> graph.Graph:
+        return parts.normalised(pattern, 0.0, self.user[...].dtype)
+
+    def loss(
+        self,
+        batch: dict[str, jax.Array],
+        epoch: dict[str, Any],
+        *,
+        l_w: float,
+        c_l: float = 0.1,
+        temperature: float = 0.2,
+        key: Any,
+    ) -> jax.Array:
+        ego = self.user[...], self.item[...]
+        size = batch["user"].shape[0]
+        tables = parts.light_gcn(epoch["whole"], *ego, self.layers)
+        mean = core.bpr(parts.margin(tables, batch), "softplus")
+        mean += l_w * core.penalty(parts.rows(ego, batch), "squares")
+        both = [self._states(view) for view in epoch["views"]]
+        for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
+            mean += c_l * parts.contrast(one, other, nodes, temperature).mean()
+        return size * mean
+
+    def _states(self, view: list[graph.Graph]) -> parts.Tables:
+        graphs = view if self.views == "layers" else view * self.layers
+        pairs = [(adjacency, adjacency.flip()) for adjacency in graphs]
+        return parts.light_gcn_over(pairs, self.user[...], self.item[...])
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D] on the whole graph."""
+        whole = self._normalised(self.whole.get_value())
+        return parts.light_gcn(whole, self.user[...], self.item[...], self.layers)
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -1,0 +1,113 @@
+"""SimGCL: LightGCN that tells apart nodes between two noisy copies of their states."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax import graph
+from mmjax.errors import InputError
+from mmjax.neighbours import unit
+from mmjax.recommenders import core, parts
+
+
+class SimGCL(nnx.Module):
+    """Yu et al., SIGIR 2022: s = <e_u, e_i>, e the mean of LightGCN's states 1..L, without 0.
+
+        BPR(e) + l_w (|e_u| + |e_i|) / B + c_l (C(users) + C(positives))
+        C = mean of -log exp(cos(e'_a, e''_a) / t) / sum_b exp(cos(e'_a, e''_b) / t)
+
+    over the distinct users (or positives) a, b of the batch. e' and e'' have noise in each layer:
+    x + `noise` sign(x) * n(r), r uniform in [0, 1), n unit vectors; the next layer takes the sum.
+
+    This is Elliot's: its BPR is -log(1e-5 + sigmoid) (`ranking_loss="offset"`), its penalty the
+    Frobenius norms, not squared, of the propagated rows of users and positives. The authors'
+    SELFRec has offsets of its own, and in its first form half squares that also count negatives.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 3,
+        eps: float = 0.0,
+        ranking_loss: str = "offset",
+        offset: float = 1e-5,
+        regulariser: str = "norms",
+        init: str = "xavier_uniform",
+        rngs: nnx.Rngs,
+    ):
+        if layers < 1:
+            raise InputError(f"layers={layers} must be at least 1: the first state is left out")
+        self.layers, self.offset = layers, offset
+        self.ranking_loss = core.choice("ranking_loss", ranking_loss, core.LOSSES)
+        self.regulariser = core.choice("regulariser", regulariser, core.PENALTIES)
+        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        self.graph = core.Frozen(
+            graph.bipartite(
+                catalog.train_user,
+                catalog.train_item,
+                catalog.shape,
+                eps=eps,
+                dtype=self.user[...].dtype,
+            )
+        )
+
+    def loss(
+        self,
+        batch: dict[str, jax.Array],
+        epoch: Any,
+        *,
+        l_w: float,
+        c_l: float = 0.5,
+        noise: float = 0.1,
+        temperature: float = 0.2,
+        key: jax.Array,
+    ) -> jax.Array:
+        tables = self.tables()
+        total = core.bpr(parts.margin(tables, batch), self.ranking_loss, self.offset)
+        user, pos, _ = parts.rows(tables, batch)
+        total += l_w * core.penalty((user, pos), self.regulariser)
+        both = [self._tables(k, noise) for k in jax.random.split(key)]
+        for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
+            total += c_l * distinct_nce(one, other, nodes, temperature)
+        return total
+
+    def _tables(self, key: jax.Array | None = None, noise: jax.Array | float = 0.0) -> parts.Tables:
+        """The mean of the states 1..L; without a key there is no noise."""
+        adjacency, states = self.graph.get_value(), []
+        state = self.user[...], self.item[...]
+        for layer in range(self.layers):
+            state = next(parts.propagations(adjacency, *state, 1))
+            if key is not None:
+                keys = jax.random.split(jax.random.fold_in(key, layer))
+                state = tuple(disturbed(k, x, noise) for k, x in zip(keys, state, strict=True))
+            states.append(state)
+        users, items = zip(*states, strict=True)
+        return parts.average(users), parts.average(items)
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D]."""
+        return self._tables()
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]
+
+
+def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Array:
+    """Rows moved by a distance of `noise`, within their own orthant."""
+    return x + noise * jnp.sign(x) * unit(jax.random.uniform(key, x.shape, x.dtype))
+
+
+def distinct_nce(
+    p: jax.Array, q: jax.Array, nodes: jax.Array, temperature: jax.Array | float
+) -> jax.Array:
+    """`parts.info_nce` of the rows of nodes [B], each node once however often it is there."""
+    nodes = jnp.sort(nodes)
+    first = jnp.append(True, nodes[1:] != nodes[:-1])  # [B]
+    logits = unit(p[nodes]) @ unit(q[nodes]).T / temperature  # [B, B]
+    total = jax.nn.logsumexp(jnp.where(first[None], logits, -jnp.inf), axis=1)
+    return jnp.where(first, total - jnp.diagonal(logits), 0).sum() / first.sum()

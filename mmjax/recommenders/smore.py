@@ -1,0 +1,179 @@
+"""SMORE: modalities denoised and fused as spectra, spread over item graphs, fused by behaviour."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from flax import nnx
+
+from mmjax import graph, neighbours
+from mmjax.errors import InputError
+from mmjax.recommenders import core, parts
+
+
+class SMORE(nnx.Module):
+    """Ong and Khong, WSDM 2025: s = <c_u + t_u, c_i + t_i>, c LightGCN's mean of states 0..L.
+
+    With x_m = F_m W_m + b, features F_m trained as well, X_m their orthonormal Fourier transform
+    along the D columns, w complex filters and I the id embeddings, each modality and all of them
+    together (f) give items a view,
+
+        y_m = IFT(w_m X_m),    y_f = IFT(w_f prod_m X_m)
+        v = S^l (I * sigma(gate(y))) of items,    D^-1/2 R D^-1/2 v of users
+
+    over S_m, the features' `top_k` cosines with the row sums on both sides, and S_f, which has the
+    edges of all S_m with the largest of their weights. Of both users and items then
+
+        t = [sum_m sigma(prefer_m(c)) * a_m * v_m + sigma(prefer_f(c)) * v_f] / (M + 1)
+        a_m = softmax over the D columns of Q_m tanh(P_m v_f + p_m)
+
+    with dropout of rate `drop` on sigma(prefer). The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B
+    of the final rows of the batch + c_l [NCE(t_i, c_i) + NCE(t_u, c_u)], in-batch.
+
+    Only rows of the batch are weighed; a node keeps one dropout mask wherever it stands in a step.
+    Filters are pairs of real numbers, [M + 1, D // 2 + 1, 2]. `top_k` is one number for all
+    modalities or one for each, in their order. As published there are two modalities; with one,
+    X_f is X_1 with a second filter. An item without a modality has no edges in its S_m, and its
+    X_f is the product of the others.
+    """
+
+    def __init__(
+        self,
+        catalog: core.Catalog,
+        *,
+        dim: int,
+        layers: int = 4,
+        item_layers: int = 1,
+        top_k: int | Sequence[int] = 10,
+        trainable_features: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        names = catalog.modalities()
+        top_ks = (top_k,) if isinstance(top_k, int) else tuple(top_k)
+        top_ks = top_ks * len(names) if len(top_ks) == 1 else top_ks
+        if len(top_ks) != len(names):
+            raise InputError(
+                f"top_k={top_k} has {len(top_ks)} numbers for the modalities {', '.join(names)}: "
+                "give one for all, or one for each in this order"
+            )
+        self.layers, self.item_layers = layers, item_layers
+        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
+        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        shape = len(names) + 1, dim // 2 + 1, 2
+        self.filters = nnx.Param(jax.random.normal(rngs.params(), shape))
+        linears = lambda n, **options: nnx.List(  # noqa: E731
+            [parts.linear(dim, dim, rngs=rngs, **options) for _ in range(n)]
+        )
+        # Those of the fusion come last.
+        self.gates, self.prefers = linears(len(names) + 1), linears(len(names) + 1)
+        self.hidden, self.queries = linears(len(names)), linears(len(names), bias=False)
+        dtype = self.user[...].dtype
+        similar = [
+            neighbours.weigh(catalog.neighbours(name, k), "cosine")
+            for name, k in zip(names, top_ks, strict=True)
+        ]
+        similar.append(strongest(similar))
+        self.similar = nnx.List([core.Frozen(graph.from_scipy(s, dtype)) for s in similar])
+        train = (catalog.train_user, catalog.train_item, catalog.shape)
+        self.adjacency = core.Frozen(graph.bipartite(*train, dtype=dtype))
+
+    def loss(
+        self,
+        batch: dict[str, jax.Array],
+        epoch: Any,
+        *,
+        l_w: float,
+        c_l: float = 0.01,
+        temperature: float = 0.2,
+        drop: float = 0.0,
+        key: jax.Array,
+    ) -> jax.Array:
+        own, views = self._states()
+        own = parts.rows(own, batch)  # of users, positives, negatives: [B, D] each
+        views = zip(*(parts.rows(view, batch) for view in views), strict=True)
+        of_user, of_item = jax.random.split(key)
+        drops = [
+            (jax.vmap(jax.random.fold_in, (None, 0))(k, batch[name]), drop)
+            for k, name in ((of_user, "user"), (of_item, "pos"), (of_item, "neg"))
+        ]
+        sides = [self._side(*one) for one in zip(views, own, drops, strict=True)]
+        user, pos, neg = final = [c + t for c, t in zip(own, sides, strict=True)]
+        contrast = parts.info_nce(sides[1], own[1], temperature)
+        contrast += parts.info_nce(sides[0], own[0], temperature)
+        ranking = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
+        return ranking + l_w * core.penalty(final, "squares") + c_l * contrast
+
+    def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
+        """c and the views v_m and v_f: users [U, D] and items [I, D] each."""
+        adjacency, item = self.adjacency.get_value(), self.item[...]
+        own = parts.light_gcn(adjacency, self.user[...], item, self.layers)
+        views = []
+        for y, gate, similar in zip(self._denoised(), self.gates, self.similar, strict=True):
+            items = item * jax.nn.sigmoid(gate(y))
+            for _ in range(self.item_layers):
+                items = graph.propagate(similar.get_value(), items)
+            views.append((graph.propagate(adjacency, items), items))
+        return own, views
+
+    def _denoised(self) -> list[jax.Array]:
+        """y_m and y_f, [I, D] each."""
+        spectra, fused = [], 1
+        for content in self.contents:
+            spectrum = jnp.fft.rfft(content(), axis=1, norm="ortho")  # [I, D // 2 + 1]
+            spectra.append(spectrum)
+            there = True if content.present is None else content.present[...][:, None]
+            fused *= jnp.where(there, spectrum, 1)
+        filters = jax.lax.complex(self.filters[..., 0], self.filters[..., 1])
+        return [
+            jnp.fft.irfft(x * w[None], n=self.item[...].shape[1], axis=1, norm="ortho")
+            for x, w in zip([*spectra, fused], filters, strict=True)
+        ]
+
+    def _side(
+        self,
+        views: Sequence[jax.Array],
+        own: jax.Array,
+        drop: tuple[jax.Array, Any] | None = None,
+    ) -> jax.Array:
+        """t of some rows [N, D], from their views and c; `drop` has a key for each and the rate."""
+        *modal, fused = views
+        shares = [
+            jax.nn.softmax(query(jnp.tanh(hidden(fused))), axis=1)
+            for hidden, query in zip(self.hidden, self.queries, strict=True)
+        ]
+        seen = [share * view for share, view in zip(shares, modal, strict=True)]
+        total = 0
+        for n, (view, prefer) in enumerate(zip([*seen, fused], self.prefers, strict=True)):
+            wanted = jax.nn.sigmoid(prefer(own))
+            if drop is not None:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(drop[0], n)
+                wanted = jax.vmap(parts.dropout, (0, 0, None))(keys, wanted, drop[1])
+            total += wanted * view
+        return total / len(views)
+
+    def tables(self) -> parts.Tables:
+        """Users [U, D] and items [I, D]."""
+        own, views = self._states()
+        both = zip(own, zip(*views, strict=True), strict=True)
+        users, items = (c + self._side(view, c) for c, view in both)
+        return users, items
+
+    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+        return tables[0][batch["user"]] @ tables[1].T  # [B, I]
+
+
+def strongest(graphs: Sequence[sp.csr_matrix]) -> sp.csr_matrix:
+    """All edges of the graphs, each with the largest of its weights; no edge is not a zero."""
+    entries = [matrix.tocoo() for matrix in graphs]
+    rows, columns, values = (
+        np.concatenate([getattr(e, part) for e in entries]) for part in ("row", "col", "data")
+    )
+    order = np.lexsort((-values, columns, rows))
+    rows, columns, values = rows[order], columns[order], values[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (np.diff(rows) != 0) | (np.diff(columns) != 0)
+    return sp.csr_matrix((values[first], (rows[first], columns[first])), shape=graphs[0].shape)
