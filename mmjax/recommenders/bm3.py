@@ -64,7 +64,7 @@ class BM3(nnx.Module):
         for_user, for_item = target(user), target(item)
         total = away(self.predictor(user), for_item) + away(self.predictor(item), for_user)
         for content in self.contents:
-            x = content()[batch["pos"]]
+            x = content(batch["pos"])
             online = self.predictor(x)
             both = away(online, for_item) + away(online, target(x))
             total += cl_weight * content.weight_of(batch["pos"]) * both

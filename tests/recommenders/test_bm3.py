@@ -8,7 +8,7 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.recommenders import bm3
+from mmjax.recommenders import bm3, parts
 
 L_W, CL, LAYERS = 0.3, 0.7, 2
 
@@ -71,3 +71,27 @@ def test_targets_are_dropped_anew_by_every_key():
         values = [float(loss(jax.random.key(n))) for n in range(3)]
         assert len(set(values)) == 3
         np.testing.assert_allclose(values, 2 - 2 * 0.7**0.5, atol=0.02)
+
+
+def test_few_rows_are_projected_alone():
+    """As all of them are, and their features' gradient too; item 4 has no such features."""
+    with jax.enable_x64(True):
+        catalog, rows = formulas.catalog("visual"), jnp.array([4, 1, 1])
+        content = parts.Content(catalog, "visual", 5, trainable=True, rngs=nnx.Rngs(0))
+        graphdef, params, rest = nnx.split(content, nnx.Param, ...)
+
+        def total(params, few):
+            content = nnx.merge(graphdef, nnx.State(params), rest)
+            x = content(rows) if few else content()[rows]
+            return (x * jnp.arange(15.0).reshape(3, 5)).sum(), x
+
+        some, whole = (
+            jax.value_and_grad(lambda p, few=few: total(p, few), has_aux=True)(
+                nnx.to_pure_dict(params)
+            )
+            for few in (True, False)
+        )
+        for one, other in zip(*map(jax.tree.leaves, (some, whole)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12)
+        jaxpr = jax.make_jaxpr(lambda p: total(p, True))(nnx.to_pure_dict(params))
+        assert "f64[13,5]" not in str(jaxpr)

@@ -10,7 +10,7 @@ from recommenders import dumps
 from recommenders.dumps import Case, Dump, close
 
 from mmjax import edges, graph
-from mmjax.recommenders import core
+from mmjax.recommenders import core, parts
 
 MMREC = dict(ranking_loss="offset", regulariser="norms")
 TABLES = {"user": "user_embedding.weight", "item": "item_id_embedding.weight"}
@@ -171,3 +171,32 @@ def test_freedom_on_the_pruned_graph(parity):
         loss, gradients = jax.value_and_grad(lambda p: case.loss(p, pruned))(case.params)
         close(loss, case.ref["prune/loss64"], 1e-6)
         dumps.check_gradients(case, gradients, "prune/g64", 1e-6)
+
+
+def test_lattice_after_the_first_step(parity):
+    """The item graph is a constant: the same loss, and zeros where torch has no gradient at all."""
+    with jax.enable_x64(True):
+        case = Case(parity, "lattice", DUMPS["lattice"], np.float64)
+        kept = jax.jit(case.epoch)(case.params)
+        later = jax.jit(jax.value_and_grad(case.loss))
+        loss, gradients = later(case.params, kept, step=jnp.array(1))
+        close(loss, case.ref["nobuild/loss64"], 1e-6)
+        none = {ours for ours, theirs in LEARNED.items() if theirs in case.ref["nobuild/no_grad"]}
+        assert none == set(LEARNED)
+        assert all(not leaf.any() for leaf in jax.tree.leaves(gradients["similar"]))
+        rest = {name: gradients[name] for name in ("user", "item")}
+        dumps.check_gradients(case, rest, "nobuild/g64", 1e-6)
+
+
+def test_bm3_under_the_dumped_dropout(parity, monkeypatch):
+    """Targets are dropped in this order: users, items, then each modality; rows of the batch."""
+    with jax.enable_x64(True):
+        case = Case(parity, "bm3", DUMPS["bm3"], np.float64)
+        rows = {"u": case.batch["user"]} | dict.fromkeys("ivt", case.batch["pos"])
+        masks = iter([case.ref[f"drop/mask_{m}"][row] for m, row in rows.items()])
+        left = 1 - float(case.ref["drop/p"])
+        monkeypatch.setattr(parts, "dropout", lambda key, x, rate: x * next(masks) / left)
+        loss, gradients = jax.jit(jax.value_and_grad(case.loss))(case.params)
+        close(loss, case.ref["drop/loss64"], 1e-6)
+        dumps.check_gradients(case, gradients, "drop/g64", 1e-6)
+        assert next(masks, None) is None
