@@ -21,7 +21,7 @@ def get_config(arg: str | None = None):
         temperature=0.2,
         noisy_evaluation=False,
         drop=0.5,
-        c_l=1e-4,
+        cl_weight=1e-4,
         l_w=1e-6,
     )
     configs = {

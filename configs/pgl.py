@@ -1,7 +1,7 @@
 """PGL (Yu et al., AAAI 2025): content spread over principal subgraphs of the user-item graph.
 
-Expected: no number at hand. The authors' runs for Amazon Baby have c_l .05 and drop .2, for both
-subgraphs; MMRec's file has c_l 0. `weights` names the image modality: `visual` here;
+Expected: no number at hand. The authors' runs for Amazon Baby have cl_weight .05 and drop .2, for
+both subgraphs; MMRec's file has cl_weight 0. `weights` names the image modality: `visual` here;
 --config.model.weights.visual=0.1.
 
     python scripts/train.py --config=configs/pgl.py --config.dataset=DIR --workdir=RUN
@@ -24,11 +24,11 @@ def get_config(arg: str | None = None):
         trainable_features=True,
         temperature=0.2,
         drop=0.2,
-        c_l=0.05,
+        cl_weight=0.05,
     )
     configs = {
         "default": common.base("pgl", **model),
-        "mmrec": common.mmrec(common.base("pgl", **(model | dict(c_l=0.0)))),
+        "mmrec": common.mmrec(common.base("pgl", **(model | dict(cl_weight=0.0)))),
     }
     for config in configs.values():
         config.features = "auto"

@@ -1,7 +1,7 @@
 """SGL (Wu et al., SIGIR 2021): LightGCN and a contrast between two damaged views of the graph.
 
 Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, l_w from 1e-5 and
-1e-2 (arXiv 2408.11767); the authors have l_w 1e-4, c_l .1 and drop .1 on Yelp2018.
+1e-2 (arXiv 2408.11767); the authors have l_w 1e-4, cl_weight .1 and drop .1 on Yelp2018.
 
     python scripts/train.py --config=configs/sgl.py --config.dataset=DIR --workdir=RUN
     python scripts/train.py --config=configs/sgl.py:elliot ...   # Elliot's loop
@@ -11,7 +11,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    model = dict(dim=64, layers=3, views="edges", drop=0.1, l_w=1e-4, c_l=0.1, temperature=0.2)
+    model = dict(
+        dim=64, layers=3, views="edges", drop=0.1, l_w=1e-4, cl_weight=0.1, temperature=0.2
+    )
     elliot = common.elliot(common.base("sgl", **(model | dict(l_w=1e-5))))
     elliot.sampler = "users"
     return common.preset(arg, default=common.base("sgl", **model), elliot=elliot)

@@ -1,7 +1,7 @@
 """SimGCL (Yu et al., SIGIR 2022): LightGCN and a contrast between two noisy copies of its states.
 
-Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, c_l from .5 and 2
-(arXiv 2409.15857). The authors' own setting on Yelp2018 has 2 layers and c_l .5.
+Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, cl_weight from .5 and
+2 (arXiv 2409.15857). The authors' own setting on Yelp2018 has 2 layers and cl_weight .5.
 
     python scripts/train.py --config=configs/simgcl.py --config.dataset=DIR --workdir=RUN
     python scripts/train.py --config=configs/simgcl.py:elliot ...   # Elliot's loop
@@ -18,7 +18,7 @@ def get_config(arg: str | None = None):
         offset=1e-5,
         regulariser="norms",
         l_w=1e-4,
-        c_l=0.5,
+        cl_weight=0.5,
         noise=0.1,
         temperature=0.2,
     )

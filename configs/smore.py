@@ -2,8 +2,8 @@
 
 Expected: no number at hand. The options are the authors' for Amazon Baby but for the neighbours, 40
 by image and 15 by text there: --config.model.top_k="(40,15)", in the order of the modalities. For
-Sports they are layers 3, top_k 10, c_l .03 and drop 0, for Clothing layers 3, top_k 40 and 10, l_w
-1e-5 and drop 0.
+Sports they are layers 3, top_k 10, cl_weight .03 and drop 0, for Clothing layers 3, top_k 40 and
+10, l_w 1e-5 and drop 0.
 
     python scripts/train.py --config=configs/smore.py --config.dataset=DIR --workdir=RUN
     python scripts/train.py --config=configs/smore.py:mmrec ...   # MMRec's loop
@@ -21,7 +21,7 @@ def get_config(arg: str | None = None):
         trainable_features=True,
         drop=0.1,
         temperature=0.2,
-        c_l=1e-2,
+        cl_weight=1e-2,
         l_w=1e-4,
     )
     configs = {

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import graph, neighbours
+from mmjax import graph
 from mmjax.recommenders import core, dual, parts
 
 
@@ -54,11 +54,8 @@ class DRAGON(nnx.Module):
         self.towers = dual.Towers(catalog, dim, layers=layers, rngs=rngs)
         dtype = self.towers.preferences[0][...].dtype
         self.peers = dual.Peers(catalog, peers, fill=fill, dtype=dtype)
-        similar = sum(
-            share * neighbours.weigh(catalog.neighbours(name, top_k), "uniform", eps=eps)
-            for name, share in parts.shares(catalog.modalities(), weights or {}, 1.0).items()
-        )
-        self.similar = core.Frozen(graph.from_scipy(similar, dtype))
+        shares = parts.shares(catalog.modalities(), weights or {}, 1.0)
+        self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """Whom each user reads."""

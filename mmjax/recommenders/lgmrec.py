@@ -28,12 +28,13 @@ class LGMRec(nnx.Module):
     where noise is Gumbel's, new in each step. Products with b run over the H hyperedges, from the
     right. The loss is
 
-        BPR(z) + c_l sum_{m<n} [C(g_m,u, g_n,u) + C(g_m,i, g_n,i)] + l_w (|z_u| + |z_i| + |z_j|) / B
+        BPR(z) + cl_weight sum_{m<n} [C(g_m,u, g_n,u) + C(g_m,i, g_n,i)]
+            + l_w (|z_u| + |z_i| + |z_j|) / B,
         C(p, q) = -sum_k log exp(cos(p_k, q_k) / t) / sum_n exp(cos(p_k, q_n) / t)
 
-    with k in the batch (its users, its positives) and n all users or items: a sum, so that c_l
-    goes with the batch size, and Frobenius norms that are not squared. As published there are two
-    modalities, the first (visual) against the second: other numbers sum over all pairs in their
+    with k in the batch (its users, its positives) and n all users or items: a sum, so that
+    cl_weight goes with the batch size, and Frobenius norms that are not squared. As published there are
+    two modalities, the first (visual) against the second: other numbers sum over all pairs in their
     order, and one has no C; MMRec's code needs both. An item without a modality is in none of its
     hyperedges and in no C of it.
 
@@ -85,7 +86,7 @@ class LGMRec(nnx.Module):
         epoch: Any,
         *,
         l_w: float,
-        c_l: float = 1e-4,
+        cl_weight: float = 1e-4,
         drop: float = 0.5,
         key: jax.Array,
     ) -> jax.Array:
@@ -99,7 +100,7 @@ class LGMRec(nnx.Module):
             both = content.weight_of(pos) * other_content.weight_of(pos)
             of_users = parts.contrast(users, other_users, user, self.temperature)
             of_items = parts.contrast(items, other_items, pos, self.temperature)
-            total += c_l * (of_users.sum() + (both * of_items).sum())
+            total += cl_weight * (of_users.sum() + (both * of_items).sum())
         return total
 
     def _embed(

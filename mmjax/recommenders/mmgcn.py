@@ -22,7 +22,7 @@ class MMGCN(nnx.Module):
     Z are id embeddings. In each modality, with a table P of the users and frozen features F,
 
         x_0 = n([P; F W + b]),  or n([P; F]) where the `latent` size is 0
-        h = leaky(A x_l W_l),  y = leaky(x_l V_l + c_l) + Z,  x_l+1 = leaky([h | y] G_l + g_l)
+        h = leaky(A x_l W_l),  y = leaky(x_l V_l + cl_weight) + Z,  x_l+1 = leaky([h | y] G_l + g_l)
 
     or x_l+1 = leaky(h G_l + g_l + y) without `concat`. The loss is
 

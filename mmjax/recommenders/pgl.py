@@ -25,7 +25,7 @@ class PGL(nnx.Module):
     sum_m c_m S_m over the `top_k` nearest, every edge 1/k, c_m by `weights`, name by name (the
     paper: .1 for images); what is left is shared by the others. The loss is
 
-        BPR (softplus) + c_l [NCE(drop(e_u), drop(e_u)) + NCE(drop(y_i), drop(y_i))] / 2,
+        BPR (softplus) + cl_weight [NCE(drop(e_u), drop(e_u)) + NCE(drop(y_i), drop(y_i))] / 2,
 
     y = e + h, in-batch, two masks of rate `drop` each. Evaluation takes the normalised graph A^ =
     D^-1/2 R D^-1/2; training a principal subgraph of it,
@@ -90,7 +90,7 @@ class PGL(nnx.Module):
         batch: dict[str, jax.Array],
         epoch: graph.Graph,
         *,
-        c_l: float = 0.05,
+        cl_weight: float = 0.05,
         temperature: float = 0.2,
         drop: float = 0.2,
         key: jax.Array,
@@ -100,7 +100,7 @@ class PGL(nnx.Module):
         total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
         for of_views, rows in zip(keys, parts.rows(tables, batch), strict=False):
             views = [parts.dropout(k, rows, drop) for k in of_views]
-            total += 0.5 * c_l * parts.info_nce(*views, temperature)
+            total += 0.5 * cl_weight * parts.info_nce(*views, temperature)
         return total
 
     def _tables(self, adjacency: graph.Graph) -> parts.Tables:

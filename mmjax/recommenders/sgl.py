@@ -17,7 +17,7 @@ class SGL(nnx.Module):
     """Wu et al., SIGIR 2021: s = <e_u, e_i>, e the mean of LightGCN's states 0..L, and the loss
 
         sum over the batch of  -log sigmoid(s_ui - s_uj) + l_w (|x_u|^2 + |x_i|^2 + |x_j|^2) / 2
-                               + c_l (C(u) + C(i)),
+                               + cl_weight (C(u) + C(i)),
         C(u) = -log exp(cos(e'_u, e''_u) / t) / sum over all users v of exp(cos(e'_u, e''_v) / t)
 
     with x the tables before propagation, and C(i) the same over all items. e' and e'' are states
@@ -92,7 +92,7 @@ class SGL(nnx.Module):
         epoch: dict[str, Any],
         *,
         l_w: float,
-        c_l: float = 0.1,
+        cl_weight: float = 0.1,
         temperature: float = 0.2,
         key: Any,
     ) -> jax.Array:
@@ -103,7 +103,7 @@ class SGL(nnx.Module):
         mean += l_w * core.penalty(parts.rows(ego, batch), "squares")
         both = [self._states(view) for view in epoch["views"]]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
-            mean += c_l * parts.contrast(one, other, nodes, temperature).mean()
+            mean += cl_weight * parts.contrast(one, other, nodes, temperature).mean()
         return size * mean
 
     def _states(self, view: list[graph.Graph]) -> parts.Tables:

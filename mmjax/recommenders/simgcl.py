@@ -15,7 +15,7 @@ from mmjax.recommenders import core, parts
 class SimGCL(nnx.Module):
     """Yu et al., SIGIR 2022: s = <e_u, e_i>, e the mean of LightGCN's states 1..L, without 0.
 
-        BPR(e) + l_w (|e_u| + |e_i|) / B + c_l (C(users) + C(positives))
+        BPR(e) + l_w (|e_u| + |e_i|) / B + cl_weight (C(users) + C(positives))
         C = mean of -log exp(cos(e'_a, e''_a) / t) / sum_b exp(cos(e'_a, e''_b) / t)
 
     over the distinct users (or positives) a, b of the batch. e' and e'' have noise in each layer:
@@ -62,7 +62,7 @@ class SimGCL(nnx.Module):
         epoch: Any,
         *,
         l_w: float,
-        c_l: float = 0.5,
+        cl_weight: float = 0.5,
         noise: float = 0.1,
         temperature: float = 0.2,
         key: jax.Array,
@@ -73,7 +73,7 @@ class SimGCL(nnx.Module):
         total += l_w * core.penalty((user, pos), self.regulariser)
         both = [self._tables(k, noise) for k in jax.random.split(key)]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
-            total += c_l * distinct_nce(one, other, nodes, temperature)
+            total += cl_weight * distinct_nce(one, other, nodes, temperature)
         return total
 
     def _tables(self, key: jax.Array | None = None, noise: jax.Array | float = 0.0) -> parts.Tables:

@@ -31,7 +31,7 @@ class SMORE(nnx.Module):
         a_m = softmax over the D columns of Q_m tanh(P_m v_f + p_m)
 
     with dropout of rate `drop` on sigma(prefer). The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B
-    of the final rows of the batch + c_l [NCE(t_i, c_i) + NCE(t_u, c_u)], in-batch.
+    of the final rows of the batch + cl_weight [NCE(t_i, c_i) + NCE(t_u, c_u)], in-batch.
 
     Only rows of the batch are weighed; a node keeps one dropout mask wherever it stands in a step.
     Filters are pairs of real numbers, [M + 1, D // 2 + 1, 2]. `top_k` is one number for all
@@ -87,7 +87,7 @@ class SMORE(nnx.Module):
         epoch: Any,
         *,
         l_w: float,
-        c_l: float = 0.01,
+        cl_weight: float = 0.01,
         temperature: float = 0.2,
         drop: float = 0.0,
         key: jax.Array,
@@ -105,7 +105,7 @@ class SMORE(nnx.Module):
         contrast = parts.info_nce(sides[1], own[1], temperature)
         contrast += parts.info_nce(sides[0], own[0], temperature)
         ranking = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
-        return ranking + l_w * core.penalty(final, "squares") + c_l * contrast
+        return ranking + l_w * core.penalty(final, "squares") + cl_weight * contrast
 
     def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
         """c and the views v_m and v_f: users [U, D] and items [I, D] each."""

@@ -3,6 +3,8 @@
 COMMON = {"dim": 32, "layers": 2, "l_w": 5e-2}
 OF_MODEL = {
     "bm3": {"layers": 1, "l_w": 0.1, "cl_weight": 0.1},
+    "grcn": {"dim": 8, "content_dim": 8, "normalize_layers": True},
+    "mmgcn": {"latent": 16, "concat": False, "l_w": 1.0},
     "pgl": {"drop": 0.1},
     "smore": {"l_w": 1e-3, "drop": 0.1},
     "lgmrec": {"l_w": 1e-3, "temperature": 3.0},
@@ -17,7 +19,7 @@ OF_MODEL = {
     "ngcfm": {"l_w": 1e-3},
     "selfcf": {"l_w": 0.0, "layers": 1},
     "sgl": {"l_w": 1e-2, "temperature": 0.5},
-    "simgcl": {"l_w": 1e-3, "c_l": 0.05},
+    "simgcl": {"l_w": 1e-3, "cl_weight": 0.05},
 }
 # What each must reach of MostPop's Recall@20 after 20 epochs (1.3 unless said here).
 FACTOR = {

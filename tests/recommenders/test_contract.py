@@ -132,9 +132,9 @@ def test_jit_is_eager_and_a_batch_is_its_users_one_by_one(name, catalog):
         model = nnx.merge(graphdef, variables)
         return model.scores(model.tables(), {"user": users})
 
-    np.testing.assert_allclose(score(variables, users), eager, atol=1e-6)
+    np.testing.assert_allclose(score(variables, users), eager, rtol=1e-6, atol=1e-6)
     alone = jnp.concatenate([score(variables, users[n : n + 1]) for n in range(4)])
-    np.testing.assert_allclose(alone, eager, atol=1e-6)
+    np.testing.assert_allclose(alone, eager, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(eager[0], eager[3])
 
 

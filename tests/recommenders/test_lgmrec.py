@@ -50,7 +50,7 @@ def contrast(p, q, rows, temperature):
     return -np.log(cosines[np.arange(len(rows)), rows] / cosines.sum(axis=1))
 
 
-def formula(catalog, options, draws, *, l_w, c_l, drop):
+def formula(catalog, options, draws, *, l_w, cl_weight, drop):
     options = DEFAULTS | options
     dim, t = options["dim"], options["temperature"]
     bought = formulas.matrix(catalog)
@@ -97,7 +97,7 @@ def formula(catalog, options, draws, *, l_w, c_l, drop):
             a, b = hyper[m], hyper[n]
             of_users = contrast(a[:n_users], b[:n_users], batch["user"], t)
             of_items = contrast(a[n_users:], b[n_users:], batch["pos"], t)
-            loss += c_l * (of_users.sum() + of_items[there[m] & there[n]].sum())
+            loss += cl_weight * (of_users.sum() + of_items[there[m] & there[n]].sum())
         z = embed(p, evaluation, [1] * count)[0]
         return loss, (z[:n_users], z[n_users:])
 
@@ -114,7 +114,7 @@ def test_equals_the_formula(case, draws, monkeypatch):
             catalog.features["third"] = np.cos(catalog.features["visual"][:, :5])
             catalog.present["third"] = np.ones(formulas.ITEMS, bool)
         options = DEFAULTS | CASES[case] | dict(dim=5)
-        hypers = dict(l_w=0.3, c_l=0.2, drop=0.4)
+        hypers = dict(l_w=0.3, cl_weight=0.2, drop=0.4)
         expected = formula(catalog, options, draws, **hypers)
         formulas.check(lgmrec.LGMRec, catalog, options, expected, **hypers)
 

@@ -26,12 +26,13 @@ CASES = {
 
 @pytest.fixture
 def masks(monkeypatch):
-    """What `dropout` keeps, in the order of the calls."""
+    """The rate of each dropout and what it keeps, in the order of the calls."""
     rng, log = np.random.default_rng(2), []
 
     def dropout(key, x, rate):
-        log.append(rng.random(x.shape) >= rate)
-        return jnp.where(log[-1], x / (1 - rate), 0)
+        kept = rng.random(x.shape) >= rate
+        log.append((rate, kept))
+        return jnp.where(kept, x / (1 - rate), 0)
 
     monkeypatch.setattr(parts, "dropout", dropout)
     return log
@@ -69,7 +70,12 @@ def formula(catalog, options, masks):
         return users, items
 
     def compute(p, batch):
-        left = list(masks)
+        rates = [rate for rate, _ in masks]
+        left = [kept for _, kept in masks]
+        evaluated = 2 * layers if "seed" in p else 0
+        want = [options["node_dropout"]] * 4 * (options["node_dropout"] > 0)
+        want += [options["evaluation_dropout"]] * evaluated + [MESSAGES] * 2 * layers
+        assert rates == want
         adjacency = whole
         if options["node_dropout"]:
             to_users, to_items, users, items = left[:4]
@@ -79,9 +85,8 @@ def formula(catalog, options, masks):
             kept[edge], kept[edge[::-1]] = to_users, to_items
             kept += np.diag(np.concatenate([users, items]))
             adjacency = whole * kept / (1 - options["node_dropout"])
-        evaluation = [left.pop(0) for _ in range(2 * layers)] if "seed" in p else None
-        assert len(left) == 2 * layers
-        users, items = walk(p, adjacency, left, MESSAGES)
+        evaluation, steps = left[:evaluated], left[evaluated:]
+        users, items = walk(p, adjacency, steps, MESSAGES)
         rows = users[batch["user"]], items[batch["pos"]], items[batch["neg"]]
         penalty = 0.5 * sum((x**2).sum() for x in rows) / len(batch["user"])
         loss = formulas.bpr(users, items, batch) + L_W * penalty

@@ -69,7 +69,7 @@ def nce(a, b, temperature):
     return (np.log(np.exp(logits).sum(1)) - np.diag(logits)).mean()
 
 
-def formula(catalog, options, subgraph, masks, *, c_l, temperature, drop):
+def formula(catalog, options, subgraph, masks, *, cl_weight, temperature, drop):
     bought = formulas.matrix(catalog)
     n_users, names = len(bought), list(catalog.features)
     shares = {"visual": 0.1, "textual": 0.9} if "weights" in options else {}
@@ -97,8 +97,8 @@ def formula(catalog, options, subgraph, masks, *, c_l, temperature, drop):
         loss = formulas.bpr(*tables, batch)
         kept = [mask / (1 - drop) for mask in masks]
         user, pos = tables[0][batch["user"]], tables[1][batch["pos"]]
-        loss += c_l / 2 * nce(user * kept[0], user * kept[1], temperature)
-        loss += c_l / 2 * nce(pos * kept[2], pos * kept[3], temperature)
+        loss += cl_weight / 2 * nce(user * kept[0], user * kept[1], temperature)
+        loss += cl_weight / 2 * nce(pos * kept[2], pos * kept[3], temperature)
         return loss, embed(p, whole(normalised(bought)))
 
     return compute
@@ -122,7 +122,7 @@ def test_equals_the_formula(case, masks, monkeypatch):
             drawn = np.zeros_like(bought)
             drawn[catalog.train_user[chosen], catalog.train_item[chosen]] = 1
             subgraph = whole(normalised(drawn))
-        hypers = dict(c_l=0.2, temperature=0.5, drop=0.3)
+        hypers = dict(cl_weight=0.2, temperature=0.5, drop=0.3)
         expected = formula(catalog, options, subgraph, masks, **hypers)
         formulas.check(pgl.PGL, catalog, options, expected, epoch=epoch, **hypers)
 

@@ -12,7 +12,7 @@ from mmjax import graph
 from mmjax.errors import InputError
 from mmjax.recommenders import parts, sgl
 
-HYPERS = dict(l_w=0.3, c_l=0.7, temperature=0.4)
+HYPERS = dict(l_w=0.3, cl_weight=0.7, temperature=0.4)
 
 
 def normalised(bought):
@@ -58,8 +58,8 @@ def formula(catalog, layers, views):
         rows = p["user"][batch["user"]], p["item"][batch["pos"]], p["item"][batch["neg"]]
         loss += HYPERS["l_w"] * 0.5 * sum((x**2).sum() for x in rows)
         one, other = (states(p, view * (layers // len(view))) for view in views)
-        loss += HYPERS["c_l"] * nce(one[0], other[0], batch["user"])
-        loss += HYPERS["c_l"] * nce(one[1], other[1], batch["pos"])
+        loss += HYPERS["cl_weight"] * nce(one[0], other[0], batch["user"])
+        loss += HYPERS["cl_weight"] * nce(one[1], other[1], batch["pos"])
         return loss, (users, items)
 
     return compute

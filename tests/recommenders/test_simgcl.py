@@ -11,7 +11,7 @@ from recommenders.formulas import unit
 from mmjax.errors import InputError
 from mmjax.recommenders import simgcl
 
-HYPERS = dict(l_w=0.3, c_l=0.7, noise=0.2, temperature=0.4)
+HYPERS = dict(l_w=0.3, cl_weight=0.7, noise=0.2, temperature=0.4)
 CASES = {
     "elliot": dict(layers=2),
     "softplus, squares": dict(layers=3, ranking_loss="softplus", regulariser="squares", eps=1e-7),
@@ -67,7 +67,9 @@ def formula(catalog, options, draws):
         for a, b, nodes in zip(one, other, (batch["user"], batch["pos"]), strict=True):
             nodes = np.unique(nodes)
             assert len(nodes) < len(margin)
-            loss += HYPERS["c_l"] * formulas.info_nce(a[nodes], b[nodes], HYPERS["temperature"])
+            loss += HYPERS["cl_weight"] * formulas.info_nce(
+                a[nodes], b[nodes], HYPERS["temperature"]
+            )
         return loss, (users, items)
 
     return compute

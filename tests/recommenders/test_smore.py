@@ -62,7 +62,7 @@ def nce(a, b, temperature):
     return (np.log(np.exp(logits).sum(1)) - np.diag(logits)).mean()
 
 
-def formula(catalog, options, *, l_w, c_l, temperature):
+def formula(catalog, options, *, l_w, cl_weight, temperature):
     dim, names = options["dim"], list(catalog.features)
     bought = formulas.matrix(catalog)
     n_users, n_items = bought.shape
@@ -105,8 +105,8 @@ def formula(catalog, options, *, l_w, c_l, temperature):
         final = z[np.concatenate([user, pos, n_users + batch["neg"]])]
         loss = formulas.bpr(z[:n_users], z[n_users:], batch)
         loss += l_w * np.square(final).sum() / 2 / len(user)
-        loss += c_l * nce(side[pos], own[pos], temperature)
-        loss += c_l * nce(side[user], own[user], temperature)
+        loss += cl_weight * nce(side[pos], own[pos], temperature)
+        loss += cl_weight * nce(side[user], own[user], temperature)
         return loss, (z[:n_users], z[n_users:])
 
     return compute
@@ -129,7 +129,7 @@ def test_equals_the_formula(case):
         if case == "three modalities":
             catalog.features["third"] = np.cos(catalog.features["visual"][:, :5])
             catalog.present["third"] = np.ones(formulas.ITEMS, bool)
-        options, hypers = CASES[case], dict(l_w=0.3, c_l=0.2, temperature=0.5)
+        options, hypers = CASES[case], dict(l_w=0.3, cl_weight=0.2, temperature=0.5)
         expected = formula(catalog, options, **hypers)
         formulas.check(smore.SMORE, catalog, options, expected, **hypers)
 
