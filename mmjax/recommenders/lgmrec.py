@@ -33,10 +33,10 @@ class LGMRec(nnx.Module):
         C(p, q) = -sum_k log exp(cos(p_k, q_k) / t) / sum_n exp(cos(p_k, q_n) / t)
 
     with k in the batch (its users, its positives) and n all users or items: a sum, so that
-    cl_weight goes with the batch size, and Frobenius norms that are not squared. As published there are
-    two modalities, the first (visual) against the second: other numbers sum over all pairs in their
-    order, and one has no C; MMRec's code needs both. An item without a modality is in none of its
-    hyperedges and in no C of it.
+    cl_weight goes with the batch size, and Frobenius norms that are not squared. As published there
+    are two modalities, the first (visual) against the second: other numbers sum over all pairs in
+    their order, and one has no C; MMRec's code needs both. An item without a modality is in none of
+    its hyperedges and in no C of it.
 
     Scores take a without noise. MMRec draws it there too, so that its numbers change from one
     evaluation to the next: `noisy_evaluation` draws it once a trial.
