@@ -50,10 +50,10 @@ def test_rows_are_tuned_ranked_and_compared(raw, tmp_path):
     plain, hybrid = tried["itemknn"], tried["attributeitemknn-qwen2vl"]
     assert len(plain) == len(hybrid) == 2
     assert all(
-        two["model"].items() >= one["model"].items() for one, two in zip(plain, hybrid, strict=True)
+        two["point"].items() >= one["point"].items() for one, two in zip(plain, hybrid, strict=True)
     )
     best = max(plain, key=lambda one: one["valid"])
-    assert table[0]["model"].items() >= best["model"].items()
+    assert table[0]["model"].items() >= best["point"].items()
     # Tuning and the run that was chosen rank alike.
     assert table[0]["valid"][0] == pytest.approx(best["valid"], abs=1e-6)
     assert list(table[1]["against"]) == ["ItemKNN"]

@@ -164,9 +164,9 @@ def test_every_parameter_gets_a_gradient(name, catalog):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trials_of_one_program_equal_separate_runs(name, data, catalog):
-    together = build(name, catalog, seeds=(3, 4, 5), lr=(1e-2, 1e-2, 3e-3))
+    together = build(name, catalog, seeds=(3, 4), lr=(1e-2, 3e-3))
     state = train(together, 2)
-    for trial, (seed, lr) in enumerate(((3, 1e-2), (4, 1e-2), (5, 3e-3))):
+    for trial, (seed, lr) in enumerate(((3, 1e-2), (4, 3e-3))):
         alone = build(name, catalog, seeds=(seed,), lr=(lr,))
         other = train(alone, 2)
         for mine, theirs in zip(
@@ -285,8 +285,9 @@ def test_unknown_names_come_with_suggestions():
         core.choice("regulariser", "square", core.PENALTIES)
 
 
-def test_a_recommender_outside_the_package(tmp_path, monkeypatch, data, catalog):
+def test_a_recommender_outside_the_package(tmp_path, monkeypatch, large):
     """One file anywhere on the path is found by name and trained."""
+    data, catalog, _ = large
     (tmp_path / "toy_model.py").write_text(
         "import jax, jax.numpy as jnp\n"
         "from flax import nnx\n"
