@@ -96,8 +96,7 @@ class Catalog:
                     f"{self.n_items} items, each needs one row"
                 )
             with jax.ensure_compile_time_eval():
-                # The largest is not finite if any is not.
-                largest = float(jnp.abs(jnp.asarray(rows)).max(initial=0))
+                largest = float(_largest(jnp.asarray(rows)))
             if not np.isfinite(largest):
                 raise InputError(
                     f"features {name!r} hold NaN or infinite values; extract them again"
@@ -110,12 +109,18 @@ class Catalog:
         """The `top_k` items most similar to each in a modality, by cosine; see `neighbours.build`.
 
         Raises:
-          InputError: as `modalities`, or `top_k` is not between 1 and the number of items.
+          InputError: there is no such modality, or `top_k` is not between 1 and I.
         """
-        if modality not in self.modalities():
+        if modality not in self.features:
             raise InputError(f"no features {modality!r}{suggestion(modality, self.features)}")
         with jax.ensure_compile_time_eval():
             return neighbours.build(jnp.asarray(self.features[modality]), top_k, self.cache)
+
+
+@jax.jit
+def _largest(rows: jax.Array) -> jax.Array:
+    """Of the absolute values; not finite if any is not. Compiled, so that no copy is made."""
+    return jnp.abs(rows).max(initial=0)
 
 
 def find(name: str) -> type[nnx.Module]:

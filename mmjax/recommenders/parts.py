@@ -34,7 +34,6 @@ class Content(nnx.Module):
         bias: bool = True,
         rngs: nnx.Rngs,
     ):
-        catalog.modalities()
         features = catalog.features[modality]  # [I, F]
         width = features.shape[1]
         if trainable:

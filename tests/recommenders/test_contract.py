@@ -272,6 +272,32 @@ def test_vbpr_without_features_says_so(catalog):
         build("vbpr", bare)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x[:-1], "each needs one row"),
+        (lambda x: np.where(x == x[3, 0], np.nan, x), "hold NaN or infinite"),
+        (lambda x: x * np.inf, "hold NaN or infinite"),
+        (np.zeros_like, "are all zero"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vbpr", "freedom", "lattice", "mmgcn", "itemknncbf"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_useless_features_stop_it_before_training(name, change, says, catalog):
+    features = dict(catalog.features) | {"visual": change(catalog.features["visual"])}
+    with pytest.raises(InputError, match=says):
+        build(name, core.Catalog(**vars(catalog) | {"features": features}))
+
+
+def test_more_neighbours_than_items_and_names_that_are_not_there(catalog):
+    with pytest.raises(InputError, match="choose a number between 1 and 120"):
+        catalog.neighbours("visual", 121)
+    with pytest.raises(InputError, match="no features 'visuel'; did you mean 'visual'"):
+        catalog.neighbours("visuel", 5)
+    with pytest.raises(InputError, match="weights name 'image'"):
+        core.find("freedom")(catalog, dim=8, weights={"image": 0.1}, rngs=nnx.Rngs(0))
+
+
 def test_unknown_names_come_with_suggestions():
     with pytest.raises(InputError, match="did you mean 'lightgcn'"):
         core.find("lightgnc")
