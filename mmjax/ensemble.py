@@ -188,14 +188,22 @@ def build(
         params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
         return {"params": params, "drawn": drawn, "opt": optimizer.init(params)}
 
+    # Traced once. What it read of the catalogue (features of a hundred megabytes, say) becomes an
+    # argument: inside the program such a constant takes XLA seconds and several copies.
+    drawn, like = jax.make_jaxpr(draw, return_shape=True)(keys[0])
+    structure = jax.tree.structure(like)
+
+    def redraw(key: jax.Array, constants: Sequence[jax.Array]) -> Tree:
+        return structure.unflatten(jax.core.eval_jaxpr(drawn.jaxpr, constants, key))
+
     everywhere = meshes.replicated(mesh)
-    lifted = over_trials(draw, 1, in_turn=meshes.is_cpu(mesh))
-    initialise = jax.jit(lifted, out_shardings=everywhere)
-    compiled = initialise.lower(keys).compile()
+    in_turn = meshes.is_cpu(mesh)
+    initialise = jax.jit(over_trials(redraw, 1, in_turn=in_turn), out_shardings=everywhere)
+    constants = jax.device_put(drawn.consts, everywhere)
 
     def init() -> Tree:
         epoch = jnp.zeros(len(seeds), jnp.int32)
-        return compiled(keys) | {"epoch": jax.device_put(epoch, everywhere)}
+        return initialise(keys, constants) | {"epoch": jax.device_put(epoch, everywhere)}
 
     return Ensemble(
         graphdef=shared["graphdef"],

@@ -5,10 +5,10 @@
 Prepares the given split (protocol elliot, threshold 4); makes attributes of Qwen2-VL's and
 Phi-3.5-vision's keywords, and as a control Qwen2-VL's given to other items; MiniLM embeddings of
 Qwen2-VL's descriptions and of its answers to the misaligned prompt, and two noise controls. Tunes
-ItemKNN and AttributeItemKNN equally (--trials random draws from arXiv 2508.04571's spaces), VBPR
-and BPRMF on one grid, all on the validation split; reads the test split once for what was chosen;
-compares users in pairs. What is done is skipped when the same command runs again. Writes table.md
-and table.json.
+ItemKNN and AttributeItemKNN equally (--trials random draws from arXiv 2508.04571's spaces), and
+BPRMF, VBPR and BM3 on one grid, all on the validation split; reads the test split once for what was
+chosen; compares users in pairs. What is done is skipped when the same command runs again. Writes
+table.md and table.json.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import numpy as np
 from _app import run
 from absl import flags
 
-from configs import attributeitemknn, bprmf, itemknn, mostpop, vbpr
+from configs import attributeitemknn, bm3, bprmf, itemknn, mostpop, vbpr
 from mmjax import files, mesh, train
 from mmjax.data import dataset as datasets
 from mmjax.data import elliot
@@ -37,8 +37,8 @@ from mmjax.recommenders.itemknn import SIMILARITIES
 RAW = flags.DEFINE_string("raw", None, "Folder of the splits and the answers.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder of everything made.", required=True)
 TRIALS = flags.DEFINE_integer("trials", 30, "Random draws for each neighbourhood model.", 1)
-SEEDS = flags.DEFINE_integer("seeds", 3, "Of VBPR and BPRMF at the end.", 1)
-EPOCHS = flags.DEFINE_integer("epochs", 200, "Of VBPR and BPRMF.", 1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Of BPRMF, VBPR and BM3 at the end.", 1)
+EPOCHS = flags.DEFINE_integer("epochs", 200, "Of BPRMF, VBPR and BM3.", 1)
 ONLY = flags.DEFINE_list("only", [], "Names of rows to do; all if not given.")
 
 KEYWORDS = {"qwen2vl": "allrecipes_qwen2_keywords.csv", "phi35": "allrecipes_phi35_keyword.csv"}
@@ -58,10 +58,17 @@ ROWS = {
         for name in (*KEYWORDS, "shuffled")
     },
     "BPRMF": (bprmf, "", ""),
-    **{f"VBPR {name}": (vbpr, f"textual=texts/{name}", "BPRMF") for name in (*TEXTS, *NOISE)},
+    **{
+        f"{model} {name}": (module, f"textual=texts/{name}", "BPRMF")
+        for model, module in (("VBPR", vbpr), ("BM3", bm3))
+        for name in (*TEXTS, *NOISE)
+    },
 }
 # Whom a row is compared with, where it is not its model without content alone.
-RIVALS = {"VBPR descriptions": ["BPRMF", "VBPR misaligned", *(f"VBPR {kind}" for kind in NOISE)]}
+RIVALS = {
+    f"{model} descriptions": ["BPRMF", *(f"{model} {kind}" for kind in ("misaligned", *NOISE))]
+    for model in ("VBPR", "BM3")
+}
 
 
 def main() -> None:
@@ -93,7 +100,7 @@ def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
     if "AttributeItemKNN shuffled" in rows and not (out / "shuffled").exists():
         source, other = (out / name / "attributes" for name in ("qwen2vl", "shuffled"))
         controls.control(source, other, "shuffle")
-    if any(row.startswith("VBPR") for row in rows):
+    if any(row.startswith(("VBPR", "BM3")) for row in rows):
         for name, file in TEXTS.items():
             job = Job("bert", str(out / "texts" / name), options)
             print(extract(answers(file), job, mesh=mesh.make("data=-1")))
@@ -153,7 +160,7 @@ def finish(row: str, config: dict[str, Any], out: Path) -> None:
 
 
 def seeds_of(row: str) -> Sequence[int]:
-    return range(SEEDS.value) if ROWS[row][0] in (bprmf, vbpr) else (0,)
+    return range(SEEDS.value) if ROWS[row][0] in (bprmf, vbpr, bm3) else (0,)
 
 
 def folder_of(row: str, out: Path) -> Path:

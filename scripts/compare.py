@@ -3,9 +3,10 @@
   python scripts/compare.py --dataset=DIR --out=OUT
   python scripts/compare.py --dataset=DIR --out=OUT --models=bprmf,freedom --seeds=3
 
-Every trained recommender gets the same grid, its points being one program: learning rates times
-factors of its config's `l_w` (or of what it has in its place). What is done is skipped when the
-command runs again. Writes table.md, table.json and every run's own folder.
+Every trained recommender gets a grid of the same size, its points being one program: learning rates
+times factors of one loss weight of its config, that of the contrast if it has one and `l_w` if not.
+What is done is skipped when the command runs again. Writes table.md,
+table.json and every run's own folder.
 """
 
 import importlib
@@ -32,7 +33,6 @@ EVAL_EVERY = flags.DEFINE_integer("eval_every", 2, "Epochs between evaluations."
 PROTOCOL = flags.DEFINE_string("protocol", "strict", "strict, mmrec or elliot.")
 THRESHOLD = flags.DEFINE_float("threshold", 0.0, "Held-out ratings below it are not relevant.")
 LRS = flags.DEFINE_multi_float("lr", [1e-3, 5e-3], "Learning rates of the grid.")
-FACTORS = flags.DEFINE_multi_float("factor", [0.1, 1.0, 10.0], "Of the config's loss weight.")
 
 CLASSICAL = """
     random mostpop itemknn userknn ease ials bprmf ngcf lightgcn sgl simgcl layergcn selfcf
@@ -55,7 +55,9 @@ POINTS: dict[str, list[_tuning.Point]] = {  # of what nothing trains
     ],
     "itemknncbf": [{"top_k": k} for k in (5, 10, 20, 50, 100, 200)],
 }
-WEIGHTS = ("l_w", "cl_weight", "ssl_weight")  # the first that a recommender has is varied
+# The first of these that a recommender has is varied, by these factors of its config's value: what
+# is published for sparse catalogues lets a contrast drown the ranking on a dense one.
+WEIGHTS = {"cl_weight": (0.01, 0.1, 1.0), "ssl_weight": (0.01, 0.1, 1.0), "l_w": (0.1, 1.0, 10.0)}
 METRICS = ("recall@20", "ndcg@20")
 
 
@@ -98,7 +100,7 @@ def points(model: str) -> list[_tuning.Point]:
         return [{"lr": lr} for lr in LRS.value]
     return [
         {"lr": lr, weight: traced[weight] * factor}
-        for lr, factor in product(LRS.value, FACTORS.value)
+        for lr, factor in product(LRS.value, WEIGHTS[weight])
     ]
 
 

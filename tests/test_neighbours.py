@@ -49,12 +49,11 @@ def check(found, x, k, atol=0.0):
     assert found.columns.dtype == np.int32
 
 
-@pytest.mark.parametrize("count", [1, 3, 12, 16, 37, 48, 101])
-def test_nearest_is_a_stable_sort_at_any_size(count, small):
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (3, 2), (16, 5), (37, 20), (48, 48), (101, 20)])
+def test_nearest_is_a_stable_sort_at_any_size(count, k, small):
     """Ties, equal rows, rows of zeros; k of 1, few, more than a block has, and all rows."""
     x = signs(np.random.default_rng(count), count)
-    for k in sorted({1, min(5, count), min(20, count), count}):
-        check(neighbours.nearest(jnp.asarray(x), k), x, k)
+    check(neighbours.nearest(jnp.asarray(x), k), x, k)
 
 
 def test_nearest_of_nothing_but_zeros(small):
@@ -71,11 +70,11 @@ def compiled():
             patch.setattr(neighbours, name, value)
         shape = jax.ShapeDtypeStruct((37, 6), np.float32)
         lower = jax.jit(neighbours.nearest, static_argnums=1).lower
-        return {k: lower(shape, k).compile() for k in (1, 6, 37)}
+        return {k: lower(shape, k).compile() for k in (6, 37)}
 
 
-@given(st.integers(0, 10_000), st.sampled_from([1, 6, 37]), st.booleans())
-@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from([6, 37]), st.booleans())
+@settings(deadline=None, max_examples=30)
 def test_nearest_of_any_rows(seed, k, tied):
     rng = np.random.default_rng(seed)
     x = signs(rng, 37)

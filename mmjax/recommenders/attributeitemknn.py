@@ -1,6 +1,5 @@
 """AttributeItemKNN: items similar in their attributes and in who interacted with them."""
 
-import jax
 import numpy as np
 import scipy.sparse as sp
 from flax import nnx
@@ -51,8 +50,7 @@ class AttributeItemKNN(itemknn.ItemKNN):
     ):
         core.choice("feature_weighting", feature_weighting, WEIGHTINGS)
         profile = itemknn.profile_of(catalog, implicit)
-        with jax.ensure_compile_time_eval():
-            attributes = np.asarray(catalog.concatenated(), np.float64)  # [I, A]
+        attributes = itemknn.features_of(catalog).astype(np.float64)  # [I, A]
         if reproduce_constant_attributes:
             attributes = count_entries(attributes)
         items = sp.hstack([sp.csr_matrix(weight * attributes), profile.T]).tocsr()

@@ -77,11 +77,7 @@ class MGCN(nnx.Module):
         own = parts.rows(own, batch)  # of users, positives, negatives: [B, D] each
         views = zip(*(parts.rows(view, batch) for view in views), strict=True)
         sides = [self._side(view, c) for view, c in zip(views, own, strict=True)]
-        user, pos, neg = final = [c + t for c, t in zip(own, sides, strict=True)]
-        contrast = parts.info_nce(sides[1], own[1], temperature)
-        contrast += parts.info_nce(sides[0], own[0], temperature)
-        ranking = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
-        return ranking + l_w * core.penalty(final, "squares") + cl_weight * contrast
+        return parts.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
 
     def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
         """c and, of each modality, v_m: users [U, D] and items [I, D]."""

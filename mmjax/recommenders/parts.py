@@ -233,6 +233,24 @@ def info_nce(a: jax.Array, b: jax.Array, temperature: jax.Array | float) -> jax.
     return (jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)).mean()
 
 
+def with_sides(
+    own: Sequence[jax.Array],
+    sides: Sequence[jax.Array],
+    *,
+    l_w: jax.Array | float,
+    cl_weight: jax.Array | float,
+    temperature: jax.Array | float,
+) -> jax.Array:
+    """MGCN's loss, and SMORE's: BPR of c + t and a penalty on it, and c and t told from others'.
+
+    `own` c and `sides` t are rows [B, D] of the batch's users, positives and negatives.
+    """
+    user, pos, neg = final = [c + t for c, t in zip(own, sides, strict=True)]
+    apart = sum(info_nce(sides[n], own[n], temperature) for n in (1, 0))
+    ranking = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
+    return ranking + l_w * core.penalty(final, "squares") + cl_weight * apart
+
+
 def contrast(
     p: jax.Array, q: jax.Array, rows: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:

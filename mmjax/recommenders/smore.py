@@ -101,11 +101,7 @@ class SMORE(nnx.Module):
             for k, name in ((of_user, "user"), (of_item, "pos"), (of_item, "neg"))
         ]
         sides = [self._side(*one) for one in zip(views, own, drops, strict=True)]
-        user, pos, neg = final = [c + t for c, t in zip(own, sides, strict=True)]
-        contrast = parts.info_nce(sides[1], own[1], temperature)
-        contrast += parts.info_nce(sides[0], own[0], temperature)
-        ranking = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
-        return ranking + l_w * core.penalty(final, "squares") + cl_weight * contrast
+        return parts.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
 
     def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
         """c and the views v_m and v_f: users [U, D] and items [I, D] each."""

@@ -6,18 +6,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.recommenders import core
+from mmjax.neighbours import unit
+from mmjax.recommenders import core, parts
 
 
 class VBPR(nnx.Module):
     """He and McAuley, AAAI 2016: s(u, i) = <g_u, g_i> + <t_u, p_i>, p_i = W f_i + b.
 
-    f_i are the frozen features of all modalities side by side. As in both toolboxes, and unlike the
-    paper, there is no item or visual bias. The user table is [U, 2D], (g | t); an item row is
-    (g_i | p_i). Elliot: `normalize` p to unit length, softplus, half squares; t drawn from N(0, 1)
-    by a slip of its code (`content_init="normal"`), Xavier-uniform in its later repository. MMRec:
-    no normalisation, offset loss, Frobenius norms, the whole user table Xavier-uniform as one
-    (`content_init="joint"`), W Xavier-normal with zero bias.
+    f_i are the frozen features of all modalities side by side; where an item has none, p = 0. As in
+    both toolboxes, and unlike the paper, there is no item or visual bias. The user table is
+    [U, 2D], (g | t); an item row is (g_i | p_i). Elliot: `normalize` p to unit length, softplus,
+    half squares; t drawn from N(0, 1) by a slip of its code (`content_init="normal"`),
+    Xavier-uniform in its later repository. MMRec: no normalisation, offset loss, Frobenius norms,
+    the whole user table Xavier-uniform as one (`content_init="joint"`), W Xavier-normal with zero
+    bias.
     """
 
     def __init__(
@@ -35,8 +37,6 @@ class VBPR(nnx.Module):
         self.normalize = normalize
         self.ranking_loss = core.choice("ranking_loss", ranking_loss, core.LOSSES)
         self.regulariser = core.choice("regulariser", regulariser, core.PENALTIES)
-        self.features = core.Frozen(catalog.concatenated())  # [I, F]
-        width = self.features[...].shape[1]
         users = catalog.n_users
         if content_init == "joint":
             table = core.init_table("xavier_uniform", rngs.params(), (users, 2 * dim))
@@ -48,14 +48,7 @@ class VBPR(nnx.Module):
         self.item = nnx.Param(
             core.init_table("xavier_uniform", rngs.params(), (catalog.n_items, dim))
         )
-        # [D, F]: its gradient is then a product that reads the features row by row, on a CPU 2.7
-        # times faster than the same numbers as [F, D].
-        weight = core.init_table(projection_init, rngs.params(), (width, dim)).T
-        self.weight = nnx.Param(weight)
-        bound = width**-0.5 if projection_init == "linear" else 0.0
-        self.bias = nnx.Param(
-            jax.random.uniform(rngs.params(), (dim,), minval=-bound, maxval=bound)
-        )
+        self.content = parts.joined(catalog, dim, init=projection_init, rngs=rngs)
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
         user = self.user[...][batch["user"]]  # [B, 2D]
@@ -66,26 +59,10 @@ class VBPR(nnx.Module):
         return core.bpr(margin, self.ranking_loss) + l_w * reg
 
     def _items(self, rows: jax.Array | None = None) -> jax.Array:
-        """(g | p) of the given items, or of all.
-
-        Where a step asks for a large part of the catalogue, projecting all of it and picking rows
-        is cheaper than gathering wide feature rows: a gather moves F values an item, slowly, and
-        the product of the whole matrix reads it once in order.
-        """
-        features = self.features[...]
-        few = rows is not None and rows.shape[0] * 4 < features.shape[0]
-        content = self._project(features[rows] if few else features)
-        if rows is None:
-            return jnp.concatenate([self.item[...], content], axis=1)
-        content = content if few else content[rows]
-        return jnp.concatenate([self.item[...][rows], content], axis=1)
-
-    def _project(self, features: jax.Array) -> jax.Array:
-        content = features @ self.weight[...].T + self.bias[...][None]  # [., D]
-        if not self.normalize:
-            return content
-        norm = jnp.sqrt(jnp.square(content).sum(1, keepdims=True))
-        return content / jnp.maximum(norm, 1e-12)
+        """(g | p) of the given items, or of all."""
+        item, content = self.item[...], self.content(rows)
+        content = unit(content) if self.normalize else content
+        return jnp.concatenate([item if rows is None else item[rows], content], axis=1)
 
     def tables(self) -> tuple[jax.Array, jax.Array]:
         return self.user[...], self._items()

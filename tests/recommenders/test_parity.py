@@ -52,8 +52,8 @@ DUMPS = {
         params={
             "user": "u_embedding",
             "item": "i_embedding",
-            "weight": "item_linear.weight",
-            "bias": "item_linear.bias",
+            "content.weight": "item_linear.weight",
+            "content.bias": "item_linear.bias",
         },
         hypers={"l_w": "reg_weight"},
         exact=True,
