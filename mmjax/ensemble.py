@@ -61,12 +61,19 @@ class Ensemble:
         return nnx.merge(self.graphdef, *parts)
 
     def epoch(self) -> Callable[..., tuple[Tree, jax.Array]]:
-        """A jitted `(state, frozen, hypers, keys, data) -> (state, losses [T, steps])`.
+        """A jitted `(state, hypers, keys, active, frozen, data) -> (state, losses [T, steps])`.
 
-        Call it with `arguments(state)`; the state is donated.
+        Call it with `arguments(state)`; the state is donated. Of several trials, one that is not
+        active keeps its state, its losses are zeros, and a CPU spends no time on it.
         """
 
-        def one(state: Tree, hyper: dict, key: jax.Array, frozen: Tree, data: sampling.Positives):
+        def one(state: Tree, hyper: dict, key: jax.Array, active: jax.Array, *shared: Tree):
+            if len(self.keys) == 1:
+                return train(state, hyper, key, *shared)
+            rest = lambda state, *_: (state, jnp.zeros(self.steps))  # noqa: E731
+            return jax.lax.cond(active, train, rest, state, hyper, key, *shared)
+
+        def train(state: Tree, hyper: dict, key: jax.Array, frozen: Tree, data: sampling.Positives):
             key = jax.random.fold_in(key, state["epoch"])
             of_batches, of_epoch, of_loss = jax.random.split(key, 3)
             model = self.merge(state, frozen)
@@ -97,10 +104,13 @@ class Ensemble:
             after = {"params": params, "opt": opt, "epoch": state["epoch"] + 1}
             return state | after, losses
 
-        return jax.jit(self._lift(one, 3), donate_argnums=0)
+        return jax.jit(self._lift(one, 4), donate_argnums=0)
 
-    def arguments(self, state: Tree) -> tuple:
-        return state, self.hypers, self.keys, self.frozen, self.data
+    def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
+        """Of `epoch`; all T trials are active unless said otherwise."""
+        active = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
+        active = jax.device_put(active, meshes.replicated(self.mesh))
+        return state, self.hypers, self.keys, active, self.frozen, self.data
 
     def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> Callable[..., dict]:
         """A jitted `(state, frozen, chunks) -> ranking.rank's results`, each with a trial axis."""

@@ -179,7 +179,7 @@ def fit(
     workdir: Path,
     timing: dict[str, Any],
 ) -> tuple[Tree, dict[str, Any]]:
-    """Trains T trials together, each with its own best epoch; returns the best states.
+    """Trains T trials together, each until it is finished; returns the best states.
 
     The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
     every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
@@ -188,7 +188,8 @@ def fit(
     total = config["epochs"] if trials.trainable else 0
     count = len(trials.keys)
     best = jax.tree.map(jnp.copy, weights(state))
-    progress = {"epoch": 0, "best_epoch": [0] * count, "best": [None] * count, "done": False}
+    progress = {"epoch": 0, "best_epoch": [0] * count, "best": [None] * count}
+    progress["finished"] = [False] * count
     latest = checkpoints.latest()
     if latest is not None:
         step, progress = latest
@@ -196,15 +197,16 @@ def fit(
         state, best = restored["state"], restored["best"]
         print(f"resumed {workdir} after epoch {step}", flush=True)
     timing["epoch_s"], saved = [], time.monotonic()
-    if total > progress["epoch"] and not progress["done"]:
+    if total > progress["epoch"] and not all(progress["finished"]):
         begin = time.perf_counter()
         train = trials.epoch().lower(*trials.arguments(state)).compile()
         timing["compile_s"] += time.perf_counter() - begin
     with journal.Journal(workdir, total, progress["epoch"]) as log:
-        while progress["epoch"] < total and not progress["done"]:
+        while progress["epoch"] < total and not all(progress["finished"]):
             begin = time.perf_counter()
+            active = np.logical_not(progress["finished"])
             with jax.transfer_guard("disallow"):
-                state, losses = train(*trials.arguments(state))
+                state, losses = train(*trials.arguments(state, active))
             losses = jax.device_get(losses)
             timing["epoch_s"].append(time.perf_counter() - begin)
             epoch = progress["epoch"] = progress["epoch"] + 1
@@ -218,7 +220,7 @@ def fit(
                 say += f" valid {config['metric']} {found[0].overall[config['metric']]:.4f}"
                 say += f" best {progress['best'][0]:.4f} at {progress['best_epoch'][0]}"
             log.epoch(epoch, record, say)
-            last = epoch == total or progress["done"]
+            last = epoch == total or all(progress["finished"])
             if last or time.monotonic() - saved >= config["checkpoint_seconds"]:
                 checkpoints.save(epoch, {"state": state, "best": best}, progress)
                 saved = time.monotonic()
@@ -236,13 +238,13 @@ def update_best(
     progress: dict[str, Any],
     config: Config,
 ) -> Tree:
-    """Keeps the state of the trials that improved, and notes when none has for `patience` times."""
-    values = [evaluate.select(one) for one in found]
+    """Keeps the state of the trials that improved; finished is who has not for `patience` times."""
+    values, epoch = [evaluate.select(one) for one in found], progress["epoch"]
     better = [b is None or v > b for v, b in zip(values, progress["best"], strict=True)]
     for trial in np.flatnonzero(better):
-        progress["best"][trial], progress["best_epoch"][trial] = values[trial], progress["epoch"]
-    waited = progress["epoch"] - max(progress["best_epoch"])
-    progress["done"] = 0 < config["patience"] <= waited // config["eval_every"]
+        progress["best"][trial], progress["best_epoch"][trial] = values[trial], epoch
+    waited = [(epoch - best) // config["eval_every"] for best in progress["best_epoch"]]
+    progress["finished"] = [0 < config["patience"] <= times for times in waited]
     if not any(better):
         return best
     state = weights(state)

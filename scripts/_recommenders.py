@@ -1,6 +1,7 @@
 """Measuring recommenders for benchmark.py, in a process of their own.
 
-models   an epoch, an evaluation, what is built before the first epoch, compile time
+models   an epoch, an evaluation, what is built before the first epoch, compile time; and what a
+         step computes and moves, by XLA's count, beside what the same cores can do
 trials   a grid of ten points as one program against ten programs, compile time included
 graph    the k-NN graph of many items against the bare product of the same matrix
 """
@@ -97,6 +98,7 @@ def of_mmjax(
         begin = time.perf_counter()
         epoch = trials.epoch().lower(*trials.arguments(state)).compile()
         row["compile_s"] = time.perf_counter() - begin
+        row |= counted(epoch) | {"steps": trials.steps}
 
         def one_epoch():
             nonlocal state
@@ -105,7 +107,26 @@ def of_mmjax(
 
         row["epoch_s"] = warm(one_epoch, repeats)
     row["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
-    return row | {"compile_eval_s": timing["compile_s"]}
+    row |= {"compile_eval_s": timing["compile_s"], "peak_rss_mb": train.peak_rss_mb()}
+    return row | limits()
+
+
+def counted(epoch: jax.stages.Compiled) -> dict[str, float]:
+    """FLOPs and bytes of a step by XLA's count, which takes what a loop repeats once: the steps of
+    an epoch, but the inner loop of a graph product too, which is therefore nearly left out."""
+    cost = epoch.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return {"step_flop": cost["flops"], "step_bytes": cost["bytes accessed"]}
+
+
+def limits() -> dict[str, float]:
+    """FLOPs a second of a float32 product of [2048, 2048], and bytes a second of reading 256 MB
+    and writing as many, of the cores that this process is pinned to."""
+    square, long = jnp.ones((2048, 2048)), jnp.ones(2**26)
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    product_s = warm(lambda: product(square, square).block_until_ready(), 5)
+    copy_s = warm(lambda: copy(long).block_until_ready(), 5)
+    return {"peak_flop_s": 2 * 2048**3 / product_s, "peak_bytes_s": 2 * long.nbytes / copy_s}
 
 
 def of_torch(
@@ -131,6 +152,7 @@ def of_torch(
         "eval_s": warm(lambda: _peers.evaluate(peer, task, LONGEST), repeats),
         "compile_s": 0.0,
         "compile_eval_s": 0.0,
+        "peak_rss_mb": train.peak_rss_mb(),
         "torch": torch.__version__,
     }
 

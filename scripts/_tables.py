@@ -2,8 +2,11 @@
 
 
 def of_models(rows: list[dict]) -> str:
+    """Seconds and memory; GFLOP and GB of a step and the least seconds that an epoch of such steps
+    takes on cores as fast as those measured; how many times faster than torch."""
     head = ("model", "side", "epoch s", "eval s", "build s", "compile s", "peak MB")
-    lines = ["| " + " | ".join((*head, "epoch x", "eval x")) + " |", "|:--|:--|" + "--:|" * 7]
+    head += ("GFLOP", "GB", "least s", "epoch x", "eval x")
+    lines = ["| " + " | ".join(head) + " |", "|:--|:--|" + "--:|" * (len(head) - 2)]
     for row in rows:
         peer = next((r for r in rows if r["model"] == row["model"] and r["side"] == "torch"), None)
         compile_s = row["compile_s"] + row["compile_eval_s"]
@@ -16,10 +19,18 @@ def of_models(rows: list[dict]) -> str:
             f"{compile_s:.1f}" if compile_s else "",
             f"{row['peak_rss_mb']:.0f}",
         ]
+        cells += [f"{x:.2f}" for x in least(row)] if "step_flop" in row else [""] * 3
         compared = peer is not None and row["side"] != "torch"
         cells += [f"{peer[k] / row[k]:.1f}" if compared else "" for k in ("epoch_s", "eval_s")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def least(row: dict) -> tuple[float, float, float]:
+    """GFLOP and GB of a step, and seconds of an epoch if the slower of both is all it takes."""
+    flop, moved = row["step_flop"], row["step_bytes"]
+    seconds = max(flop / row["peak_flop_s"], moved / row["peak_bytes_s"])
+    return flop / 1e9, moved / 1e9, seconds * row["steps"]
 
 
 def of_trials(rows: list[dict]) -> str:

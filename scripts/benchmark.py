@@ -209,8 +209,7 @@ def measure(side: str, model: str) -> dict:
     row = {"model": model, "side": side, "train_interactions": len(data.train.user)}
     row["evaluated_users"] = len(task.users)
     measured = _recommenders.of_mmjax if side == "mmjax" else _recommenders.of_torch
-    row |= measured(model, catalog, data, task, FLAGS.batch_size, FLAGS.repeats)
-    return row | {"peak_rss_mb": train.peak_rss_mb()}
+    return row | measured(model, catalog, data, task, FLAGS.batch_size, FLAGS.repeats)
 
 
 def compare_trials() -> None:

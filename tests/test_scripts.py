@@ -294,3 +294,20 @@ def test_a_mended_command_goes_through(scripts, faulty):
     done = scripts("train", *train)
     assert done.code == 0, done.err
     assert json.loads((workdir / "results.json").read_text())["epochs"] == 1
+
+
+def test_the_benchmark_measures_models_and_a_graph(scripts, tmp_path):
+    """How fast is not asked here; that each number is there, and is one, is."""
+    shape = ("--users=80", "--items=60", "--interactions=900", "--widths=8,6", "--batch_size=64")
+    kept = tmp_path / "kept.json"
+    common = (*shape, "--repeats=1", f"--json={kept}")
+    done = scripts("benchmark", "models", "--models=freedom", "--torch=false", *common)
+    assert done.code == 0, done.err
+    (row,) = files.read_json(kept)["rows"]
+    assert min(row[f"{kind}_s"] for kind in ("epoch", "eval", "build", "compile")) > 0
+    assert min(row[f"peak_{kind}_s"] for kind in ("flop", "bytes")) > 1e6
+    assert row["step_flop"] > 2 * 2 * 60 * 8 * 64  # at least F W of one modality, and its gradient
+    assert "| freedom | mmjax |" in done.out
+    assert scripts("benchmark", "graph", *common).code == 0
+    (row,) = files.read_json(kept)["rows"]
+    assert min(row["graph_s"], row["product_s"]) > 0

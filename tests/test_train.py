@@ -79,8 +79,8 @@ def test_a_run_and_what_it_writes(folder, tmp_path):
 
 
 def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_path):
-    """Three learning rates as one program: each trial's best epoch and parameters are its own."""
-    made = config(bprmf, folder, epochs=8, patience=0)
+    """Three learning rates as one program: each trial stops, and is best, as it is alone."""
+    made = config(bprmf, folder, epochs=12, patience=2)
     data = dataset.load(folder)
     recommender = core.find("bprmf")
     options, traced = core.split_options(recommender, made.model)
@@ -98,6 +98,12 @@ def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_pa
         timing = {"compile_s": 0.0}
         evaluate = train.Evaluator(trials, setup.tasks(made, data), made, data, timing)
         checkpoints = Checkpoints(where / "checkpoints")
+        begin = jax.device_get(trials.init())
+        after, losses = trials.epoch()(*trials.arguments(trials.init(), np.arange(len(rates)) == 0))
+        for trial in range(1, len(rates)):  # not active
+            same(ensemble.pick(after, trial), ensemble.pick(begin, trial))
+            assert not np.any(losses[trial])
+        assert np.all(losses[0])
         best, progress = train.fit(
             trials, trials.init(), evaluate, checkpoints, made, where, timing
         )
@@ -107,6 +113,7 @@ def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_pa
     rates = [0.05, 0.0, 0.003]
     together, progress = fit(rates, tmp_path / "together")
     assert progress["best_epoch"][1] == 1  # nothing moves, so nothing improves on the first
+    assert progress["finished"][1]
     assert len(set(progress["best_epoch"])) > 1
     for trial, rate in enumerate(rates):
         alone, own = fit([rate], tmp_path / f"alone-{trial}")
