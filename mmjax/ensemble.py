@@ -70,8 +70,11 @@ class Ensemble:
         def one(state: Tree, hyper: dict, key: jax.Array, active: jax.Array, *shared: Tree):
             if len(self.keys) == 1:
                 return train(state, hyper, key, *shared)
-            rest = lambda state, *_: (state, jnp.zeros(self.steps))  # noqa: E731
-            return jax.lax.cond(active, train, rest, state, hyper, key, *shared)
+            # A loop of one turn or none. A `cond` would do, but compiles SMORE's step otherwise
+            # than a single trial's, to other last bits.
+            turn = lambda _, carry: train(carry[0], hyper, key, *shared)  # noqa: E731
+            count = active.astype(jnp.int32)
+            return jax.lax.fori_loop(0, count, turn, (state, jnp.zeros(self.steps)))
 
         def train(state: Tree, hyper: dict, key: jax.Array, frozen: Tree, data: sampling.Positives):
             key = jax.random.fold_in(key, state["epoch"])
