@@ -189,7 +189,6 @@ def fit(
     count = len(trials.keys)
     best = jax.tree.map(jnp.copy, weights(state))
     progress = {"epoch": 0, "best_epoch": [0] * count, "best": [None] * count}
-    progress["finished"] = [False] * count
     latest = checkpoints.latest()
     if latest is not None:
         step, progress = latest
@@ -197,14 +196,14 @@ def fit(
         state, best = restored["state"], restored["best"]
         print(f"resumed {workdir} after epoch {step}", flush=True)
     timing["epoch_s"], saved = [], time.monotonic()
-    if total > progress["epoch"] and not all(progress["finished"]):
+    if total > progress["epoch"] and not all(finished(progress, config)):
         begin = time.perf_counter()
         train = trials.epoch().lower(*trials.arguments(state)).compile()
         timing["compile_s"] += time.perf_counter() - begin
     with journal.Journal(workdir, total, progress["epoch"]) as log:
-        while progress["epoch"] < total and not all(progress["finished"]):
+        while progress["epoch"] < total and not all(ended := finished(progress, config)):
             begin = time.perf_counter()
-            active = np.logical_not(progress["finished"])
+            active = np.logical_not(ended)
             with jax.transfer_guard("disallow"):
                 state, losses = train(*trials.arguments(state, active))
             losses = jax.device_get(losses)
@@ -215,12 +214,12 @@ def fit(
             say = f"loss {record['loss']:.4f}"
             if epoch % config["eval_every"] == 0 or epoch == total:
                 found = evaluate(state, "valid", lists=False)
-                best = update_best(best, state, found, evaluate, progress, config)
+                best = update_best(best, state, found, evaluate, progress)
                 record |= {f"valid/{k}": v for k, v in found[0].overall.items()}
                 say += f" valid {config['metric']} {found[0].overall[config['metric']]:.4f}"
                 say += f" best {progress['best'][0]:.4f} at {progress['best_epoch'][0]}"
             log.epoch(epoch, record, say)
-            last = epoch == total or all(progress["finished"])
+            last = epoch == total or all(finished(progress, config))
             if last or time.monotonic() - saved >= config["checkpoint_seconds"]:
                 checkpoints.save(epoch, {"state": state, "best": best}, progress)
                 saved = time.monotonic()
@@ -236,15 +235,12 @@ def update_best(
     found: list[ranking.Ranking],
     evaluate: Evaluator,
     progress: dict[str, Any],
-    config: Config,
 ) -> Tree:
-    """Keeps the state of the trials that improved; finished is who has not for `patience` times."""
-    values, epoch = [evaluate.select(one) for one in found], progress["epoch"]
+    """Keeps the state of the trials that improved, and notes their values and epochs."""
+    values = [evaluate.select(one) for one in found]
     better = [b is None or v > b for v, b in zip(values, progress["best"], strict=True)]
     for trial in np.flatnonzero(better):
-        progress["best"][trial], progress["best_epoch"][trial] = values[trial], epoch
-    waited = [(epoch - best) // config["eval_every"] for best in progress["best_epoch"]]
-    progress["finished"] = [0 < config["patience"] <= times for times in waited]
+        progress["best"][trial], progress["best_epoch"][trial] = values[trial], progress["epoch"]
     if not any(better):
         return best
     state = weights(state)
@@ -255,6 +251,12 @@ def update_best(
         state,
         best,
     )
+
+
+def finished(progress: dict[str, Any], config: Config) -> list[bool]:
+    """Which trials have not improved for `patience` evaluations; none where it is 0."""
+    waited = [(progress["epoch"] - best) // config["eval_every"] for best in progress["best_epoch"]]
+    return [0 < config["patience"] <= times for times in waited]
 
 
 def check_finite(losses: np.ndarray, epoch: int) -> None:

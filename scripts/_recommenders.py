@@ -108,7 +108,7 @@ def of_mmjax(
         row["epoch_s"] = warm(one_epoch, repeats)
     row["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
     row |= {"compile_eval_s": timing["compile_s"], "peak_rss_mb": train.peak_rss_mb()}
-    return row | limits()
+    return row | (limits() if trials.trainable else {})
 
 
 def counted(epoch: jax.stages.Compiled) -> dict[str, float]:

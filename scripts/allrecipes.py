@@ -100,7 +100,7 @@ def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
     if "AttributeItemKNN shuffled" in rows and not (out / "shuffled").exists():
         source, other = (out / name / "attributes" for name in ("qwen2vl", "shuffled"))
         controls.control(source, other, "shuffle")
-    if any(row.startswith(("VBPR", "BM3")) for row in rows):
+    if any(ROWS[row][1].startswith("textual=") for row in rows):
         for name, file in TEXTS.items():
             job = Job("bert", str(out / "texts" / name), options)
             print(extract(answers(file), job, mesh=mesh.make("data=-1")))

@@ -5,8 +5,8 @@
 
 Every trained recommender gets a grid of the same size, its points being one program: learning rates
 times factors of one loss weight of its config, that of the contrast if it has one and `l_w` if not.
-What is done is skipped when the command runs again. Writes table.md,
-table.json and every run's own folder.
+What is done is skipped when the command runs again. Writes table.md, table.json and every run's
+own folder.
 """
 
 import importlib

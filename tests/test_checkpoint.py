@@ -41,16 +41,13 @@ def same(one, other):
 
 def test_save_load_latest(checkpoints, tmp_path):
     assert checkpoints.latest() is None
-    progress = {"epoch": 1, "best": [0.125, None], "finished": [False, False]}
+    progress = {"epoch": 1, "best": [0.125, None], "done": False}
     for epoch in (1, 2, 3):
         progress["epoch"] = epoch
         checkpoints.save(epoch, tree(epoch), progress)
     progress["epoch"] = 99  # the loop goes on while the last one is written
     checkpoints.wait()
-    assert checkpoints.latest() == (
-        3,
-        {"epoch": 3, "best": [0.125, None], "finished": [False, False]},
-    )
+    assert checkpoints.latest() == (3, {"epoch": 3, "best": [0.125, None], "done": False})
     same(checkpoints.load(3, tree(0.0)), tree(3))
     same(checkpoints.load(2, tree(0.0)), tree(2))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]

@@ -49,7 +49,9 @@ def check(found, x, k, atol=0.0):
     assert found.columns.dtype == np.int32
 
 
-@pytest.mark.parametrize(("count", "k"), [(1, 1), (3, 2), (16, 5), (37, 20), (48, 48), (101, 20)])
+@pytest.mark.parametrize(
+    ("count", "k"), [(1, 1), (3, 2), (16, 5), (37, 1), (37, 20), (48, 48), (101, 20)]
+)
 def test_nearest_is_a_stable_sort_at_any_size(count, k, small):
     """Ties, equal rows, rows of zeros; k of 1, few, more than a block has, and all rows."""
     x = signs(np.random.default_rng(count), count)

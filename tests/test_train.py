@@ -113,7 +113,7 @@ def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_pa
     rates = [0.05, 0.0, 0.003]
     together, progress = fit(rates, tmp_path / "together")
     assert progress["best_epoch"][1] == 1  # nothing moves, so nothing improves on the first
-    assert progress["finished"][1]
+    assert train.finished(progress, made)[1]
     assert len(set(progress["best_epoch"])) > 1
     for trial, rate in enumerate(rates):
         alone, own = fit([rate], tmp_path / f"alone-{trial}")
