@@ -1,7 +1,7 @@
 """From a config to what it names: the claimed workdir, the catalogue, the ensemble, the tasks."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def trials(
-    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store]
+    config: Config,
+    data: datasets.Dataset,
+    stores: Mapping[str, store.Store],
+    points: Sequence[Mapping[str, float]] = ({},),
 ) -> ensemble.Ensemble:
-    """The ensemble of one trial that a config describes."""
+    """The ensemble that a config describes: a trial for each point, which is what differs in it of
+    `lr`, `seed` and the options of the recommender's `loss`."""
     grid = meshes.make(config["mesh"])
     recommender = core.find(config["recommender"])
     options, traced = core.split_options(recommender, config["model"])
+    values = {"lr": config["lr"], **traced}
     settings = ensemble.Settings(
         **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
         lr_decay=tuple(config["lr_decay"]),
@@ -99,8 +104,8 @@ def trials(
         recommender,
         catalog(config, data, stores, grid),
         options,
-        seeds=[config["seed"]],
-        hypers={name: [value] for name, value in {"lr": config["lr"], **traced}.items()},
+        seeds=[point.get("seed", config["seed"]) for point in points],
+        hypers={name: [point.get(name, v) for point in points] for name, v in values.items()},
         settings=settings,
         mesh=grid,
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import __version__, ensemble, files, journal, setup
+from mmjax import __version__, ensemble, files, journal, selection, setup
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
@@ -100,16 +100,11 @@ def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranki
         if latest is None:
             raise InputError(f"{workdir} has no checkpoint yet; train it first")
         state = trials.init()
-        like = {"state": state, "best": weights(state)}
+        like = {"state": state, "best": selection.weights(state)}
         best = checkpoints.load(latest[0], like)["best"]
     finally:
         checkpoints.close()
     return Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
-
-
-def weights(state: Tree) -> Tree:
-    """What of a state scores items, and the epoch it is from: the rest is the optimiser's."""
-    return {name: state[name] for name in ("params", "drawn", "epoch")}
 
 
 class Evaluator:
@@ -132,7 +127,7 @@ class Evaluator:
 
     def __call__(self, state: Tree, split: str, *, lists: bool = True) -> list[ranking.Ranking]:
         """One ranking a trial; `lists=False` leaves out the metrics of the lists' make-up."""
-        state = weights(state)
+        state = selection.weights(state)
         if split not in self._compiled:
             self._compiled[split] = self._compile(state, split)
         program, chunks = self._compiled[split]
@@ -181,14 +176,16 @@ def fit(
 ) -> tuple[Tree, dict[str, Any]]:
     """Trains T trials together, each until it is finished; returns the best states.
 
+    Of several trials, one that diverges ends there with the best state it had; when none is left,
+    InputError.
+
     The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
     every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
     bit for bit.
     """
     total = config["epochs"] if trials.trainable else 0
-    count = len(trials.keys)
-    best = jax.tree.map(jnp.copy, weights(state))
-    progress = {"epoch": 0, "best_epoch": [0] * count, "best": [None] * count}
+    best = jax.tree.map(jnp.copy, selection.weights(state))
+    progress = selection.begin(len(trials.keys))
     latest = checkpoints.latest()
     if latest is not None:
         step, progress = latest
@@ -196,12 +193,12 @@ def fit(
         state, best = restored["state"], restored["best"]
         print(f"resumed {workdir} after epoch {step}", flush=True)
     timing["epoch_s"], saved = [], time.monotonic()
-    if total > progress["epoch"] and not all(finished(progress, config)):
+    if total > progress["epoch"] and not all(selection.finished(progress, config)):
         begin = time.perf_counter()
         train = trials.epoch().lower(*trials.arguments(state)).compile()
         timing["compile_s"] += time.perf_counter() - begin
     with journal.Journal(workdir, total, progress["epoch"]) as log:
-        while progress["epoch"] < total and not all(ended := finished(progress, config)):
+        while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
             begin = time.perf_counter()
             active = np.logical_not(ended)
             with jax.transfer_guard("disallow"):
@@ -209,17 +206,19 @@ def fit(
             losses = jax.device_get(losses)
             timing["epoch_s"].append(time.perf_counter() - begin)
             epoch = progress["epoch"] = progress["epoch"] + 1
-            check_finite(losses, epoch)
-            record = {"loss": float(losses[0].mean()), "epoch_s": timing["epoch_s"][-1]}
+            state = selection.drop_diverged(state, best, losses, progress)
+            first = int(np.argmax(active & np.equal(progress["diverged"], 0)))  # that goes on
+            record = {"loss": float(losses[first].mean()), "epoch_s": timing["epoch_s"][-1]}
             say = f"loss {record['loss']:.4f}"
             if epoch % config["eval_every"] == 0 or epoch == total:
                 found = evaluate(state, "valid", lists=False)
-                best = update_best(best, state, found, evaluate, progress)
-                record |= {f"valid/{k}": v for k, v in found[0].overall.items()}
-                say += f" valid {config['metric']} {found[0].overall[config['metric']]:.4f}"
-                say += f" best {progress['best'][0]:.4f} at {progress['best_epoch'][0]}"
+                values = [evaluate.select(one) for one in found]
+                best = selection.improve(best, state, values, progress)
+                record |= {f"valid/{k}": v for k, v in found[first].overall.items()}
+                say += f" valid {config['metric']} {found[first].overall[config['metric']]:.4f}"
+                say += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
             log.epoch(epoch, record, say)
-            last = epoch == total or all(finished(progress, config))
+            last = epoch == total or all(selection.finished(progress, config))
             if last or time.monotonic() - saved >= config["checkpoint_seconds"]:
                 checkpoints.save(epoch, {"state": state, "best": best}, progress)
                 saved = time.monotonic()
@@ -227,47 +226,6 @@ def fit(
         checkpoints.save(0, {"state": state, "best": best}, progress)
     checkpoints.wait()
     return best, progress
-
-
-def update_best(
-    best: Tree,
-    state: Tree,
-    found: list[ranking.Ranking],
-    evaluate: Evaluator,
-    progress: dict[str, Any],
-) -> Tree:
-    """Keeps the state of the trials that improved, and notes their values and epochs."""
-    values = [evaluate.select(one) for one in found]
-    better = [b is None or v > b for v, b in zip(values, progress["best"], strict=True)]
-    for trial in np.flatnonzero(better):
-        progress["best"][trial], progress["best_epoch"][trial] = values[trial], progress["epoch"]
-    if not any(better):
-        return best
-    state = weights(state)
-    if all(better):
-        return jax.tree.map(jnp.copy, state)
-    return jax.tree.map(
-        lambda new, old: jnp.where(np.reshape(better, (-1,) + (1,) * (new.ndim - 1)), new, old),
-        state,
-        best,
-    )
-
-
-def finished(progress: dict[str, Any], config: Config) -> list[bool]:
-    """Which trials have not improved for `patience` evaluations; none where it is 0."""
-    waited = [(progress["epoch"] - best) // config["eval_every"] for best in progress["best_epoch"]]
-    return [0 < config["patience"] <= times for times in waited]
-
-
-def check_finite(losses: np.ndarray, epoch: int) -> None:
-    """Raises InputError naming the first step whose loss [T, steps] is not finite."""
-    bad = np.argwhere(~np.isfinite(losses))
-    if len(bad):
-        trial, step = bad[np.argmin(bad[:, 1])]
-        raise InputError(
-            f"the loss is {losses[trial, step]} at epoch {epoch}, step {step + 1} of "
-            f"{losses.shape[1]}, trial {trial}; lower the learning rate or check the features"
-        )
 
 
 def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import ensemble, mesh, setup, train
+from mmjax import setup, train
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
 from mmjax.recommenders import core
@@ -55,22 +55,7 @@ def rank(config: dict[str, Any]) -> float:
 def train_grid(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> list[float]:
     """The best validation metric of every point, all trained as one program."""
     data = datasets.load(config["dataset"])
-    recommender, grid = core.find(config["recommender"]), mesh.make("data=-1")
-    options, traced = core.split_options(recommender, config["model"])
-    names = {"lr": config["lr"], **traced}
-    settings = ensemble.Settings(
-        **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
-        lr_decay=tuple(config["lr_decay"]),
-    )
-    trials = ensemble.build(
-        recommender,
-        setup.catalog(config, data, setup.features(config, data), grid),
-        options,
-        seeds=[config["seed"]] * len(points),
-        hypers={k: [point.get(k, v) for point in points] for k, v in names.items()},
-        settings=settings,
-        mesh=grid,
-    )
+    trials = setup.trials(config, data, setup.features(config, data), points)
     timing: dict[str, Any] = {"compile_s": 0.0}
     evaluate = train.Evaluator(trials, setup.tasks(config, data), config, data, timing)
     checkpoints = Checkpoints(folder / "tuning")

@@ -12,7 +12,7 @@ LAYERS = (
     {"data", "store", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {"features", "ensemble", "setup", "train"},
+    {"features", "ensemble", "selection", "setup", "train"},
     {"sweep"},
     {"report", "gallery", "showcase"},
 )

@@ -14,12 +14,10 @@ import pytest
 import worlds
 
 from configs import bprmf, itemknn, lightgcn, vbpr
-from mmjax import ensemble, files, report, setup, store, train
-from mmjax import mesh as meshes
+from mmjax import ensemble, files, report, selection, setup, store, train
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
 from mmjax.errors import InputError
-from mmjax.recommenders import core
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +41,7 @@ def trained(workdir):
     config = files.read_json(workdir / "config.json")
     data = dataset.load(config["dataset"])
     state = setup.trials(config, data, setup.features(config, data)).init()
-    tree = checkpoints.load(step, {"state": state, "best": train.weights(state)})
+    tree = checkpoints.load(step, {"state": state, "best": selection.weights(state)})
     checkpoints.close()
     return jax.tree.map(np.asarray, tree), progress
 
@@ -78,48 +76,55 @@ def test_a_run_and_what_it_writes(folder, tmp_path):
     assert train.run(config(vbpr, folder), tmp_path / "run") == results  # finished: nothing to do
 
 
+def fit(made, points, where):
+    """The best weights and the progress of trials that differ in these values."""
+    data, checkpoints = dataset.load(made.dataset), Checkpoints(where / "checkpoints")
+    trials, timing = setup.trials(made, data, {}, points), {"compile_s": 0.0}
+    evaluate = train.Evaluator(trials, setup.tasks(made, data), made, data, timing)
+    try:
+        return train.fit(trials, trials.init(), evaluate, checkpoints, made, where, timing)
+    finally:
+        checkpoints.close()
+
+
 def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_path):
     """Three learning rates as one program: each trial stops, and is best, as it is alone."""
     made = config(bprmf, folder, epochs=12, patience=2)
-    data = dataset.load(folder)
-    recommender = core.find("bprmf")
-    options, traced = core.split_options(recommender, made.model)
-
-    def fit(rates, where):
-        trials = ensemble.build(
-            recommender,
-            core.Catalog.of(data, {}, {}),
-            options,
-            seeds=[0] * len(rates),
-            hypers={"lr": rates, **{name: [value] * len(rates) for name, value in traced.items()}},
-            settings=ensemble.Settings(batch_size=512),
-            mesh=meshes.make("data=1"),
-        )
-        timing = {"compile_s": 0.0}
-        evaluate = train.Evaluator(trials, setup.tasks(made, data), made, data, timing)
-        checkpoints = Checkpoints(where / "checkpoints")
-        begin = jax.device_get(trials.init())
-        after, losses = trials.epoch()(*trials.arguments(trials.init(), np.arange(len(rates)) == 0))
-        for trial in range(1, len(rates)):  # not active
-            same(ensemble.pick(after, trial), ensemble.pick(begin, trial))
-            assert not np.any(losses[trial])
-        assert np.all(losses[0])
-        best, progress = train.fit(
-            trials, trials.init(), evaluate, checkpoints, made, where, timing
-        )
-        checkpoints.close()
-        return best, progress
-
-    rates = [0.05, 0.0, 0.003]
-    together, progress = fit(rates, tmp_path / "together")
+    points = [{"lr": rate} for rate in (0.05, 0.0, 0.003)]
+    together, progress = fit(made, points, tmp_path / "together")
     assert progress["best_epoch"][1] == 1  # nothing moves, so nothing improves on the first
-    assert train.finished(progress, made)[1]
+    assert selection.finished(progress, made)[1]
     assert len(set(progress["best_epoch"])) > 1
-    for trial, rate in enumerate(rates):
-        alone, own = fit([rate], tmp_path / f"alone-{trial}")
+    for trial, point in enumerate(points):
+        alone, own = fit(made, [point], tmp_path / f"alone-{trial}")
         assert own["best_epoch"][0] == progress["best_epoch"][trial]
         assert own["best"][0] == progress["best"][trial]
         same(ensemble.pick(together, trial), ensemble.pick(alone, 0))
+
+
+def test_a_trial_that_is_not_active_stays_as_it_is(folder):
+    made = config(bprmf, folder)
+    trials = setup.trials(made, dataset.load(folder), {}, [{"lr": 0.05}, {"seed": 7}])
+    begin = jax.device_get(trials.init())
+    after, losses = trials.epoch()(*trials.arguments(trials.init(), [True, False]))
+    same(ensemble.pick(after, 1), ensemble.pick(begin, 1))
+    assert np.all(losses[0])
+    assert not np.any(losses[1])
+
+
+def test_a_trial_that_diverges_ends_alone(folder, tmp_path):
+    """The other goes on as if it were not there; its own best is from before."""
+    made = config(bprmf, folder)
+    points = [{"lr": 0.01}, {"lr": 1e30}]
+    together, progress = fit(made, points, tmp_path / "together")
+    alone, own = fit(made, points[:1], tmp_path / "alone")
+    assert progress["diverged"] == [0, 1]
+    assert selection.finished(progress, made) == [False, True]
+    assert progress["best"][0] == own["best"][0] > progress["best"][1]
+    same(ensemble.pick(together, 0), ensemble.pick(alone, 0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(together["params"]))
+    with pytest.raises(InputError, match="lower the rate"):
+        fit(made, points[1:] * 2, tmp_path / "none")
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(folder, tmp_path):
@@ -184,7 +189,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(name, folder, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_names_its_step(folder, tmp_path):
-    with pytest.raises(InputError, match=r"the loss is (nan|inf) at epoch \d+, step \d+"):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of \d+ of epoch \d+"):
         train.run(config(vbpr, folder, lr=1e30), tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
 

@@ -31,7 +31,7 @@ from flax import nnx
 from mmjax import neighbours
 from mmjax.errors import InputError
 
-SHARED = ("core", "parts", "latent", "dual")  # modules of this folder that are no recommenders
+SHARED = ("core", "parts", "gathered", "latent", "dual")  # of this folder, no recommenders
 
 
 class Frozen(nnx.Variable):

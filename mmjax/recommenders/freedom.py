@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mmjax import edges, graph
@@ -69,13 +70,13 @@ class FREEDOM(nnx.Module):
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
         tables = self._tables(epoch)
-        user = tables[0][batch["user"]]
+        user, both = tables[0][batch["user"]], jnp.concatenate([batch["pos"], batch["neg"]])
         total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
         for content in self.contents:
-            x = content()
-            margin = (user * (x[batch["pos"]] - x[batch["neg"]])).sum(axis=-1)
-            both = content.weight_of(batch["pos"]) * content.weight_of(batch["neg"])
-            total += l_w * (both * jax.nn.softplus(-margin)).mean()
+            pos, neg = jnp.split(content(both), 2)  # [B, D]
+            margin = (user * (pos - neg)).sum(axis=-1)
+            there = content.weight_of(batch["pos"]) * content.weight_of(batch["neg"])
+            total += l_w * (there * jax.nn.softplus(-margin)).mean()
         return total
 
     def _tables(self, adjacency: graph.Graph) -> parts.Tables:

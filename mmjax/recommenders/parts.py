@@ -11,7 +11,7 @@ from flax import nnx
 from mmjax import edges, graph, neighbours
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
-from mmjax.recommenders import core
+from mmjax.recommenders import core, gathered
 
 BLOCK = 256  # rows of a batch whose cosines with all users or items are in memory at once
 
@@ -51,17 +51,13 @@ class Content(nnx.Module):
         self.present = None if present.all() else core.Frozen(present)
 
     def __call__(self, items: jax.Array | None = None) -> jax.Array:
-        """Of all items, [I, D], or of some, [B, D].
-
-        A small part of the catalogue is gathered and then projected; for a larger one the product
-        of all rows, read once in order, costs less than a gather of wide ones.
-        """
+        """Of all items, [I, D], or of some, [B, D], for which no other rows are read."""
         features, weight = self.features[...], self.weight[...]
-        few = items is not None and 4 * items.shape[0] < features.shape[0]
-        features = features[items] if few else features
-        x = jnp.matmul(features, weight.T, preferred_element_type=weight.dtype)
+        if items is None:
+            x = jnp.matmul(features, weight.T, preferred_element_type=weight.dtype)
+        else:
+            x = gathered.project(features, weight, items)
         x = x if self.bias is None else x + self.bias[...][None]
-        x = x if items is None or few else x[items]
         if self.present is None:
             return x
         there = jnp.asarray(self.present[...])

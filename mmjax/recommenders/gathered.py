@@ -1,0 +1,124 @@
+"""Products with those rows of a wide matrix that a batch names, each row read once.
+
+A batch of 2,048 pairs names 2,800 of 7,050 items, some of them many times. On a CPU the distinct
+ones are read some at a time, so that they stay in cache between the gather and the product, and
+nothing is computed for the others. An accelerator gathers all of the batch at once.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 256  # rows at a time: 4 MB where they are 4,096 wide
+
+
+@jax.custom_vjp
+def project(features: jax.Array, weight: jax.Array, items: jax.Array) -> jax.Array:
+    """x W^T for rows x of features [I, F], weight W [D, F]; items [B] to [B, D].
+
+    Sums in the weight's dtype, whatever the features'. Both get their gradient; what is not trained
+    costs nothing, as XLA leaves out what nobody reads.
+    """
+    return jax.lax.platform_dependent(features, weight, items, cpu=_in_blocks, default=_at_once)
+
+
+def _forward(features: jax.Array, weight: jax.Array, items: jax.Array) -> tuple:
+    return project(features, weight, items), (features, weight, items)
+
+
+def _backward(kept: tuple, cotangent: jax.Array) -> tuple:
+    features, weight, items = kept
+    by_platform = functools.partial(jax.lax.platform_dependent, features, items, cotangent)
+    of_weight = by_platform(cpu=_of_weight_in_blocks, default=_of_weight_at_once)
+    of_features = jax.lax.platform_dependent(
+        features, weight, items, cotangent, cpu=_of_features_in_blocks, default=_of_features_at_once
+    )
+    return of_features, of_weight.astype(weight.dtype), None
+
+
+project.defvjp(_forward, _backward)
+
+
+def _at_once(features: jax.Array, weight: jax.Array, items: jax.Array) -> jax.Array:
+    return jnp.matmul(features[items], weight.T, preferred_element_type=weight.dtype)
+
+
+def _of_weight_at_once(features: jax.Array, items: jax.Array, cotangent: jax.Array) -> jax.Array:
+    return jnp.matmul(cotangent.T, features[items], preferred_element_type=cotangent.dtype)
+
+
+def _of_features_at_once(
+    features: jax.Array, weight: jax.Array, items: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    return (_by_item(cotangent, items, features.shape[0]) @ weight).astype(features.dtype)
+
+
+def _by_item(values: jax.Array, items: jax.Array, count: int) -> jax.Array:
+    """Sums of the rows [B, D] that belong to one item, [count, D]."""
+    return jnp.zeros((count, values.shape[1]), values.dtype).at[items].add(values)
+
+
+def _distinct(items: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The items that there are, ascending, in whole blocks filled up with `count`; the place of
+    each of items [B] among them; and how many blocks have any."""
+    size = -(-min(items.shape[0], count) // BLOCK) * BLOCK
+    there = jnp.zeros(count, jnp.int32).at[items].set(1)
+    place = jnp.cumsum(there) - 1
+    rows = jnp.nonzero(there, size=size, fill_value=count)[0].astype(jnp.int32)
+    return rows, place[items], (place[-1] + BLOCK) // BLOCK
+
+
+def _over_blocks(
+    rows: jax.Array, blocks: jax.Array, start: jax.Array, add: Callable[..., jax.Array]
+) -> jax.Array:
+    """`start` after `add(total, place, block)` for every block of rows, from place `place` on."""
+
+    def step(n: jax.Array, total: jax.Array) -> jax.Array:
+        place = n * BLOCK
+        return add(total, place, jax.lax.dynamic_slice(rows, (place,), (BLOCK,)))
+
+    return jax.lax.fori_loop(jnp.int32(0), blocks.astype(jnp.int32), step, start)
+
+
+def _read(features: jax.Array, block: jax.Array) -> jax.Array:
+    return jnp.take(features, block, axis=0, mode="clip")
+
+
+def _in_blocks(features: jax.Array, weight: jax.Array, items: jax.Array) -> jax.Array:
+    rows, place, blocks = _distinct(items, features.shape[0])
+
+    def add(total: jax.Array, at: jax.Array, block: jax.Array) -> jax.Array:
+        found = jnp.matmul(_read(features, block), weight.T, preferred_element_type=weight.dtype)
+        return jax.lax.dynamic_update_slice(total, found, (at, jnp.int32(0)))
+
+    start = jnp.zeros((rows.shape[0], weight.shape[0]), weight.dtype)
+    return _over_blocks(rows, blocks, start, add)[place]
+
+
+def _of_weight_in_blocks(features: jax.Array, items: jax.Array, cotangent: jax.Array) -> jax.Array:
+    rows, place, blocks = _distinct(items, features.shape[0])
+    cotangent = _by_item(cotangent, place, rows.shape[0])
+
+    def add(total: jax.Array, at: jax.Array, block: jax.Array) -> jax.Array:
+        mine = jax.lax.dynamic_slice(cotangent, (at, jnp.int32(0)), (BLOCK, total.shape[0]))
+        return total + jnp.matmul(
+            mine.T, _read(features, block), preferred_element_type=total.dtype
+        )
+
+    start = jnp.zeros((cotangent.shape[1], features.shape[1]), cotangent.dtype)
+    return _over_blocks(rows, blocks, start, add)
+
+
+def _of_features_in_blocks(
+    features: jax.Array, weight: jax.Array, items: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    rows, place, blocks = _distinct(items, features.shape[0])
+    cotangent = _by_item(cotangent, place, rows.shape[0])
+
+    def add(total: jax.Array, at: jax.Array, block: jax.Array) -> jax.Array:
+        mine = jax.lax.dynamic_slice(cotangent, (at, jnp.int32(0)), (BLOCK, weight.shape[0]))
+        return total.at[block].set((mine @ weight).astype(total.dtype), mode="drop")
+
+    return _over_blocks(rows, blocks, jnp.zeros_like(features), add)
