@@ -76,7 +76,7 @@ def _over_blocks(
     """`start` after `add(total, place, block)` for every block of rows, from place `place` on."""
 
     def step(n: jax.Array, total: jax.Array) -> jax.Array:
-        place = n * BLOCK
+        place = n * jnp.int32(BLOCK)
         return add(total, place, jax.lax.dynamic_slice(rows, (place,), (BLOCK,)))
 
     return jax.lax.fori_loop(jnp.int32(0), blocks.astype(jnp.int32), step, start)
