@@ -31,7 +31,8 @@ from flax import nnx
 from mmjax import neighbours
 from mmjax.errors import InputError
 
-SHARED = ("core", "parts", "gathered", "latent", "dual")  # of this folder, no recommenders
+# Of this folder, what is no recommender.
+SHARED = ("core", "parts", "contrast", "gathered", "latent", "dual")
 
 
 class Frozen(nnx.Variable):

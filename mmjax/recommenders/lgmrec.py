@@ -11,7 +11,7 @@ from flax import nnx
 from mmjax import graph
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
+from mmjax.recommenders import contrast, core, parts
 
 
 class LGMRec(nnx.Module):
@@ -98,9 +98,11 @@ class LGMRec(nnx.Module):
             (users, items), content = one
             (other_users, other_items), other_content = other
             both = content.weight_of(pos) * other_content.weight_of(pos)
-            of_users = parts.contrast(users, other_users, user, self.temperature)
-            of_items = parts.contrast(items, other_items, pos, self.temperature)
-            total += cl_weight * (of_users.sum() + (both * of_items).sum())
+            for pair, nodes, each in (
+                ((users, other_users), user, jnp.ones_like(both)),
+                ((items, other_items), pos, both),
+            ):
+                total += contrast.against_all(*pair, nodes, self.temperature, cl_weight * each)
         return total
 
     def _embed(

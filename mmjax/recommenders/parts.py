@@ -1,4 +1,4 @@
-"""What several recommenders are made of: projected content, linear layers, contrastive losses."""
+"""What several recommenders are made of: projected content, linear layers, walks over graphs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,7 @@ from flax import nnx
 from mmjax import edges, graph, neighbours
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
-from mmjax.recommenders import core, gathered
-
-BLOCK = 256  # rows of a batch whose cosines with all users or items are in memory at once
+from mmjax.recommenders import contrast, core, gathered
 
 
 class Content(nnx.Module):
@@ -222,13 +220,6 @@ def rows(tables: Tables, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Ar
     return users[batch["user"]], items[batch["pos"]], items[batch["neg"]]
 
 
-def info_nce(a: jax.Array, b: jax.Array, temperature: jax.Array | float) -> jax.Array:
-    """Mean of -log softmax over the batch of <a_n, b_m> / temperature at m = n; rows [B, D] are
-    made unit vectors first."""
-    logits = unit(a) @ unit(b).T / temperature  # [B, B]
-    return (jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)).mean()
-
-
 def with_sides(
     own: Sequence[jax.Array],
     sides: Sequence[jax.Array],
@@ -242,25 +233,9 @@ def with_sides(
     `own` c and `sides` t are rows [B, D] of the batch's users, positives and negatives.
     """
     user, pos, neg = final = [c + t for c, t in zip(own, sides, strict=True)]
-    apart = sum(info_nce(sides[n], own[n], temperature) for n in (1, 0))
+    apart = sum(contrast.info_nce(sides[n], own[n], temperature) for n in (1, 0))
     ranking = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
     return ranking + l_w * core.penalty(final, "squares") + cl_weight * apart
-
-
-def contrast(
-    p: jax.Array, q: jax.Array, rows: jax.Array, temperature: jax.Array | float
-) -> jax.Array:
-    """-log softmax over all N of cos(p_k, q_n) / temperature at n = k, for k in rows, [B].
-
-    BLOCK rows' cosines with all of q [N, D] are in memory at once.
-    """
-    p, q = unit(p[rows]) / temperature, unit(q)
-
-    @jax.checkpoint
-    def total(row: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(q @ row)
-
-    return jax.lax.map(total, p, batch_size=BLOCK) - (p * q[rows]).sum(axis=-1)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

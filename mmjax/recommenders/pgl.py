@@ -12,7 +12,7 @@ from scipy.sparse.linalg import svds
 from mmjax import edges, graph
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
+from mmjax.recommenders import contrast, core, parts
 
 ENTRIES = 1 << 22  # of the product of singular vectors at a time
 
@@ -100,7 +100,7 @@ class PGL(nnx.Module):
         total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
         for of_views, rows in zip(keys, parts.rows(tables, batch), strict=False):
             views = [parts.dropout(k, rows, drop) for k in of_views]
-            total += 0.5 * cl_weight * parts.info_nce(*views, temperature)
+            total += 0.5 * cl_weight * contrast.info_nce(*views, temperature)
         return total
 
     def _tables(self, adjacency: graph.Graph) -> parts.Tables:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mmjax import edges, graph
 from mmjax.errors import InputError
-from mmjax.recommenders import core, parts
+from mmjax.recommenders import contrast, core, parts
 
 VIEWS = ("edges", "nodes", "layers")
 
@@ -103,7 +103,8 @@ class SGL(nnx.Module):
         mean += l_w * core.penalty(parts.rows(ego, batch), "squares")
         both = [self._states(view) for view in epoch["views"]]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
-            mean += cl_weight * parts.contrast(one, other, nodes, temperature).mean()
+            each = jnp.full(size, cl_weight / size)
+            mean += contrast.against_all(one, other, nodes, temperature, each)
         return size * mean
 
     def _states(self, view: list[graph.Graph]) -> parts.Tables:

@@ -9,7 +9,7 @@ from flax import nnx
 from mmjax import graph
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
+from mmjax.recommenders import contrast, core, parts
 
 
 class SimGCL(nnx.Module):
@@ -105,9 +105,12 @@ def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Arr
 def distinct_nce(
     p: jax.Array, q: jax.Array, nodes: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
-    """`parts.info_nce` of the rows of nodes [B], each node once however often it is there."""
+    """`contrast.info_nce` of the rows of nodes [B], each node once however often it is there."""
     nodes = jnp.sort(nodes)
     first = jnp.append(True, nodes[1:] != nodes[:-1])  # [B]
-    logits = unit(p[nodes]) @ unit(q[nodes]).T / temperature  # [B, B]
-    total = jax.nn.logsumexp(jnp.where(first[None], logits, -jnp.inf), axis=1)
-    return jnp.where(first, total - jnp.diagonal(logits), 0).sum() / first.sum()
+    a, b = unit(p[nodes]) / temperature, unit(q[nodes])
+    # One more column takes the repeated ones out of the sums: their logits are far below all.
+    a = jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
+    b = jnp.concatenate([b, jnp.where(first, 0, -1e9)[:, None].astype(b.dtype)], axis=1)
+    weights = (first / first.sum()).astype(a.dtype)
+    return contrast.cross_entropy(a, b, jnp.arange(len(nodes)), weights)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax import graph, neighbours
-from mmjax.recommenders import core, parts
+from mmjax.recommenders import contrast, core, parts
 
 
 class SLMRec(nnx.Module):
@@ -80,16 +80,17 @@ class SLMRec(nnx.Module):
     ) -> jax.Array:
         users, items = self._states()
         user, item = users[batch["user"]], items[batch["pos"]]  # [B, (M + 1) D]
-        total = parts.info_nce(self.fuse_users(user), self.fuse_items(item), temperature)
+        total = contrast.info_nce(self.fuse_users(user), self.fuse_items(item), temperature)
         y, *towers = jnp.split(item, len(self.contents) + 1, axis=1)
         for step, modality in zip(self.steps, self.of_level, strict=True):
             y = step(y)
             if modality is None:
                 continue
-            logits = y @ self.heads[modality](towers[modality]).T / ssl_temperature  # [B, B]
-            apart = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
             there = self.contents[modality].weight_of(batch["pos"])
-            total += ssl_weight * (there * apart).mean()
+            others, rows = self.heads[modality](towers[modality]), jnp.arange(len(there))
+            total += contrast.cross_entropy(
+                y / ssl_temperature, others, rows, ssl_weight * there / len(there)
+            )
         return total
 
     def _states(self) -> parts.Tables:

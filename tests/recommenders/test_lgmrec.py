@@ -12,6 +12,7 @@ from recommenders import formulas
 from recommenders.formulas import unit
 
 from mmjax.errors import InputError
+from mmjax.recommenders import contrast as contrasts
 from mmjax.recommenders import lgmrec, parts
 
 CASES = {
@@ -106,7 +107,7 @@ def formula(catalog, options, draws, *, l_w, cl_weight, drop):
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, draws, monkeypatch):
-    monkeypatch.setattr(parts, "BLOCK", 7)  # several blocks, the last one shorter
+    monkeypatch.setattr(contrasts, "CPU_LOGITS", 1)  # several blocks, the last one shorter
     with jax.enable_x64(True):
         names = {"one modality": ["textual"], "three modalities": formulas.WIDTHS}.get(case, [])
         catalog = formulas.catalog(*names)
