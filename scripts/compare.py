@@ -28,11 +28,11 @@ MODELS = flags.DEFINE_list("models", [], "Recommenders in the table's order; all
 FEATURES = flags.DEFINE_string("features", "", "NAME=STORE,...; the dataset's own if not given.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Of every trained recommender at the end.", 1)
 EPOCHS = flags.DEFINE_integer("epochs", 200, "At most.", 1)
-PATIENCE = flags.DEFINE_integer("patience", 10, "Evaluations without improvement.", 1)
+PATIENCE = flags.DEFINE_integer("patience", 5, "Evaluations without improvement.", 1)
 EVAL_EVERY = flags.DEFINE_integer("eval_every", 2, "Epochs between evaluations.", 1)
 PROTOCOL = flags.DEFINE_string("protocol", "strict", "strict, mmrec or elliot.")
 THRESHOLD = flags.DEFINE_float("threshold", 0.0, "Held-out ratings below it are not relevant.")
-LRS = flags.DEFINE_multi_float("lr", [1e-3, 5e-3], "Learning rates of the grid.")
+LRS = flags.DEFINE_multi_float("lr", [2e-3, 1e-2], "Learning rates of the grid.")
 
 CLASSICAL = """
     random mostpop itemknn userknn ease ials bprmf ngcf lightgcn sgl simgcl layergcn selfcf
