@@ -55,7 +55,7 @@ POINTS: dict[str, list[_tuning.Point]] = {  # of what nothing trains
     ],
     "itemknncbf": [{"top_k": k} for k in (5, 10, 20, 50, 100, 200)],
 }
-# The first of these that a recommender has is varied, by these factors of its config's value: what
+# The first of these that a config does not leave at zero is varied, by these factors of it: what
 # is published for sparse catalogues lets a contrast drown the ranking on a dense one.
 WEIGHTS = {"cl_weight": (0.01, 0.1, 1.0), "ssl_weight": (0.01, 0.1, 1.0), "l_w": (0.1, 1.0, 10.0)}
 METRICS = ("recall@20", "ndcg@20")
@@ -95,7 +95,7 @@ def points(model: str) -> list[_tuning.Point]:
         return POINTS[model]
     options = base(model)["model"]
     _, traced = core.split_options(core.find(model), options)
-    weight = next((name for name in WEIGHTS if name in traced), None)
+    weight = next((name for name in WEIGHTS if traced.get(name)), None)
     if weight is None:
         return [{"lr": lr} for lr in LRS.value]
     return [
