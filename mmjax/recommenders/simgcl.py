@@ -99,7 +99,7 @@ class SimGCL(nnx.Module):
 
 def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Array:
     """Rows moved by a distance of `noise`, within their own orthant."""
-    return x + noise * jnp.sign(x) * unit(jax.random.uniform(key, x.shape, x.dtype))
+    return x + noise * jnp.sign(x) * unit(parts.uniform(key, x.shape, x.dtype))
 
 
 def distinct_nce(
