@@ -287,6 +287,24 @@ def test_a_user_who_has_every_item(name, catalog):
     assert np.isfinite(score(trials, state, jnp.array([0, 1]))).all()
 
 
+def test_a_catalogue_of_one_item(name, catalog):
+    """There is no negative to train on; what needs none ranks it."""
+    features = {modality: rows[2:3] for modality, rows in catalog.features.items()}
+    bought = dict(train_user=[0], train_item=[0], train_rating=[1.0])
+    one = core.Catalog(
+        n_users=2, n_items=1, features=features, **{k: np.array(v) for k, v in bought.items()}
+    )
+    if hasattr(core.find(name), "loss"):
+        with pytest.raises(InputError, match="interacted with all 1 items"):
+            build(name, one)
+        return
+    trials = build(name, one)
+    state = jax.tree.map(lambda x: x[0], trials.init())
+    scores = np.asarray(score(trials, state, jnp.array([0, 1])))
+    assert scores.shape == (2, 1)
+    assert np.isfinite(scores).all()
+
+
 def test_vbpr_without_features_says_so(catalog):
     bare = core.Catalog(**vars(catalog) | {"features": {}})
     with pytest.raises(InputError, match="needs item features"):
