@@ -70,11 +70,8 @@ class Ensemble:
         def one(state: Tree, hyper: dict, key: jax.Array, active: jax.Array, *shared: Tree):
             if len(self.keys) == 1:
                 return train(state, hyper, key, *shared)
-            # A loop of one turn or none. A `cond` would do, but compiles SMORE's step otherwise
-            # than a single trial's, to other last bits.
-            turn = lambda _, carry: train(carry[0], hyper, key, *shared)  # noqa: E731
-            count = active.astype(jnp.int32)
-            return jax.lax.fori_loop(0, count, turn, (state, jnp.zeros(self.steps)))
+            turn = lambda carry: train(carry[0], hyper, key, *shared)  # noqa: E731
+            return _if(active, turn, (state, jnp.zeros(self.steps)))
 
         def train(state: Tree, hyper: dict, key: jax.Array, frozen: Tree, data: sampling.Positives):
             key = jax.random.fold_in(key, state["epoch"])
@@ -111,25 +108,35 @@ class Ensemble:
 
     def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
         """Of `epoch`; all T trials are active unless said otherwise."""
+        return state, self.hypers, self.keys, self.flags(active), self.frozen, self.data
+
+    def flags(self, active: Sequence[bool] | None = None) -> jax.Array:
+        """Which trials are active, [T], on the devices; all if not said otherwise."""
         active = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
-        active = jax.device_put(active, meshes.replicated(self.mesh))
-        return state, self.hypers, self.keys, active, self.frozen, self.data
+        return jax.device_put(active, meshes.replicated(self.mesh))
 
     def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> Callable[..., dict]:
-        """A jitted `(state, frozen, chunks) -> ranking.rank's results`, each with a trial axis."""
+        """A jitted `(state, active, frozen, chunks) -> ranking.rank's results`, each with a trial
+        axis. Of several trials, one that is not active has zeros, and costs a CPU nothing."""
 
-        def one(state: Tree, frozen: Tree, chunks: ranking.Chunks) -> dict:
-            model = self.merge(state, frozen)
-            return ranking.rank(
-                model.scores,
-                model.tables(),
-                chunks,
-                cutoffs,
-                map_capped=map_capped,
-                constrain=self._split_rows,
-            )
+        def one(state: Tree, active: jax.Array, frozen: Tree, chunks: ranking.Chunks) -> dict:
+            def rank(_: Any = None) -> dict:
+                model = self.merge(state, frozen)
+                return ranking.rank(
+                    model.scores,
+                    model.tables(),
+                    chunks,
+                    cutoffs,
+                    map_capped=map_capped,
+                    constrain=self._split_rows,
+                )
 
-        return jax.jit(self._lift(one, 1))
+            if len(self.keys) == 1:
+                return rank()
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rank))
+            return _if(active, rank, nothing)
+
+        return jax.jit(self._lift(one, 2))
 
     def _lift(self, function: Callable, batched: int) -> Callable:
         return over_trials(function, batched, in_turn=meshes.is_cpu(self.mesh))
@@ -158,6 +165,15 @@ def over_trials(function: Callable, batched: int, *, in_turn: bool) -> Callable:
         return jax.vmap(lambda *own: function(*own, *shared))(*trials)
 
     return call
+
+
+def _if(active: jax.Array, function: Callable[[Tree], Tree], otherwise: Tree) -> Tree:
+    """`function(otherwise)` where a trial is active, else `otherwise`: a loop of one turn or none.
+
+    A `cond` would do, but compiles SMORE's step otherwise than that of a single trial, to other
+    last bits.
+    """
+    return jax.lax.fori_loop(0, active.astype(jnp.int32), lambda _, x: function(x), otherwise)
 
 
 def build(

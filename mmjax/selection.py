@@ -4,6 +4,7 @@
 noted.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,11 +37,12 @@ def finished(progress: Progress, config: Mapping[str, Any]) -> list[bool]:
 
 
 def improve(best: Tree, state: Tree, values: Sequence[float], progress: Progress) -> Tree:
-    """Keeps the weights of the trials whose value is better, and notes value and epoch."""
-    better = [b is None or v > b for v, b in zip(values, progress["best"], strict=True)]
+    """Keeps the weights of the trials whose value is better (-inf is never), notes value, epoch."""
+    known = [-math.inf if best is None else best for best in progress["best"]]
+    better = np.greater(values, known)
     for trial in np.flatnonzero(better):
         progress["best"][trial], progress["best_epoch"][trial] = values[trial], progress["epoch"]
-    return _where(better, weights(state), best) if any(better) else best
+    return _where(better, weights(state), best) if better.any() else best
 
 
 def drop_diverged(state: Tree, best: Tree, losses: np.ndarray, progress: Progress) -> Tree:

@@ -1,9 +1,11 @@
 """One run from a config to results.json: read, build, train, choose on valid, read test once."""
 
+import math
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +127,19 @@ class Evaluator:
         self._compiled: dict[str, Any] = {}
         timing.setdefault("eval_s", [])
 
-    def __call__(self, state: Tree, split: str, *, lists: bool = True) -> list[ranking.Ranking]:
-        """One ranking a trial; `lists=False` leaves out the metrics of the lists' make-up."""
+    def __call__(
+        self, state: Tree, split: str, active: Sequence[bool] | None = None, *, lists: bool = True
+    ) -> list[ranking.Ranking | None]:
+        """A ranking of each trial, None of one that is not active (all are if not said otherwise);
+        `lists=False` leaves out the metrics of the lists' make-up."""
         state = selection.weights(state)
+        active = [True] * len(self._trials.keys) if active is None else active
         if split not in self._compiled:
             self._compiled[split] = self._compile(state, split)
         program, chunks = self._compiled[split]
         begin = time.perf_counter()
-        result = jax.device_get(program(state, self._trials.frozen, chunks))
+        flags = self._trials.flags(active)
+        result = jax.device_get(program(state, flags, self._trials.frozen, chunks))
         rankings = [
             ranking.summarise(
                 ensemble.pick(result, trial),
@@ -141,13 +148,17 @@ class Evaluator:
                 n_users=self._n_users,
                 cutoffs=self._config["cutoffs"] if lists else (),
             )
-            for trial in range(len(self._trials.keys))
+            if is_active
+            else None
+            for trial, is_active in enumerate(active)
         ]
         self._timing["eval_s"].append(time.perf_counter() - begin)
         return rankings
 
-    def select(self, found: ranking.Ranking) -> float:
+    def select(self, found: ranking.Ranking | None) -> float:
         """The value that chooses the epoch, rounded where the protocol rounds it."""
+        if found is None:
+            return -math.inf
         value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
         return value if digits is None else round(value, digits)
 
@@ -160,7 +171,8 @@ class Evaluator:
             self._config["cutoffs"], map_capped=self._protocol.map_capped
         )
         begin = time.perf_counter()
-        compiled = program.lower(state, self._trials.frozen, chunks).compile()
+        arguments = (state, self._trials.flags(), self._trials.frozen, chunks)
+        compiled = program.lower(*arguments).compile()
         self._timing["compile_s"] += time.perf_counter() - begin
         return compiled, chunks
 
@@ -207,11 +219,12 @@ def fit(
             timing["epoch_s"].append(time.perf_counter() - begin)
             epoch = progress["epoch"] = progress["epoch"] + 1
             state = selection.drop_diverged(state, best, losses, progress)
-            first = int(np.argmax(active & np.equal(progress["diverged"], 0)))  # that goes on
+            active &= np.equal(progress["diverged"], 0)
+            first = int(np.argmax(active))  # the one that is spoken of
             record = {"loss": float(losses[first].mean()), "epoch_s": timing["epoch_s"][-1]}
             say = f"loss {record['loss']:.4f}"
-            if epoch % config["eval_every"] == 0 or epoch == total:
-                found = evaluate(state, "valid", lists=False)
+            if active.any() and (epoch % config["eval_every"] == 0 or epoch == total):
+                found = evaluate(state, "valid", active, lists=False)
                 values = [evaluate.select(one) for one in found]
                 best = selection.improve(best, state, values, progress)
                 record |= {f"valid/{k}": v for k, v in found[first].overall.items()}

@@ -34,7 +34,8 @@ def choose(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> 
         with open(ledger, "a", encoding="utf-8") as out:
             out.write(json.dumps(tried[-1]) + "\n")
         print(folder.name, tried[-1], flush=True)
-    return changed(config, max(tried, key=lambda one: one["valid"])["point"])
+        found = [one for one in tried if one["valid"] is not None]  # None: it diverged at once
+    return changed(config, max(found, key=lambda one: one["valid"])["point"])
 
 
 def changed(config: Mapping[str, Any], point: Point) -> dict[str, Any]:
@@ -52,7 +53,9 @@ def rank(config: dict[str, Any]) -> float:
     return evaluate.select(evaluate(trials.init(), "valid", lists=False)[0])
 
 
-def train_grid(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> list[float]:
+def train_grid(
+    config: Mapping[str, Any], points: Sequence[Point], folder: Path
+) -> list[float | None]:
     """The best validation metric of every point, all trained as one program."""
     data = datasets.load(config["dataset"])
     trials = setup.trials(config, data, setup.features(config, data), points)

@@ -120,11 +120,21 @@ def test_a_trial_that_diverges_ends_alone(folder, tmp_path):
     alone, own = fit(made, points[:1], tmp_path / "alone")
     assert progress["diverged"] == [0, 1]
     assert selection.finished(progress, made) == [False, True]
-    assert progress["best"][0] == own["best"][0] > progress["best"][1]
+    assert progress["best"] == [own["best"][0], None]  # it was never ranked
     same(ensemble.pick(together, 0), ensemble.pick(alone, 0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(together["params"]))
     with pytest.raises(InputError, match="lower the rate"):
         fit(made, points[1:] * 2, tmp_path / "none")
+
+
+def test_the_last_trial_diverges_after_the_other_has_stopped(folder, tmp_path):
+    """Nobody is left to train or to rank; both have their best."""
+    made = config(bprmf, folder, epochs=40, patience=2, lr_decay=(1e6, 1.0))
+    _, progress = fit(made, [{"lr": 0.0}, {"lr": 1e-4}], tmp_path)
+    assert progress["best_epoch"][0] == 1
+    assert progress["diverged"][0] == 0
+    assert 3 < progress["diverged"][1] == progress["epoch"] < 10
+    assert progress["best"][1] is not None
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(folder, tmp_path):

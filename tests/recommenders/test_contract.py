@@ -121,7 +121,7 @@ class Program:
         return other
 
     def recall(self, state):
-        result = self.rank(state, self.trials.frozen, self.task)
+        result = self.rank(state, self.trials.flags(), self.trials.frozen, self.task)
         return np.asarray(result["per_user"]["recall@20"]).mean(axis=1)
 
     def scores(self, state, users):
