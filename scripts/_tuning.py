@@ -34,8 +34,8 @@ def choose(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> 
         with open(ledger, "a", encoding="utf-8") as out:
             out.write(json.dumps(tried[-1]) + "\n")
         print(folder.name, tried[-1], flush=True)
-        found = [one for one in tried if one["valid"] is not None]  # None: it diverged at once
-    return changed(config, max(found, key=lambda one: one["valid"])["point"])
+    ranked = [one for one in tried if one["valid"] is not None]  # None: it diverged at once
+    return changed(config, max(ranked, key=lambda one: one["valid"])["point"])
 
 
 def changed(config: Mapping[str, Any], point: Point) -> dict[str, Any]:
