@@ -311,3 +311,33 @@ def test_the_benchmark_measures_models_and_a_graph(scripts, tmp_path):
     assert scripts("benchmark", "graph", *common).code == 0
     (row,) = files.read_json(kept)["rows"]
     assert min(row["graph_s"], row["product_s"]) > 0
+
+
+def test_a_table_of_recommenders_and_what_it_repeats(scripts, home, tmp_path):
+    """Every point is tried once; the same command again reads what is there and says the same."""
+    out = tmp_path / "table"
+    command = ("compare", f"--dataset={home / 'world'}", f"--out={out}", "--models=itemknn,vbpr")
+    command += ("--seeds=2", "--epochs=4", "--patience=1")
+    done = scripts(*command)
+    assert done.code == 0, done.err
+    itemknn, vbpr = files.read_json(out / "table.json")
+    assert itemknn["seeds"] == 1
+    assert vbpr["seeds"] == len(vbpr["best_epochs"]) == 2
+    assert vbpr["features"] == ["textual", "visual"]
+    for row, model in ((itemknn, "itemknn"), (vbpr, "vbpr")):
+        lines = (out / model / "tuning.jsonl").read_text().splitlines()
+        tried = [json.loads(line) for line in lines]
+        assert len({json.dumps(one["point"]) for one in tried}) == 6
+        best = max(tried, key=lambda one: one["valid"])["point"]
+        assert (row["options"] | {"lr": row["lr"]}).items() >= best.items()
+        runs = [
+            files.read_json(out / model / f"seed{n}" / "results.json") for n in range(row["seeds"])
+        ]
+        assert row["test"]["recall@20"][0] == pytest.approx(
+            np.mean([run["test"]["recall@20"] for run in runs])
+        )
+    table = (out / "table.md").read_bytes()
+    again = scripts(*command)
+    assert again.code == 0, again.err
+    assert (out / "table.md").read_bytes() == table
+    assert "epoch" not in again.err  # nothing was trained
