@@ -1,8 +1,9 @@
 """Products with those rows of a wide matrix that a batch names, each row read once.
 
 A batch of 2,048 pairs and their negatives names some 3,000 of 7,050 items, many of them more than
-once. On a CPU the distinct ones are read some at a time, so that they stay in cache between the gather and the product, and
-nothing is computed for the others. An accelerator gathers all of the batch at once.
+once. On a CPU the distinct ones are read some at a time, so that they stay in cache between the
+gather and the product, and nothing is computed for the others. An accelerator gathers all of the
+batch at once.
 """
 
 import functools
