@@ -1,9 +1,27 @@
-"""Whether one recommender's values per user differ from another's: paired tests."""
+"""Statistics of ablations: intervals of means, paired tests, corrected p values, effect sizes.
 
-from typing import NamedTuple
+Values [N] are of N users or of N seeds. Two recommenders are compared on the same N in the same
+order, and every difference is first - second. Values must be finite: a user without a value must
+be left out by who knows why it has none. Several methods at once are in `comparison`.
+"""
+
+from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
+
+BLOCK = 1 << 20  # numbers drawn at once: with their copies tens of MB, however many users there are
+EXACT = 16  # up to here all 2**16 assignments of signs are enumerated: quick, and free of chance
+ROUNDING = 1e-12  # relative: one sum in two orders of adding, or one difference at two levels
+
+
+class Interval(NamedTuple):
+    """A mean and where it may lie, in the values' own unit."""
+
+    mean: float
+    std: float  # of a sample, over N - 1; NaN for one value
+    low: float  # NaN for one value
+    high: float
 
 
 class Paired(NamedTuple):
@@ -15,23 +33,229 @@ class Paired(NamedTuple):
     changed: int  # users for whom the two differ
 
 
-def paired(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Compares values [N] of the same users; p is 1 where no user differs.
+class Effect(NamedTuple):
+    """How large a difference is, above 0 where the first recommender is better."""
+
+    d_z: float  # Cohen's: mean difference / standard deviation of the differences
+    rank_biserial: float  # -1 to 1
+    better: float  # share of users for whom the first has the higher value
+    worse: float
+    tied: float
+
+
+def interval(
+    values: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    method: Literal["bca", "percentile"] = "bca",
+    seed: int = 0,
+) -> Interval:
+    """The mean of values [N] with its bootstrap confidence interval.
+
+    "percentile" takes the quantiles of the resampled means (Efron and Tibshirani, An Introduction
+    to the Bootstrap, 1993, chapter 13); "bca" corrects them for bias and skewness (Efron, JASA
+    1987; chapter 14 of the book). Both are too narrow for fewer than about ten values, such as
+    seeds. One value says nothing of its spread, so `std` and both ends are NaN; equal values have
+    both ends at the mean.
 
     Raises:
-      ValueError: not two vectors of one length.
+      ValueError: values that are not a finite vector of at least one; a confidence outside (0, 1);
+        no resamples; another method.
     """
+    _check(values)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence} is not between 0 and 1")
+    if resamples < 1:
+        raise ValueError(f"{resamples} resamples are too few")
+    if method not in ("bca", "percentile"):
+        raise ValueError(f"no bootstrap interval {method!r}; there are bca, percentile")
+    values = values.astype(np.float64)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, np.nan, np.nan, np.nan)
+    if np.ptp(values) == 0:
+        return Interval(mean, 0.0, mean, mean)
+    means = _resampled_means(values, resamples, seed)
+    levels = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
+    if method == "bca":
+        levels = _bca(values, means, levels)
+    low, high = np.quantile(means, levels)
+    return Interval(mean, float(values.std(ddof=1)), float(low), float(high))
+
+
+def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means [resamples] of N values drawn with replacement; the same for any BLOCK."""
+    rng, n = np.random.default_rng(seed), len(values)
+    rows = max(1, BLOCK // n)
+    means = np.empty(resamples)
+    for start in range(0, resamples, rows):
+        part = means[start : start + rows]
+        part[:] = values[rng.integers(0, n, (len(part), n))].mean(axis=1)
+    return means
+
+
+def _bca(values: np.ndarray, means: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Levels [2] moved for bias and acceleration (the book's eq. 14.10, 14.14, 14.15)."""
+    apart = means - values.mean()
+    # Few values often give their own mean again; half of those lie below, as in SciPy. They are
+    # told by tolerance because the order of adding changes the last digit.
+    rounding = ROUNDING * np.abs(values).max()
+    below = np.mean(apart < -rounding) + np.mean(np.abs(apart) <= rounding) / 2
+    # All resamples on one side would put the bias at infinity.
+    bias = special.ndtri(np.clip(below, 0.5 / len(means), 1 - 0.5 / len(means)))
+    # Leaving out value i moves the mean by (mean - value) / (N - 1), so the jackknife of
+    # eq. 14.15 needs no second pass over N means.
+    centred = values - values.mean()
+    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    z = bias + special.ndtri(levels)
+    return special.ndtr(bias + z / (1 - acceleration * z))
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> Paired:
+    """Tests whether values [N] of the same users differ; p is 1 where no user does.
+
+    t is Student's test of the mean difference. A difference that is the same for all of two or
+    more users is certain (t = 0); one user alone proves nothing (t = 1). wilcoxon is the
+    signed-rank test (Wilcoxon, Biometrics 1945) without the users that tie: exact for up to EXACT
+    users who differ, also where differences tie in size, and normal, corrected for ties, beyond.
+
+    Raises:
+      ValueError: not two finite vectors of one length, at least one.
+    """
+    apart = _differences(first, second)
+    mean = float(apart.mean())
+    changed = apart[apart != 0]
+    if len(changed) == 0:
+        return Paired(0.0, 1.0, 1.0, 0)
+    if np.ptp(apart) <= ROUNDING * abs(mean):
+        t = 0.0 if len(apart) > 1 else 1.0
+    else:
+        t = float(stats.ttest_1samp(apart, 0.0).pvalue)
+    if len(changed) <= EXACT:
+        # The signed-rank test is a sign-flip test of ranks.
+        wilcoxon = _enumerated(np.sign(changed) * stats.rankdata(np.abs(changed)))
+    else:
+        wilcoxon = float(stats.wilcoxon(changed, method="asymptotic").pvalue)
+    return Paired(mean, t, wilcoxon, len(changed))
+
+
+def permutation(
+    first: np.ndarray, second: np.ndarray, *, flips: int = 10_000, seed: int = 0
+) -> float:
+    """p of the sign-flip permutation test of the mean difference of values [N], two-sided.
+
+    If the recommenders were exchangeable, each user's difference could as well have had the other
+    sign (Fisher, The Design of Experiments, 1935). Up to EXACT users who differ, all assignments
+    are counted and p is exact: 1 where no user differs. Beyond, `flips` random ones are drawn and
+    p = (b + 1) / (flips + 1), b of them at least as far from 0 as what was seen (Phipson and
+    Smyth, SAGMB 2010): valid, and never 0.
+
+    Raises:
+      ValueError: not two finite vectors of one length, at least one; no flips.
+    """
+    apart = _differences(first, second)
+    if flips < 1:
+        raise ValueError(f"{flips} flips are too few")
+    apart = apart[apart != 0]  # the other sign of 0 changes no sum
+    if len(apart) <= EXACT:
+        return _enumerated(apart)
+    rng, n = np.random.default_rng(seed), len(apart)
+    total, rounding = apart.sum(), ROUNDING * np.abs(apart).sum()
+    rows, words = max(1, BLOCK // n), -(-n // 64)
+    extreme = 0
+    for start in range(0, flips, rows):
+        # A bit for each sign: 64 in a word, whole words for each flip, so BLOCK changes no draw.
+        drawn = rng.integers(0, 1 << 64, (min(rows, flips - start), words), dtype=np.uint64)
+        kept = np.unpackbits(drawn.view(np.uint8), axis=1, count=n)
+        sums = 2 * (kept @ apart) - total
+        extreme += int(np.count_nonzero(np.abs(sums) >= abs(total) - rounding))
+    return (extreme + 1) / (flips + 1)
+
+
+def effect(first: np.ndarray, second: np.ndarray) -> Effect:
+    """Sizes of the difference between values [N] of the same users.
+
+    d_z is Cohen's for pairs, t / sqrt(N) (Lakens, Frontiers in Psychology 2013, eq. 6 and 7): 0
+    where no user differs, infinite where all differ by one amount, NaN for one user.
+    rank_biserial is the matched-pairs rank correlation, the rank sum of |difference| in favour of
+    the first minus that against it, over both (Kerby, Comprehensive Psychology 2014): users who
+    tie are left out, and it is 0 where all do.
+
+    Raises:
+      ValueError: not two finite vectors of one length, at least one.
+    """
+    apart = _differences(first, second)
+    mean = float(apart.mean())
+    if len(apart) == 1:
+        d_z = np.nan
+    elif np.ptp(apart) <= ROUNDING * abs(mean):
+        d_z = 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
+    else:
+        d_z = mean / float(apart.std(ddof=1))
+    changed = apart[apart != 0]
+    ranks = stats.rankdata(np.abs(changed))
+    rank_biserial = float((np.sign(changed) * ranks).sum() / max(1.0, ranks.sum()))
+    better, worse = float(np.mean(apart > 0)), float(np.mean(apart < 0))
+    return Effect(d_z, rank_biserial, better, worse, float(np.mean(apart == 0)))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjusted p values [M] that bound the chance of any false finding (Holm, Scand J Stat 1979).
+
+    The i-th smallest of M is times M - i + 1, at least its predecessor, at most 1; no assumption
+    on how the tests depend.
+
+    Raises:
+      ValueError: not a vector of probabilities (NaN is none).
+    """
+    _check_probabilities(p)
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1)
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Adjusted p values [M] that bound the share of false findings among findings.
+
+    The i-th smallest of M is times M / i, at most its successor (Benjamini and Hochberg, JRSS B
+    1995, eq. 1); for tests that are independent or positively dependent.
+
+    Raises:
+      ValueError: not a vector of probabilities (NaN is none).
+    """
+    _check_probabilities(p)
+    falling = np.argsort(-p)
+    adjusted = np.empty(len(p))
+    adjusted[falling] = np.minimum.accumulate(p[falling] * len(p) / np.arange(len(p), 0, -1))
+    return adjusted
+
+
+def _enumerated(apart: np.ndarray) -> float:
+    """Share of the 2**N assignments of signs to [N] whose sum is as far from 0 as the given one."""
+    sums = np.zeros(1)
+    for size in apart:
+        sums = np.concatenate([sums + size, sums - size])
+    rounding = ROUNDING * np.abs(apart).sum()
+    return float(np.mean(np.abs(sums) >= abs(apart.sum()) - rounding))
+
+
+def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"{first.shape} and {second.shape} are not values of the same users")
-    apart = first.astype(np.float64) - second
-    changed = int(np.count_nonzero(apart))
-    if changed == 0:
-        return Paired(0.0, 1.0, 1.0, 0)
-    mean = float(apart.mean())
-    if np.ptp(apart) == 0:  # a difference without spread is certain
-        return Paired(mean, 0.0 if len(apart) > 1 else 1.0, _wilcoxon(apart), changed)
-    return Paired(mean, float(stats.ttest_1samp(apart, 0.0).pvalue), _wilcoxon(apart), changed)
+    _check(first)
+    _check(second)
+    return first.astype(np.float64) - second
 
 
-def _wilcoxon(apart: np.ndarray) -> float:
-    return float(stats.wilcoxon(apart, method="asymptotic").pvalue)
+def _check(values: np.ndarray) -> None:
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"{values.shape} is not a vector of values")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} values are not finite")
+
+
+def _check_probabilities(p: np.ndarray) -> None:
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():  # a comparison with NaN is false
+        raise ValueError("p values must be a vector of numbers between 0 and 1")
