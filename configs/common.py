@@ -1,5 +1,9 @@
 """The fields that every training config has, with their defaults."""
 
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
@@ -61,3 +65,51 @@ def preset(name: str | None, **presets: ConfigDict) -> ConfigDict:
     if name not in presets:
         raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
     return presets[name]
+
+
+# Sweeps: see `mmjax.sweep.space` for what the fields mean.
+
+
+def sweep(models: dict[str, Any], **fields: Any) -> ConfigDict:
+    """A sweep over `models`, each a `study`; `fields` are those of the default below."""
+    default = {
+        "dataset": "",  # a prepared folder, unless a level names its own
+        "features": "",  # MODALITY=STORE,... that `*` stands for; empty for all the stores
+        "stores": "",  # NAME=STORE,NAME=STORE; empty for those under the dataset's features/
+        "compare": {},  # factor -> level -> changes of the config
+        "seeds": (0,),  # the first tunes, all repeat what was chosen
+        "search": "grid",  # grid | random | tpe
+        "trials": 30,  # of random and tpe, for each cell
+        "batch": 10,  # tpe: points that are asked for together
+        "search_seed": 0,
+    }
+    unknown = fields.keys() - default.keys()
+    if unknown:
+        raise ValueError(f"a sweep has no {unknown}; it has {', '.join(default)}")
+    return ConfigDict({"models": models, **default, **fields})
+
+
+def study(name: str, tune: dict[str, Any] | None = None, **change: Any) -> dict[str, Any]:
+    """A model of a sweep: `configs/NAME.py`, as "NAME" or "NAME:preset", with parts of it changed,
+    and the axes of its hyper-parameters, nested as the config is.
+
+    `compare={}` takes it out of the sweep's comparison: one that reads no features, say.
+    """
+    module, _, arg = name.partition(":")
+    config = importlib.import_module(f"configs.{module}").get_config(arg)
+    own = {"compare": change.pop("compare")} if "compare" in change else {}
+    unknown = change.keys() - config.keys()
+    if unknown:
+        raise ValueError(f"configs/{module}.py has no {unknown}")
+    config.update(change)
+    return {"config": config.to_dict(), "tune": tune or {}, **own}
+
+
+def controls(kinds: Sequence[str]) -> dict[str, Any]:
+    """Levels: the sweep's features, and each control of them; see `features.controls`."""
+    return {"real": {"features": "*"}} | {kind: {"features": f"*~{kind}"} for kind in kinds}
+
+
+def between(low: float, high: float, *, log: bool = False, integer: bool = False) -> dict[str, Any]:
+    """An axis of numbers, for random search and TPE."""
+    return {"low": low, "high": high, "log": log, "integer": integer}

@@ -8,6 +8,7 @@ width, layers, batch size, optimiser) is shared. State is a plain pytree with a 
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -105,6 +106,19 @@ class Ensemble:
             return state | after, losses
 
         return jax.jit(self._lift(one, 4), donate_argnums=0)
+
+    @cached_property
+    def program(self) -> Any:
+        """`epoch`, compiled; nothing is allocated for it."""
+        return self.epoch().lower(*self.arguments(self.shapes())).compile()
+
+    def shapes(self) -> Tree:
+        """The state that `init` gives, as shapes and where they lie."""
+        where = meshes.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            jax.eval_shape(self.init),
+        )
 
     def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
         """Of `epoch`; all T trials are active unless said otherwise."""

@@ -24,11 +24,13 @@ class Journal:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1)
         self._progress = Progress("epoch", total, unit="epoch", done=done)
 
-    def epoch(self, epoch: int, scalars: dict[str, float], say: str) -> None:
-        """Records one epoch; `say` is the short text for people."""
-        self._lines.write(json.dumps({"epoch": epoch, **scalars}) + "\n")
+    def epoch(self, epoch: int, record: dict[str, Any], say: str) -> None:
+        """Records one epoch, lists (a value a trial) as lines only; `say` is short, for people."""
+        self._lines.write(json.dumps({"epoch": epoch, **record}) + "\n")
         self._lines.flush()
-        for name, value in scalars.items():
+        for name, value in record.items():
+            if isinstance(value, list):
+                continue
             self._board.add_scalar(name.replace("@", "_"), value, epoch)
         self._progress.add(epoch - self._progress.done, say)
 

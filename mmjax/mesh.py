@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jaxlib
+import psutil
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.errors import InputError
@@ -148,6 +149,15 @@ def on_cpu() -> bool:
 def is_cpu(mesh: Mesh) -> bool:
     """Whether the mesh is made of CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"
+
+
+def free_memory(mesh: Mesh) -> int:
+    """Bytes that each device of the mesh has left; on a CPU what the machine has, shared by all."""
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return psutil.virtual_memory().available // mesh.size
+    memory = device.memory_stats()
+    return memory["bytes_limit"] - memory["bytes_in_use"]
 
 
 def slow_scatter(platform: str, version: str) -> str | None:

@@ -147,11 +147,13 @@ def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
     return {name: store.open_store(url, **mine) for name, url in pairs}
 
 
-def tasks(config: Config, data: datasets.Dataset) -> Tasks:
-    """The ranking tasks of the valid and test splits under the config's protocol."""
+def tasks(
+    config: Config, data: datasets.Dataset, splits: Sequence[str] = ("valid", "test")
+) -> Tasks:
+    """The ranking tasks of the splits under the config's protocol."""
     protocol = protocols.find(config["protocol"], config["threshold"])
     out = {}
-    for split in ("valid", "test"):
+    for split in splits:
         held_out = data.split(split)
         masked = [(data.train.user, data.train.item)]
         if split == "test" and protocol.mask_valid_at_test:

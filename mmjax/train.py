@@ -5,15 +5,16 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from mmjax import __version__, ensemble, files, journal, selection, setup
+from mmjax import __version__, ensemble, files, journal, selection, setup, store
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
@@ -57,29 +58,43 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     finally:
         checkpoints.close()
     valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
-    results = {
+    found = results(config, data, stores, trials.mesh, valid, test)
+    found |= {
+        "epochs": progress["epoch"],
+        "best_epoch": progress["best_epoch"][0],
+        "timing": summary(timing, begin),
+    }
+    save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
+    files.write_json(workdir / "results.json", found)
+    return found
+
+
+def results(
+    config: Config,
+    data: datasets.Dataset,
+    stores: Mapping[str, store.Store],
+    grid: Mesh,
+    valid: ranking.Ranking,
+    test: ranking.Ranking,
+) -> dict[str, Any]:
+    """What results.json says of a run, but for its epochs and times."""
+    return {
         "dataset": data.name,
         "recommender": config["recommender"],
         "config": setup.plain(config),
         "seed": config["seed"],
-        "epochs": progress["epoch"],
-        "best_epoch": progress["best_epoch"][0],
         "valid": valid.rounded(),
         "test": test.rounded(),
-        "timing": _summary(timing, begin),
         "memory": {"peak_rss_mb": peak_rss_mb()},
         "versions": journal.versions("jax", "jaxlib", "flax", "optax", "numpy")
         | {"mmjax": __version__},
-        "device": trials.mesh.devices.flat[0].device_kind,
+        "device": grid.devices.flat[0].device_kind,
         "data": {"item_hash": data.item_hash(), "interaction_hash": data.interaction_hash()},
         "features": {
             name: {key: opened.manifest.get(key) for key in PROVENANCE}
             for name, opened in stores.items()
         },
     }
-    save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
-    files.write_json(workdir / "results.json", results)
-    return results
 
 
 def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranking:
@@ -207,7 +222,7 @@ def fit(
     timing["epoch_s"], saved = [], time.monotonic()
     if total > progress["epoch"] and not all(selection.finished(progress, config)):
         begin = time.perf_counter()
-        train = trials.epoch().lower(*trials.arguments(state)).compile()
+        train = trials.program
         timing["compile_s"] += time.perf_counter() - begin
     with journal.Journal(workdir, total, progress["epoch"]) as log:
         while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
@@ -228,6 +243,8 @@ def fit(
                 values = [evaluate.select(one) for one in found]
                 best = selection.improve(best, state, values, progress)
                 record |= {f"valid/{k}": v for k, v in found[first].overall.items()}
+                if len(values) > 1:
+                    record["values"] = [v if math.isfinite(v) else None for v in values]
                 say += f" valid {config['metric']} {found[first].overall[config['metric']]:.4f}"
                 say += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
             log.epoch(epoch, record, say)
@@ -263,7 +280,9 @@ def _of_run(identity: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in identity.items() if k not in ("data_hash", "features_hash")}
 
 
-def _summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:
+def summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:
+    """Medians of what `fit` and an Evaluator timed, without their first; `begin` of the whole."""
+
     def median(values: list[float]) -> float | None:
         return round(statistics.median(values), 4) if values else None
 

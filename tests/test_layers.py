@@ -80,8 +80,11 @@ def test_only_mesh_asks_for_devices():
 
 def test_configs_import_only_common():
     for path in sorted((ROOT / "configs").rglob("*.py")):
+        known = ("configs.common", "ml_collections")
+        if path.name == "common.py":  # it finds a sweep's training configs by their names
+            known += ("importlib", "collections.abc", "typing")
         for name in imports(path):
-            assert name.startswith(("configs.common", "ml_collections")), f"{path}: {name}"
+            assert name.startswith(known), f"{path}: {name}"
 
 
 def test_every_file_stays_readable():

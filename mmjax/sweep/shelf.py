@@ -1,0 +1,81 @@
+"""The datasets and stores of a sweep, each opened once, and the cells that they allow."""
+
+from pathlib import Path
+from typing import Any
+
+from mmjax import setup, store
+from mmjax.data import dataset as datasets
+from mmjax.errors import InputError
+from mmjax.features import derived
+from mmjax.sweep import space
+
+
+class Shelf:
+    """Opens what configs name, and remembers it."""
+
+    def __init__(self, stores: str = "", features: str = ""):
+        """Args:
+        stores: "NAME=STORE,..."; empty for those under features/ of each dataset.
+        features: "MODALITY=STORE,...", what `*` stands for; empty for all the stores.
+        """
+        self._stores, self._all = stores, features
+        self._data: dict[str, datasets.Dataset] = {}
+        self._features: dict[tuple[str, str], dict[str, store.Store]] = {}
+
+    def open(self, config: space.Config) -> tuple[datasets.Dataset, dict[str, store.Store]]:
+        """The dataset and the stores of a config."""
+        data, key = self.dataset(config), (config["dataset"], config["features"])
+        if key not in self._features:
+            self._features[key] = setup.features(config, data)
+        return data, self._features[key]
+
+    def dataset(self, config: space.Config) -> datasets.Dataset:
+        folder = setup.required(config, "dataset")
+        if folder not in self._data:
+            self._data[folder] = datasets.load(folder)
+        return self._data[folder]
+
+    def hashes(self, config: space.Config) -> dict[str, Any]:
+        """The content that a config names: of its interactions, and of each modality."""
+        data, stores = self.open(config)
+        of_stores = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
+        return {"data": data.interaction_hash(), "features": of_stores}
+
+    def data_hashes(self) -> dict[str, str]:
+        """The interactions' hash of every dataset that was opened, by its folder."""
+        return {folder: data.interaction_hash() for folder, data in self._data.items()}
+
+    def resolve(self, cells: list[space.Cell]) -> tuple[list[space.Cell], dict[str, str]]:
+        """The cells with stores in place of names, those that are derived made; and the cells that
+        lack a store, with its name.
+
+        Raises:
+          InputError: no cell is left, or what `derived.resolve` raises.
+        """
+        ready, without = [], {}
+        for cell in cells:
+            data, text = self.dataset(cell.config), cell.config["features"]
+            if not text:
+                ready.append(cell)
+                continue
+            folder = Path(cell.config["dataset"])
+            stores = derived.named(self._stores, folder)
+            everything = self._all or ",".join(f"{name}={name}" for name in stores)
+            if text == "auto" or text.startswith("*"):
+                text = derived.marked(everything, text.removeprefix("auto").removeprefix("*"))
+            if not text:
+                without[cell.name] = "features"
+                continue
+            lacking = derived.lacking(text, stores)
+            if lacking:
+                without[cell.name] = lacking[0]
+                continue
+            features = derived.resolve(text, stores, data, folder / "derived" / "stores")
+            ready.append(cell._replace(config=cell.config | {"features": features}))
+        if not ready:
+            name, missing = next(iter(without.items()))
+            raise InputError(
+                f"no cell has its stores; {name} lacks {missing!r}: extract it, or name it by "
+                "--config.stores=NAME=STORE,..."
+            )
+        return ready, without

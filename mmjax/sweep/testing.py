@@ -1,0 +1,76 @@
+"""The test split: read once for what a cell has chosen, and nowhere else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax import files, selection, setup, train
+from mmjax.checkpoint import Checkpoints
+from mmjax.errors import InputError
+from mmjax.sweep import packing, space
+from mmjax.sweep.leases import Leases
+from mmjax.sweep.ledger import Ledger
+from mmjax.sweep.survey import Plan, build, event
+
+
+def test(
+    plan: Plan, trials: Sequence[space.Trial], ledger: Ledger, leases: Leases
+) -> list[space.Trial]:
+    """Reads the test split for the next trials that share a program; those that were tested."""
+    for group in packing.by_program(trials):
+        names = leases.take([trial.id for trial in group], len(group))
+        mine = [trial for trial in group if trial.id in names]
+        if mine:
+            with leases.kept(names):
+                ledger.refresh()
+                mine = [trial for trial in mine if trial.id not in ledger.tested]
+                if mine:
+                    read_test(plan, mine, ledger)
+            return mine
+    return []
+
+
+def read_test(plan: Plan, trials: Sequence[space.Trial], ledger: Ledger) -> None:
+    """Ranks the test split for chosen trials of one program and writes their runs.
+
+    Raises:
+      InputError: a trial's point is not what its cell chose, or its test split was read before;
+        its weights do not give the value that they were chosen for.
+    """
+    for trial in trials:
+        if ledger.chosen.get(trial.cell, {}).get("point") != trial.point:
+            raise InputError(f"{trial.cell} did not choose {trial.point}; it may not be tested")
+        if trial.id in ledger.tested:
+            raise InputError(f"the test split was read for trial {trial.id} already")
+    config = trials[0].config
+    together, data, stores = build(plan, trials)
+    like = selection.weights(build(plan, trials[:1])[0].init())
+    loaded = [_load(plan.workdir / "weights" / trial.id, like) for trial in trials]
+    state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
+    evaluate = train.Evaluator(together, setup.tasks(config, data), config, data, {"compile_s": 0})
+    valid, test = evaluate(state, "valid"), evaluate(state, "test")
+    for place, trial in enumerate(trials):
+        line = ledger.done[trial.id]
+        if abs(evaluate.select(valid[place]) - line["valid"]) > 1e-6:
+            raise InputError(
+                f"weights/{trial.id} rank valid at {evaluate.select(valid[place]):.6f}, not at the "
+                f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
+            )
+        found = train.results(trial.config, data, stores, together.mesh, valid[place], test[place])
+        found |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
+        folder = plan.workdir / "runs" / trial.id
+        folder.mkdir(parents=True, exist_ok=True)
+        train.save_users(folder / "per_user.npz", {"valid": valid[place], "test": test[place]})
+        files.write_json(folder / "results.json", found)
+    ledger.append(event("tested", trial) for trial in trials)
+
+
+def _load(folder: Path, like: Any) -> Any:
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.load(0, like)
+    finally:
+        checkpoints.close()

@@ -1,0 +1,47 @@
+"""Runs an ablation: a grid as few programs, choices on validation, the test split read once.
+
+  python scripts/sweep.py --config=configs/sweeps/noise_controls.py:small --workdir=SWEEP \\
+    --config.dataset=DIR
+
+Run the same command again after a kill: it goes on, and does nothing twice. Run it several times
+at once, on one host or many that share the folder: they share the work. Then
+`report.py --sweep=SWEEP` makes the page.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+from _app import run
+from absl import flags
+from ml_collections import config_flags
+
+from mmjax.sweep import running, space
+from mmjax.sweep.shelf import Shelf
+from mmjax.sweep.survey import Plan
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/sweeps/NAME.py[:small]")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this sweep.", required=True)
+MOST = flags.DEFINE_integer("max_trials_per_program", 0, "0 for as many as memory holds.", 0)
+RETRY = flags.DEFINE_bool("retry_failed", False, "Train once more what failed.")
+EXPIRY = flags.DEFINE_float(
+    "lease_seconds", 300.0, "After which what a lost process was doing is taken over.", 1.0
+)
+
+
+def main() -> None:
+    workdir = Path(WORKDIR.value)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
+    sweep = CONFIG.value.to_dict()
+    shelf = Shelf(sweep["stores"], sweep["features"])
+    cells, without = shelf.resolve(space.cells(sweep))
+    for cell, store in without.items():
+        print(f"left out: {cell}, there is no store {store!r}")
+    plan = Plan(sweep, cells, shelf, workdir)
+    running.run(plan, most=MOST.value, retry_failed=RETRY.value, expiry=EXPIRY.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    run(main)
