@@ -73,7 +73,8 @@ def preset(name: str | None, **presets: ConfigDict) -> ConfigDict:
 def sweep(models: dict[str, Any], **fields: Any) -> ConfigDict:
     """A sweep over `models`, each a `study`; `fields` are those of the default below."""
     default = {
-        "dataset": "",  # a prepared folder, unless a level names its own
+        "dataset": "",  # a prepared folder
+        "datasets": "",  # NAME=DIR,NAME=DIR: those that a level names
         "features": "",  # MODALITY=STORE,... that `*` stands for; empty for all the stores
         "stores": "",  # NAME=STORE,NAME=STORE; empty for those under the dataset's features/
         "compare": {},  # factor -> level -> changes of the config
@@ -93,11 +94,12 @@ def study(name: str, tune: dict[str, Any] | None = None, **change: Any) -> dict[
     """A model of a sweep: `configs/NAME.py`, as "NAME" or "NAME:preset", with parts of it changed,
     and the axes of its hyper-parameters, nested as the config is.
 
-    `compare={}` takes it out of the sweep's comparison: one that reads no features, say.
+    `compare={}` takes it out of the sweep's comparison: one that reads no features, say; `search`
+    searches it in another way.
     """
     module, _, arg = name.partition(":")
     config = importlib.import_module(f"configs.{module}").get_config(arg)
-    own = {"compare": change.pop("compare")} if "compare" in change else {}
+    own = {key: change.pop(key) for key in ("compare", "search") if key in change}
     unknown = change.keys() - config.keys()
     if unknown:
         raise ValueError(f"configs/{module}.py has no {unknown}")
@@ -105,9 +107,14 @@ def study(name: str, tune: dict[str, Any] | None = None, **change: Any) -> dict[
     return {"config": config.to_dict(), "tune": tune or {}, **own}
 
 
+def levels(features: dict[str, str]) -> dict[str, Any]:
+    """Levels by what they read: name -> "MODALITY=STORE,..."; see `features.derived`."""
+    return {name: {"features": text} for name, text in features.items()}
+
+
 def controls(kinds: Sequence[str]) -> dict[str, Any]:
     """Levels: the sweep's features, and each control of them; see `features.controls`."""
-    return {"real": {"features": "*"}} | {kind: {"features": f"*~{kind}"} for kind in kinds}
+    return levels({"real": "*"} | {kind: f"*~{kind}" for kind in kinds})
 
 
 def between(low: float, high: float, *, log: bool = False, integer: bool = False) -> dict[str, Any]:

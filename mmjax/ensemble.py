@@ -61,18 +61,22 @@ class Ensemble:
         parts = (nnx.State(state["params"]), nnx.State(state["drawn"]), frozen)
         return nnx.merge(self.graphdef, *parts)
 
-    def epoch(self) -> Callable[..., tuple[Tree, jax.Array]]:
+    def epoch(self, steps: int | None = None) -> Callable[..., tuple[Tree, jax.Array]]:
         """A jitted `(state, hypers, keys, active, frozen, data) -> (state, losses [T, steps])`.
 
         Call it with `arguments(state)`; the state is donated. Of several trials, one that is not
         active keeps its state, its losses are zeros, and a CPU spends no time on it.
+
+        Args:
+          steps: the first ones of the epoch alone, to time them.
         """
+        steps = steps or self.steps
 
         def one(state: Tree, hyper: dict, key: jax.Array, active: jax.Array, *shared: Tree):
             if len(self.keys) == 1:
                 return train(state, hyper, key, *shared)
             turn = lambda carry: train(carry[0], hyper, key, *shared)  # noqa: E731
-            return _if(active, turn, (state, jnp.zeros(self.steps)))
+            return _if(active, turn, (state, jnp.zeros(steps)))
 
         def train(state: Tree, hyper: dict, key: jax.Array, frozen: Tree, data: sampling.Positives):
             key = jax.random.fold_in(key, state["epoch"])
@@ -100,7 +104,7 @@ class Ensemble:
                 return (params, opt), loss
 
             carry = (state["params"], state["opt"])
-            count = jnp.arange(self.steps, dtype=jnp.uint32)
+            count = jnp.arange(steps, dtype=jnp.uint32)
             (params, opt), losses = jax.lax.scan(step, carry, count)
             after = {"params": params, "opt": opt, "epoch": state["epoch"] + 1}
             return state | after, losses

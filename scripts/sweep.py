@@ -4,8 +4,8 @@
     --config.dataset=DIR
 
 Run the same command again after a kill: it goes on, and does nothing twice. Run it several times
-at once, on one host or many that share the folder: they share the work. Then
-`report.py --sweep=SWEEP` makes the page.
+at once, on one host or many that share the folder: they share the work. With --estimate it only
+says what it will take. Then `report.py --sweep=SWEEP` makes the page.
 """
 
 import os
@@ -16,7 +16,8 @@ from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax.sweep import running, space
+from mmjax import mesh as meshes
+from mmjax.sweep import estimate, running, space
 from mmjax.sweep.shelf import Shelf
 from mmjax.sweep.survey import Plan
 
@@ -24,6 +25,7 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/sweeps/N
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this sweep.", required=True)
 MOST = flags.DEFINE_integer("max_trials_per_program", 0, "0 for as many as memory holds.", 0)
 RETRY = flags.DEFINE_bool("retry_failed", False, "Train once more what failed.")
+ESTIMATE = flags.DEFINE_bool("estimate", False, "Only say what it will take.")
 EXPIRY = flags.DEFINE_float(
     "lease_seconds", 300.0, "After which what a lost process was doing is taken over.", 1.0
 )
@@ -34,11 +36,15 @@ def main() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
     sweep = CONFIG.value.to_dict()
-    shelf = Shelf(sweep["stores"], sweep["features"])
+    shelf = Shelf(sweep)
     cells, without = shelf.resolve(space.cells(sweep))
     for cell, store in without.items():
-        print(f"left out: {cell}, there is no store {store!r}")
+        print(f"left out: {cell}, there is no {store!r}")
     plan = Plan(sweep, cells, shelf, workdir)
+    if ESTIMATE.value:
+        free = meshes.free_memory(meshes.make(cells[0].config["mesh"]))
+        print(estimate.table(estimate.estimate(plan, MOST.value), free))
+        return
     running.run(plan, most=MOST.value, retry_failed=RETRY.value, expiry=EXPIRY.value)
 
 

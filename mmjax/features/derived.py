@@ -34,10 +34,19 @@ def named(text: str, folder: Path) -> dict[str, str]:
     if not text:
         found = sorted(folder.glob("features/*/")) if (folder / "features").is_dir() else []
         return {path.name: str(path) for path in found if not path.name.startswith(".")}
-    pairs = [part.split("=", 1) for part in text.split(",") if part]
-    if any(len(pair) != 2 for pair in pairs) or len(dict(pairs)) != len(pairs):
-        raise InputError(f"stores {text!r} is not NAME=STORE,NAME=STORE with distinct names")
-    return dict(pairs)
+    return pairs(text)
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Folders or URLs by name, of "NAME=PLACE,NAME=PLACE".
+
+    Raises:
+      InputError: it is not that, or names one twice.
+    """
+    found = [part.split("=", 1) for part in text.split(",") if part]
+    if any(len(pair) != 2 for pair in found) or len(dict(found)) != len(found):
+        raise InputError(f"{text!r} is not NAME=PLACE,NAME=PLACE with distinct names")
+    return dict(found)
 
 
 def marked(text: str, marks: str) -> str:

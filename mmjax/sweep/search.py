@@ -27,9 +27,9 @@ def points(
     """
     if not cell.axes:
         return [{}], 1
-    if sweep["search"] == "grid":
+    if cell.search == "grid":
         return (every := space.grid(cell)), len(every)
-    if sweep["search"] == "random":
+    if cell.search == "random":
         return space.drawn(cell, sweep["trials"], sweep["search_seed"]), sweep["trials"]
     with ledger.locked():
         return _tpe(cell, sweep, workdir, ledger, trial_of)

@@ -1,5 +1,6 @@
 """The datasets and stores of a sweep, each opened once, and the cells that they allow."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,10 @@ from mmjax.sweep import space
 class Shelf:
     """Opens what configs name, and remembers it."""
 
-    def __init__(self, stores: str = "", features: str = ""):
-        """Args:
-        stores: "NAME=STORE,..."; empty for those under features/ of each dataset.
-        features: "MODALITY=STORE,...", what `*` stands for; empty for all the stores.
-        """
-        self._stores, self._all = stores, features
+    def __init__(self, sweep: Mapping[str, Any]):
+        """`sweep` has `stores`, `features` and `datasets`; see configs/common.py."""
+        self._stores, self._all = sweep["stores"], sweep["features"]
+        self._folders = derived.pairs(sweep["datasets"])
         self._data: dict[str, datasets.Dataset] = {}
         self._features: dict[tuple[str, str], dict[str, store.Store]] = {}
 
@@ -46,14 +45,19 @@ class Shelf:
         return {folder: data.interaction_hash() for folder, data in self._data.items()}
 
     def resolve(self, cells: list[space.Cell]) -> tuple[list[space.Cell], dict[str, str]]:
-        """The cells with stores in place of names, those that are derived made; and the cells that
-        lack a store, with its name.
+        """The cells with folders in place of names, their derived stores made; and of each cell
+        that lacks a store or a dataset, its name.
 
         Raises:
           InputError: no cell is left, or what `derived.resolve` raises.
         """
         ready, without = [], {}
         for cell in cells:
+            name = setup.required(cell.config, "dataset")
+            if name not in self._folders and "/" not in name and not Path(name).exists():
+                without[cell.name] = name
+                continue
+            cell = cell._replace(config=cell.config | {"dataset": self._folders.get(name, name)})
             data, text = self.dataset(cell.config), cell.config["features"]
             if not text:
                 ready.append(cell)
@@ -76,6 +80,6 @@ class Shelf:
             name, missing = next(iter(without.items()))
             raise InputError(
                 f"no cell has its stores; {name} lacks {missing!r}: extract it, or name it by "
-                "--config.stores=NAME=STORE,..."
+                "--config.stores=NAME=STORE,... (a dataset by --config.datasets)"
             )
         return ready, without

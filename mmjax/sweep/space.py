@@ -2,7 +2,8 @@
 
 A sweep asks: which level of a factor (features, prompt, imputation) is better, for which models?
 
-    models    name -> a training config, and `tune`, the axes of its hyper-parameters
+    models    name -> a training config, and `tune`, the axes of its hyper-parameters; `compare`
+              and `search` of its own, if it has any
     compare   factor -> level -> the changes of the config that make it
     seeds     the first tunes, all repeat what was chosen
 
@@ -57,6 +58,7 @@ class Cell(NamedTuple):
     levels: dict[str, str]  # factor -> level
     config: Config
     axes: dict[str, Axis]  # by dotted key
+    search: str  # grid, random or tpe
 
 
 class Trial(NamedTuple):
@@ -79,8 +81,6 @@ def cells(sweep: Config) -> list[Cell]:
       InputError: an axis that names no key of its config or has no values, two axes on one key, a
         range in a grid.
     """
-    if sweep["search"] not in ("grid", "random", "tpe"):
-        raise InputError(f"search={sweep['search']!r}; there are grid, random and tpe")
     if not sweep["seeds"]:
         raise InputError("seeds=(): a sweep needs at least one seed")
     if not sweep["models"]:
@@ -91,7 +91,9 @@ def cells(sweep: Config) -> list[Cell]:
         base = entry["config"] | {"seed": sweep["seeds"][0]}
         if sweep["dataset"]:
             base["dataset"] = sweep["dataset"]
-        axes = _axes(model, entry.get("tune", {}), base, sweep["search"])
+        search = entry.get("search", sweep["search"])
+        core.choice("search", search, ("grid", "random", "tpe"))
+        axes = _axes(model, entry.get("tune", {}), base, search)
         for levels in itertools.product(*(values.items() for values in factors.values())):
             config, taken = base, dict.fromkeys(axes, "tune") | {"seed": "seeds"}
             for factor, (_, changes) in zip(factors, levels, strict=True):
@@ -105,7 +107,7 @@ def cells(sweep: Config) -> list[Cell]:
                     config = changed(config, {_known(model, key, config): value})
             named = {factor: name for factor, (name, _) in zip(factors, levels, strict=True)}
             label = " ".join([model, *(f"{factor}={level}" for factor, level in named.items())])
-            found.append(Cell(label, model, named, config, axes))
+            found.append(Cell(label, model, named, config, axes, search))
     return found
 
 

@@ -47,7 +47,7 @@ def only_bprmf(folder, tune, **fields):
 
 
 def plan(sweep, workdir):
-    shelf = Shelf(sweep["stores"], sweep["features"])
+    shelf = Shelf(sweep)
     cells, _ = shelf.resolve(space.cells(sweep))
     return Plan(sweep, cells, shelf, workdir)
 
@@ -218,14 +218,14 @@ def test_a_level_without_its_store_is_left_out(folder):
         "lost": {"features": "visual=clip_image~shuffle"},
     }
     sweep = config(folder, compare={"features": levels})
-    shelf = Shelf()
+    shelf = Shelf(sweep)
     cells, without = shelf.resolve(space.cells(sweep))
     assert [cell.name for cell in cells] == ["bprmf", "vbpr features=there"]
     assert without == {"vbpr features=lost": "clip_image"}
     sweep["models"].pop("bprmf")
     sweep["compare"]["features"].pop("there")
     with pytest.raises(InputError, match=r"no cell has its stores; .* lacks 'clip_image'"):
-        Shelf().resolve(space.cells(sweep))
+        Shelf(sweep).resolve(space.cells(sweep))
 
 
 def test_lost_weights_are_trained_again(folder, tmp_path):

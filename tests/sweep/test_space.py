@@ -1,6 +1,10 @@
 """Axes to cells, points, trials and programs."""
 
+import importlib
+import inspect
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from configs import common
 from mmjax.errors import InputError
 from mmjax.sweep import packing, space
 
+ROOT = Path(__file__).resolve().parents[2]
 LRS, WEIGHTS = (1e-3, 1e-2), (0.1, 1.0, 10.0)
 
 
@@ -67,7 +72,7 @@ FAULTS = {
     "a level on the seed": ({"compare": {"a": {"x": {"seed": 1}}}}, "changed by seeds"),
     "a level of an unknown key": ({"compare": {"a": {"x": {"epoch": 1}}}}, "mean 'epochs'"),
     "no seed": ({"seeds": ()}, "at least one seed"),
-    "no such search": ({"search": "bayes"}, "there are grid, random and tpe"),
+    "no such search": ({"search": "bayes"}, "search='bayes'; there are grid, random, tpe"),
 }
 
 
@@ -135,3 +140,30 @@ def test_what_nothing_trains_shares_no_program():
     models = {"ease": common.study("ease", {"model": {"l2": (1.0, 2.0)}})}
     found = space.cells(common.sweep(models, dataset="data").to_dict())
     assert [len(group) for group in packing.by_program(trials(found))] == [1, 1]
+
+
+SWEEPS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("*.py"))
+PAPERS = {  # model -> points of a cell, where the paper says it
+    "noise_controls": {"vbpr": 30, "bm3": 30, "freedom": 30, "lattice": 30},
+    "extractors": {"vbpr": 30, "lattice": 30},
+    "ducho_elliot": dict.fromkeys(
+        "itemknn bprmf ngcf lightgcn sgl simgcl vbpr ngcfm grcn lattice bm3 freedom".split(), 10
+    ),
+    "missing": {"vbpr": 10, "bprmf": 10},
+    "formalizing": {"mmgcn": 10, "bm3": 10},
+    "prompts": {"vbpr": 10, "bm3": 10},
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_papers_sweeps_can_be_laid_out(name):
+    module = importlib.import_module(f"configs.sweeps.{name}")
+    assert "scripts/sweep.py" in module.__doc__
+    for arg in re.findall(r"(\w+)=", inspect.getsource(module).rsplit("preset(", 1)[1]):
+        found = space.cells(module.get_config("" if arg == "default" else arg).to_dict())
+        assert len({cell.name for cell in found}) == len(found)
+        for cell in found:
+            assert importlib.import_module(f"configs.{cell.config['recommender']}")
+            if arg == "default" and cell.search == "grid" and cell.model in PAPERS[name]:
+                assert len(space.grid(cell)) == PAPERS[name][cell.model]
+        assert arg != "default" or {cell.model for cell in found} >= PAPERS[name].keys()

@@ -1,0 +1,159 @@
+"""What a sweep will take, before it starts: programs, trials, time, memory, disk.
+
+Each program is compiled once and timed for a few steps and one evaluation; programs that differ in
+nothing but the content of their features are measured once. Times are upper bounds: every trial
+is taken to train to its last epoch.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from mmjax import ensemble, selection, setup, train
+from mmjax import mesh as meshes
+from mmjax.sweep import packing, space
+from mmjax.sweep.survey import Plan, build
+
+STEPS = 9  # timed, the first apart: it has what an epoch begins with
+
+
+class Estimate(NamedTuple):
+    """One program: trials that differ in traced values only."""
+
+    cells: list[str]
+    trials: int
+    at_once: int
+    compile_s: float  # of training and evaluation, once
+    epoch_s: float | None  # of one trial; None where nothing is trained
+    eval_s: float  # of one trial
+    total_s: float  # of all its trials, at most
+    memory: int  # bytes on a device while it runs
+    disk: int  # bytes of its checkpoints at a time, and of the weights that are kept
+
+
+def estimate(plan: Plan, most: int = 0) -> list[Estimate]:
+    """An estimate of each program of a sweep, nothing written but what features are derived."""
+    groups = packing.by_program(every_trial(plan))
+    measured: dict[str, tuple] = {}
+    found = []
+    for group in groups:
+        config = group[0].config
+        _, stores = plan.shelf.open(config)
+        shapes = {name: opened.shape for name, opened in stores.items()}
+        same = json.dumps([space.program(config | {"features": ""})[0], shapes, len(group)])
+        if same not in measured:
+            measured[same] = _measure(plan, group, most)
+        at_once, compile_s, epoch_s, eval_s, memory, state, weights = measured[same]
+        evaluations = -(-config["epochs"] // config["eval_every"]) if epoch_s is not None else 1
+        each = (epoch_s or 0.0) * config["epochs"] + eval_s * evaluations
+        cells = list(dict.fromkeys(trial.cell for trial in group))
+        kept = len(cells) * len(plan.sweep["seeds"])
+        found.append(
+            Estimate(
+                cells,
+                len(group),
+                at_once,
+                compile_s,
+                epoch_s,
+                eval_s,
+                compile_s + each * len(group),
+                memory,
+                2 * at_once * (state + weights) + kept * weights,
+            )
+        )
+    return found
+
+
+def every_trial(plan: Plan) -> list[space.Trial]:
+    """All trials that a sweep will train, as far as what will be chosen does not matter."""
+    trials, seeds = [], plan.sweep["seeds"]
+    for cell in plan.cells:
+        if cell.search == "grid" or not cell.axes:
+            points = space.grid(cell)
+        else:
+            points = space.drawn(cell, plan.sweep["trials"], plan.sweep["search_seed"])
+        tuned = [(point, seeds[0]) for point in points]
+        repeated = [(points[0], seed) for seed in seeds[1:]]
+        for point, seed in [*tuned, *repeated]:
+            trials.append(space.trial(cell, point, seed, plan.shelf.hashes))
+    return trials
+
+
+def _measure(plan: Plan, group: Sequence[space.Trial], most: int) -> tuple:
+    """Trials at once, compile, epoch and evaluation seconds of one, and bytes."""
+    wanted = min(most, len(group)) if most else len(group)
+    at_once = packing.most_at_once(lambda n: build(plan, group[:n])[0], wanted)
+    together, data, _ = build(plan, group[:at_once])
+    config, shapes = group[0].config, together.shapes()
+    memory = packing.needed(together) if together.trainable else packing.nbytes(shapes)
+    sizes = packing.nbytes(shapes) // at_once, packing.nbytes(selection.weights(shapes)) // at_once
+    # A CPU trains the trials in turn, so that one of them tells all; else all must be timed.
+    timed, share = (
+        (build(plan, group[:1])[0], 1) if meshes.is_cpu(together.mesh) else (together, at_once)
+    )
+    begin, epoch_s = time.perf_counter(), None
+    if timed.trainable:
+        steps = min(STEPS, timed.steps)
+        first, few = _seconds(timed, 1), _seconds(timed, steps)
+        step = max(0.0, few - first) / max(1, steps - 1)
+        epoch_s = (first + step * (timed.steps - 1)) / share
+    timing: dict[str, Any] = {"compile_s": 0.0}
+    tasks = setup.tasks(config, data, ("valid",))
+    evaluate = train.Evaluator(timed, tasks, config, data, timing)
+    state = timed.init()
+    for _ in range(2):
+        evaluate(state, "valid", lists=False)
+    eval_s = timing["eval_s"][-1] / share
+    return at_once, time.perf_counter() - begin, epoch_s, eval_s, memory, *sizes
+
+
+def _seconds(trials: ensemble.Ensemble, steps: int) -> float:
+    """Of the first steps of an epoch, compiled and warm."""
+    program: Callable = trials.epoch(steps)
+    state, _ = jax.block_until_ready(program(*trials.arguments(trials.init())))
+    begin = time.perf_counter()
+    jax.block_until_ready(program(*trials.arguments(state)))
+    return time.perf_counter() - begin
+
+
+def table(found: Sequence[Estimate], free: int) -> str:
+    """The estimates for people, and their sum; `free` is the device's free memory, in bytes."""
+    head = ("program", "trials", "at once", "s/epoch", "s/evaluation", "at most", "memory", "disk")
+    rows = [
+        [
+            one.cells[0] + (f" and {len(one.cells) - 1} more" if len(one.cells) > 1 else ""),
+            str(one.trials),
+            str(one.at_once),
+            "" if one.epoch_s is None else f"{one.epoch_s:.3f}",
+            f"{one.eval_s:.3f}",
+            duration(one.total_s),
+            f"{one.memory / 1e6:.0f} MB",
+            f"{one.disk / 1e6:.0f} MB",
+        ]
+        for one in found
+    ]
+    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in [head, *rows]
+    ]
+    trials, seconds = sum(one.trials for one in found), sum(one.total_s for one in found)
+    largest, disk = max(one.memory for one in found), sum(one.disk for one in found)
+    return "\n".join(
+        [
+            *lines,
+            f"{len(found)} programs, {trials} trials: at most {duration(seconds)} for one process, "
+            f"{largest / 1e6:.0f} MB of the {free / 1e6:.0f} MB of memory that are free, "
+            f"{disk / 1e6:.0f} MB of disk",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `7 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
