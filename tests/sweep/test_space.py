@@ -146,9 +146,10 @@ SWEEPS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("*.py")
 PAPERS = {  # model -> points of a cell, where the paper says it
     "noise_controls": {"vbpr": 30, "bm3": 30, "freedom": 30, "lattice": 30},
     "extractors": {"vbpr": 30, "lattice": 30},
-    "ducho_elliot": dict.fromkeys(
-        "itemknn bprmf ngcf lightgcn sgl simgcl vbpr ngcfm grcn lattice bm3 freedom".split(), 10
-    ),
+    "ducho_elliot": {
+        **dict.fromkeys(("itemknn", "bprmf", "ngcf", "lightgcn", "sgl", "simgcl"), 10),
+        **dict.fromkeys(("vbpr", "ngcfm", "grcn", "lattice", "bm3", "freedom"), 10),
+    },
     "missing": {"vbpr": 10, "bprmf": 10},
     "formalizing": {"mmgcn": 10, "bm3": 10},
     "prompts": {"vbpr": 10, "bm3": 10},
