@@ -1,5 +1,6 @@
 """The fields that every training config has, with their defaults."""
 
+import copy
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -104,7 +105,8 @@ def study(name: str, tune: dict[str, Any] | None = None, **change: Any) -> dict[
     if unknown:
         raise ValueError(f"configs/{module}.py has no {unknown}")
     config.update(change)
-    return {"config": config.to_dict(), "tune": tune or {}, **own}
+    # Copies: an axis that two models share would change for both where one is overridden.
+    return copy.deepcopy({"config": config.to_dict(), "tune": tune or {}, **own})
 
 
 def levels(features: dict[str, str]) -> dict[str, Any]:

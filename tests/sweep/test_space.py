@@ -46,6 +46,13 @@ def test_a_cell_for_each_model_and_level():
     ]
 
 
+def test_one_models_axes_are_its_own():
+    tune = {"lr": LRS}
+    made = common.sweep({name: common.study(name, tune) for name in ("bprmf", "lightgcn")})
+    made.models.bprmf.tune.lr = (1.0,)
+    assert made.models.lightgcn.tune.lr == LRS
+
+
 def test_factors_are_crossed():
     factors = {"features": common.controls(("shuffle",)), "width": {"8": {"model": {"dim": 8}}}}
     cells = space.cells(sweep(compare=factors))

@@ -1,0 +1,46 @@
+"""scripts/sweep.py as a user calls it: an estimate, a sweep, refusals in one sentence."""
+
+from pathlib import Path
+
+import pytest
+import worlds
+from scripting import script
+
+KILLED = f"--config={Path(__file__).with_name('killed.py')}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return worlds.small(tmp_path_factory.mktemp("data") / "small")
+
+
+def test_an_estimate_and_nothing_else(folder, tmp_path):
+    workdir = tmp_path / "sweep"
+    flags = [f"--config.dataset={folder}", "--config.models.bprmf.tune.lr=(0.01,0.02,0.03)"]
+    found = script("sweep.py", KILLED, *flags, f"--workdir={workdir}", "--estimate")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1].startswith("3 programs, 10 trials: at most ")
+    assert not (workdir / "ledger.jsonl").exists()
+
+
+FAULTS = {
+    "no dataset": ([], "give --config.dataset=..."),
+    "a dataset that is not there": (["--config.dataset=/nowhere"], "/nowhere is not a prepared"),
+    "another search": (["--config.dataset={folder}", "--config.search=bayes"], "search='bayes'"),
+    "stores that cannot be read": (
+        ["--config.dataset={folder}", "--config.stores=visual"],
+        "is not NAME=PLACE",
+    ),
+    "no seed": (["--config.dataset={folder}", "--config.seeds=()"], "at least one seed"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_sentence_and_nothing_written(folder, tmp_path, fault):
+    flags, words = FAULTS[fault]
+    flags = [flag.format(folder=folder) for flag in flags]
+    found = script("sweep.py", KILLED, *flags, f"--workdir={tmp_path / 'sweep'}")
+    assert found.returncode != 0
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "sweep" / "ledger.jsonl").exists()
