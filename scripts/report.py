@@ -1,19 +1,26 @@
-"""Compares finished runs, or shows on a page what models said of items.
+"""Compares finished runs, reports a sweep, or shows on a page what models said of items.
 
 python scripts/report.py RUN RUN ... --out=DIR        # table.md, table.csv and table.png
+python scripts/report.py --sweep=DIR [--out=DIR] [--reference=LEVEL]   # report.html, .md, ...
 python scripts/report.py --descriptions=DIR,DIR --dataset=DIR --out=DIR   # descriptions.html, .png
 """
 
+import shlex
 from pathlib import Path
 
 from _app import arguments, run
 from absl import flags
 
 from mmjax import gallery, report, showcase
+from mmjax.ablation import page
 from mmjax.data.dataset import load
 from mmjax.errors import InputError
 
-OUT = flags.DEFINE_string("out", "", "folder for the files; by the first run if not given")
+OUT = flags.DEFINE_string("out", "", "folder for the files; by the first run, or the sweep's own")
+SWEEP = flags.DEFINE_string("sweep", "", "a folder that sweep.py works in, finished or not")
+REFERENCE = flags.DEFINE_string(
+    "reference", "", "of --sweep: the level that others are tested against; real, else the first"
+)
 COLUMNS = flags.DEFINE_list("columns", [], "metrics of the table; the usual ones when not given")
 DESCRIPTIONS = flags.DEFINE_list("descriptions", [], "folders that describe.py made, one a model")
 DATASET = flags.DEFINE_string("dataset", "", "of --descriptions: the prepared folder")
@@ -24,7 +31,9 @@ SEED = flags.DEFINE_integer("seed", 0, "of --descriptions: of which are shown")
 def main() -> None:
     if DESCRIPTIONS.value:
         show_descriptions()
-    if arguments() or not DESCRIPTIONS.value:
+    if SWEEP.value:
+        report_sweep()
+    if arguments() or not (DESCRIPTIONS.value or SWEEP.value):
         compare_runs()
 
 
@@ -38,6 +47,18 @@ def show_descriptions() -> None:
     print("wrote", gallery.write(described, dataset, out, **shown))
     if any(dataset.images):
         print("wrote", showcase.write(described[0], dataset, out, seed=SEED.value))
+
+
+def report_sweep() -> None:
+    given = {"sweep": SWEEP.value, "out": OUT.value, "reference": REFERENCE.value}
+    words = [f"--{name}={shlex.quote(value)}" for name, value in given.items() if value]
+    paths = page.write(
+        Path(SWEEP.value),
+        Path(OUT.value or SWEEP.value),
+        reference=REFERENCE.value,
+        command=" ".join(["python scripts/report.py", *words]),
+    )
+    print("wrote", ", ".join(str(path) for path in paths))
 
 
 def compare_runs() -> None:

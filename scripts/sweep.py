@@ -46,6 +46,7 @@ def main() -> None:
         print(estimate.table(estimate.estimate(plan, MOST.value), free))
         return
     running.run(plan, most=MOST.value, retry_failed=RETRY.value, expiry=EXPIRY.value)
+    print(f"done; python scripts/report.py --sweep={workdir} makes its page")
 
 
 if __name__ == "__main__":

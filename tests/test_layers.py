@@ -14,7 +14,7 @@ LAYERS = (
     {"evaluation"},
     {"features", "ensemble", "selection", "setup", "train"},
     {"sweep"},
-    {"report", "gallery", "showcase"},
+    {"report", "gallery", "showcase", "ablation"},
 )
 # What a folder may use although the layer order alone would allow more or less.
 ONLY = {
@@ -82,7 +82,7 @@ def test_configs_import_only_common():
     for path in sorted((ROOT / "configs").rglob("*.py")):
         known = ("configs.common", "ml_collections")
         if path.name == "common.py":  # it finds a sweep's training configs by their names
-            known += ("importlib", "collections.abc", "typing")
+            known += ("copy", "importlib", "collections.abc", "typing")
         for name in imports(path):
             assert name.startswith(known), f"{path}: {name}"
 
