@@ -65,15 +65,17 @@ class Ledger:
             self._lines += 1
 
     def append(self, events: Iterable[Line]) -> None:
-        """Adds events in one write, on disk when this returns.
+        """Adds events in one write, on disk when this returns. What was noted is not repeated, so
+        that whoever comes second with the same trial or choice changes nothing.
 
         Raises:
           InputError: the disk is full or the folder cannot be written; nothing is added then.
         """
         stamp = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": me()}
-        text = "".join(json.dumps(event | stamp, allow_nan=False) + "\n" for event in events)
         with self.locked():
             size = self._whole()
+            new = [event for event in events if not self._has(event)]
+            text = "".join(json.dumps(event | stamp, allow_nan=False) + "\n" for event in new)
             try:
                 with open(self.path, "ab") as file:
                     file.write(text.encode())
@@ -97,6 +99,12 @@ class Ledger:
         with lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)
             yield
+
+    def _has(self, event: Line) -> bool:
+        """Whether it was noted before; a choice may change and a trial fail again."""
+        if event["event"] == "chosen":
+            return self.chosen.get(event["cell"], {}).get("trial") == event["trial"]
+        return event["event"] != "failed" and event["trial"] in getattr(self, event["event"])
 
     def _whole(self) -> int:
         """Bytes of the whole lines; what a kill left behind them is dropped, and said."""

@@ -48,7 +48,7 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
     left, sizes, waiting = survey(plan, ledger, retried), {}, False
     with Progress("trial", left.trials, unit="trial", done=left.done) as progress:
         while left.train or left.test:
-            pack = _next_pack(plan, left.train, leases, most, sizes)
+            pack = _next_pack(plan, left.train, ledger, leases, most, sizes)
             if pack:
                 with leases.kept([trial.id for trial in pack]):
                     retried -= {trial.id for trial in pack}
@@ -71,6 +71,7 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
 def _next_pack(
     plan: Plan,
     undone: Sequence[space.Trial],
+    ledger: Ledger,
     leases: Leases,
     most: int,
     sizes: dict[str, int],
@@ -83,7 +84,7 @@ def _next_pack(
     for folder in sorted(plan.workdir.glob("packs/*/checkpoints")):
         members = files.read_json(folder.parent / "members.json")
         if all(name in by_id for name in members):
-            mine = leases.take(members, len(members))
+            mine = _taken(members, len(members), ledger, leases)
             if len(mine) == len(members):
                 return [by_id[name] for name in members]
             leases.release(mine)
@@ -91,10 +92,21 @@ def _next_pack(
         shared, _ = space.program(group[0].config)
         if shared not in sizes:
             sizes[shared] = most or _fitting(plan, group)
-        mine = leases.take([trial.id for trial in group], sizes[shared])
+        mine = _taken([trial.id for trial in group], sizes[shared], ledger, leases)
         if mine:
             return [by_id[name] for name in mine]
     return []
+
+
+def _taken(names: Sequence[str], most: int, ledger: Ledger, leases: Leases) -> list[str]:
+    """At most so many of the names, now held, but for those that another process settled and gave
+    back since the ledger was last read."""
+    before = ledger.done.keys() | ledger.failed.keys()
+    taken = leases.take(names, most)
+    ledger.refresh()
+    settled = (ledger.done.keys() | ledger.failed.keys()) - before
+    leases.release([name for name in taken if name in settled])
+    return [name for name in taken if name not in settled]
 
 
 def _fitting(plan: Plan, group: Sequence[space.Trial]) -> int:

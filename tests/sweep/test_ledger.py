@@ -39,6 +39,19 @@ def test_events_by_kind(tmp_path):
     assert all(line["by"] and line["at"] for line in other.done.values())
 
 
+def test_what_is_noted_is_not_repeated(tmp_path):
+    """By another process either; a failure may be, and a choice may change."""
+    ledger, other = Ledger(tmp_path), Ledger(tmp_path)
+    events = [event(1, valid=0.5), event(1, "chosen"), event(1, "tested")]
+    ledger.append(events)
+    other.append([*events, event(2, "failed"), event(2, "failed"), event(2, "chosen")])
+    lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["event"] for line in lines]
+    assert kinds == ["done", "chosen", "tested", "failed", "failed", "chosen"]
+    ledger.refresh()
+    assert ledger.chosen["c"]["trial"] == "t2"
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_cut_anywhere_loses_only_the_last_line(tmp_path_factory, data):
