@@ -181,7 +181,10 @@ def trial(cell: Cell, point: Point, seed: int, hashes: Callable[[Config], Any]) 
     config = changed(cell.config, point | {"seed": seed})
     what = {key: value for key, value in setup.plain(config).items() if key not in PLACES}
     text = json.dumps([what, hashes(config)], sort_keys=True)
-    return Trial(hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, point, config)
+    # The point as the ledger gives it back, so that the two compare.
+    return Trial(
+        hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, setup.plain(point), config
+    )
 
 
 def program(config: Config) -> tuple[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def test_what_a_trial_is():
         space.trial(cell, {"lr": 0.1}, 0, lambda config: "other data"),
     ]
     assert len({base.id, *(other.id for other in others)}) == 5
+
+
+def test_a_point_is_as_the_ledger_gives_it_back():
+    (cell,) = [cell for cell in space.cells(sweep()) if cell.name == "bprmf"]
+    trial = space.trial(cell, {"lr_decay": (0.96, 50.0)}, 0, hashes)
+    assert trial.point == json.loads(json.dumps(trial.point)) == {"lr_decay": [0.96, 50.0]}
+    assert trial.config["lr_decay"] == (0.96, 50.0)
 
 
 def test_what_shares_a_program():
