@@ -14,6 +14,7 @@ from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
 from mmjax.evaluation import metrics
 from mmjax.evaluation import protocol as protocols
+from mmjax.features import derived
 from mmjax.recommenders import core
 
 Config = Mapping[str, Any]
@@ -131,20 +132,17 @@ def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
     the dataset's own features/, in the order of their names; every one must be in item order."""
     text = config["features"]
     if text == "auto":
-        folder = Path(config["dataset"]) / "features"
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-        pairs = [(path.name, str(path)) for path in found if not path.name.startswith(".")]
+        pairs = derived.named("", Path(config["dataset"]))
         if not pairs:
             raise InputError(
-                f"{config['recommender']} needs item features and {folder} holds none; run "
-                f"extract.py --dataset={config['dataset']} or give --config.features=NAME=STORE"
+                f"{config['recommender']} needs item features and {config['dataset']}/features "
+                f"holds none; run extract.py --dataset={config['dataset']} or give "
+                "--config.features=NAME=STORE"
             )
     else:
-        pairs = [tuple(part.split("=", 1)) for part in text.split(",") if part]
-        if any(len(pair) != 2 for pair in pairs) or len(dict(pairs)) != len(pairs):
-            raise InputError(f"features {text!r} is not NAME=STORE,NAME=STORE with distinct names")
+        pairs = derived.pairs(text)
     mine = {"item_hash": data.item_hash(), "n_items": data.n_items}
-    return {name: store.open_store(url, **mine) for name, url in pairs}
+    return {name: store.open_store(url, **mine) for name, url in pairs.items()}
 
 
 def tasks(

@@ -11,8 +11,7 @@ from mmjax.ablation.tables import markdown as main_table
 COSTS = (
     "A program trains several trials at once: each is charged its share of the program's time, "
     "compiling and validation included. Peak memory is the host's, of the process that tested the "
-    "cell up to then, so it counts what that process did before. Energy is shown only where the "
-    "device reports it; none here does."
+    "cell up to then, so it counts what that process did before. Energy is not measured."
 )
 
 

@@ -45,7 +45,9 @@ def pairs(text: str) -> dict[str, str]:
     """
     found = [part.split("=", 1) for part in text.split(",") if part]
     if any(len(pair) != 2 for pair in found) or len(dict(found)) != len(found):
-        raise InputError(f"{text!r} is not NAME=PLACE,NAME=PLACE with distinct names")
+        raise InputError(
+            f"{text!r} is not NAME=STORE,NAME=STORE with distinct names (of datasets, NAME=FOLDER)"
+        )
     return dict(found)
 
 

@@ -47,7 +47,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], ledger: Ledger) -> None
             raise InputError(f"the test split was read for trial {trial.id} already")
     config = trials[0].config
     together, data, stores = build(plan, trials)
-    like = selection.weights(build(plan, trials[:1])[0].init())
+    like = jax.tree.map(lambda x: x[:1], selection.weights(together.init()))
     loaded = [_load(plan.workdir / "weights" / trial.id, like) for trial in trials]
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
     evaluate = train.Evaluator(together, setup.tasks(config, data), config, data, {"compile_s": 0})

@@ -29,7 +29,7 @@ FAULTS = {
     "another search": (["--config.dataset={folder}", "--config.search=bayes"], "search='bayes'"),
     "stores that cannot be read": (
         ["--config.dataset={folder}", "--config.stores=visual"],
-        "is not NAME=PLACE",
+        "is not NAME=STORE",
     ),
     "no seed": (["--config.dataset={folder}", "--config.seeds=()"], "at least one seed"),
 }
