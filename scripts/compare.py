@@ -2,6 +2,7 @@
 
   python scripts/compare.py --dataset=DIR --out=OUT
   python scripts/compare.py --dataset=DIR --out=OUT --models=bprmf,freedom --seeds=3
+  python scripts/compare.py --dataset=DIR --out=OUT --factor=1  # published weights, rates alone
 
 Every trained recommender gets a grid of the same size, its points being one program: learning rates
 times factors of one loss weight of its config, that of the contrast if it has one and `l_w` if not.
@@ -33,6 +34,7 @@ EVAL_EVERY = flags.DEFINE_integer("eval_every", 2, "Epochs between evaluations."
 PROTOCOL = flags.DEFINE_string("protocol", "strict", "strict, mmrec or elliot.")
 THRESHOLD = flags.DEFINE_float("threshold", 0.0, "Held-out ratings below it are not relevant.")
 LRS = flags.DEFINE_multi_float("lr", [2e-3, 1e-2], "Learning rates of the grid.")
+FACTORS = flags.DEFINE_multi_float("factor", [], "Of the loss weight; WEIGHTS' if none is given.")
 
 CLASSICAL = """
     random mostpop itemknn userknn ease ials bprmf ngcf lightgcn sgl simgcl layergcn selfcf
@@ -100,7 +102,7 @@ def points(model: str) -> list[_tuning.Point]:
         return [{"lr": lr} for lr in LRS.value]
     return [
         {"lr": lr, weight: traced[weight] * factor}
-        for lr, factor in product(LRS.value, WEIGHTS[weight])
+        for lr, factor in product(LRS.value, FACTORS.value or WEIGHTS[weight])
     ]
 
 
