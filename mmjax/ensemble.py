@@ -1,14 +1,13 @@
 """T trials of one recommender as one program: initialise, train an epoch, evaluate.
 
-A trial is a seed and a set of traced hyper-parameters; everything that shapes the program (model,
-width, layers, batch size, optimiser) is shared. State is a plain pytree with a leading trial axis,
-{"params", "drawn", "opt", "epoch"}; a single run is T = 1 and takes the same path.
+A trial is a seed, a set of traced hyper-parameters and, where several are given, one of the
+catalogues; everything that shapes the program (model, width, layers, batch size, optimiser) is
+shared. State is a plain pytree with a leading trial axis, {"params", "drawn", "opt", "epoch"}; a
+single run is T = 1 and takes the same path.
 """
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,8 +17,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmjax import lifting, optimizer, sampling
 from mmjax import mesh as meshes
-from mmjax import sampling
 from mmjax.errors import InputError
 from mmjax.evaluation import ranking
 from mmjax.recommenders import core
@@ -43,23 +42,68 @@ class Ensemble:
 
     graphdef: nnx.GraphDef
     frozen: Tree  # shared by all trials, on device
+    varied: frozenset[int]  # its leaves that have a leading axis of catalogues, by number
     keys: jax.Array  # [T]
     hypers: dict[str, jax.Array]  # each [T]
+    variant: jax.Array  # [T] int32, which of the catalogues
     data: sampling.Positives | None  # None where nothing is trained
     optimizer: optax.GradientTransformation
     settings: Settings
     mesh: Mesh
     trainable: bool
-    init: Callable[[], Tree]
+    initialise: Callable[[jax.Array, jax.Array], Tree]  # of keys and variants
+    programs: dict[int, Any] = field(default_factory=dict)  # `epoch`, compiled, by T
 
     @property
     def steps(self) -> int:
         return sampling.steps(self.data, self.settings.batch_size)
 
+    def init(self) -> Tree:
+        """The state before the first epoch."""
+        epoch = jax.device_put(jnp.zeros(len(self.keys), jnp.int32), meshes.trials(self.mesh))
+        return self.initialise(self.keys, self.variant) | {"epoch": epoch}
+
     def merge(self, state: Tree, frozen: Tree) -> nnx.Module:
-        """The recommender of one trial."""
+        """The recommender of one trial; `frozen` is of one catalogue."""
         parts = (nnx.State(state["params"]), nnx.State(state["drawn"]), frozen)
         return nnx.merge(self.graphdef, *parts)
+
+    def take(self, places: Sequence[int]) -> "Ensemble":
+        """The trials at these places; they compile anew, once for each number of them."""
+        own = (self.keys, self.hypers, self.variant)
+        keys, hypers, variant = lifting.take(own, np.asarray(places), self.mesh)
+        return replace(self, keys=keys, hypers=hypers, variant=variant)
+
+    def given(
+        self,
+        seeds: Sequence[int],
+        hypers: Mapping[str, Sequence[float]],
+        variant: Sequence[int] | None = None,
+    ) -> "Ensemble":
+        """As many trials as there are seeds, of the same recommender and catalogues.
+
+        Raises:
+          ValueError: not as many values of a hyper-parameter, or of `variant`.
+          InputError: the mesh cannot split so many trials.
+        """
+        variant = [0] * len(seeds) if variant is None else variant
+        for name, values in {**hypers, "variant": variant}.items():
+            if len(values) != len(seeds):
+                raise ValueError(f"{len(seeds)} seeds but {len(values)} values of {name}")
+        if len(seeds) % self.mesh.shape["trial"]:
+            raise InputError(
+                f"the mesh splits trials over {self.mesh.shape['trial']} devices and there are "
+                f"{len(seeds)}; a single run needs trial=1"
+            )
+        where = meshes.trials(self.mesh)
+        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+        values = {name: jnp.asarray(each, jnp.float32) for name, each in hypers.items()}
+        return replace(
+            self,
+            keys=jax.device_put(keys, where),
+            hypers=jax.device_put(values, where),
+            variant=jax.device_put(jnp.asarray(variant, jnp.int32), where),
+        )
 
     def epoch(self, steps: int | None = None) -> Callable[..., tuple[Tree, jax.Array]]:
         """A jitted `(state, hypers, keys, active, frozen, data) -> (state, losses [T, steps])`.
@@ -72,13 +116,15 @@ class Ensemble:
         """
         steps = steps or self.steps
 
-        def one(state: Tree, hyper: dict, key: jax.Array, active: jax.Array, *shared: Tree):
+        def one(state: Tree, own: tuple, active: jax.Array, *shared: Tree):
             if len(self.keys) == 1:
-                return train(state, hyper, key, *shared)
-            turn = lambda carry: train(carry[0], hyper, key, *shared)  # noqa: E731
-            return _if(active, turn, (state, jnp.zeros(steps)))
+                return train(state, own, *shared)
+            turn = lambda carry: train(carry[0], own, *shared)  # noqa: E731
+            return lifting.run_if(active, turn, (state, jnp.zeros(steps)))
 
-        def train(state: Tree, hyper: dict, key: jax.Array, frozen: Tree, data: sampling.Positives):
+        def train(state: Tree, own: tuple, frozen: Tree, data: sampling.Positives):
+            key, hyper, variant = own
+            frozen = lifting.choose(frozen, self.varied, variant)
             key = jax.random.fold_in(key, state["epoch"])
             of_batches, of_epoch, of_loss = jax.random.split(key, 3)
             model = self.merge(state, frozen)
@@ -109,16 +155,20 @@ class Ensemble:
             after = {"params": params, "opt": opt, "epoch": state["epoch"] + 1}
             return state | after, losses
 
-        return jax.jit(self._lift(one, 4), donate_argnums=0)
+        return jax.jit(lifting.over_trials(one, 3, self.mesh), donate_argnums=0)
 
-    @cached_property
+    @property
     def program(self) -> Any:
-        """`epoch`, compiled; nothing is allocated for it."""
-        return self.epoch().lower(*self.arguments(self.shapes())).compile()
+        """`epoch`, compiled once for each T; nothing is allocated for it."""
+        count = len(self.keys)
+        if count not in self.programs:
+            arguments = self.arguments(self.shapes())
+            self.programs[count] = self.epoch().lower(*arguments).compile()
+        return self.programs[count]
 
     def shapes(self) -> Tree:
         """The state that `init` gives, as shapes and where they lie."""
-        where = meshes.replicated(self.mesh)
+        where = meshes.trials(self.mesh)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             jax.eval_shape(self.init),
@@ -126,20 +176,22 @@ class Ensemble:
 
     def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
         """Of `epoch`; all T trials are active unless said otherwise."""
-        return state, self.hypers, self.keys, self.flags(active), self.frozen, self.data
+        own = (self.keys, self.hypers, self.variant)
+        return state, own, self.flags(active), self.frozen, self.data
 
     def flags(self, active: Sequence[bool] | None = None) -> jax.Array:
         """Which trials are active, [T], on the devices; all if not said otherwise."""
         active = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
-        return jax.device_put(active, meshes.replicated(self.mesh))
+        return jax.device_put(active, meshes.trials(self.mesh))
 
     def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> Callable[..., dict]:
-        """A jitted `(state, active, frozen, chunks) -> ranking.rank's results`, each with a trial
-        axis. Of several trials, one that is not active has zeros, and costs a CPU nothing."""
+        """A jitted `(state, variant, active, frozen, chunks) -> ranking.rank's results`, each with
+        a trial axis. Of several trials, one that is not active has zeros, and costs a CPU nothing.
+        """
 
-        def one(state: Tree, active: jax.Array, frozen: Tree, chunks: ranking.Chunks) -> dict:
+        def one(state: Tree, variant: jax.Array, active: jax.Array, frozen: Tree, chunks: Any):
             def rank(_: Any = None) -> dict:
-                model = self.merge(state, frozen)
+                model = self.merge(state, lifting.choose(frozen, self.varied, variant))
                 return ranking.rank(
                     model.scores,
                     model.tables(),
@@ -152,147 +204,96 @@ class Ensemble:
             if len(self.keys) == 1:
                 return rank()
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rank))
-            return _if(active, rank, nothing)
+            return lifting.run_if(active, rank, nothing)
 
-        return jax.jit(self._lift(one, 2))
-
-    def _lift(self, function: Callable, batched: int) -> Callable:
-        return over_trials(function, batched, in_turn=meshes.is_cpu(self.mesh))
+        return jax.jit(lifting.over_trials(one, 3, self.mesh))
 
     def _split_rows(self, array: jax.Array) -> jax.Array:
         """Spreads rows over the mesh's data axis, where they divide."""
-        if self.mesh.size == 1 or array.shape[0] % self.mesh.shape["data"]:
+        if self.mesh.shape["data"] == 1 or array.shape[0] % self.mesh.shape["data"]:
             return array
         return jax.lax.with_sharding_constraint(array, meshes.rows(self.mesh))
 
 
-def over_trials(function: Callable, batched: int, *, in_turn: bool) -> Callable:
-    """Lifts a function of one trial to T trials: its first `batched` arguments get a trial axis.
-
-    Accelerators run the trials side by side (vmap). A CPU runs them in turn: one trial keeps its
-    cores busy, the tables of one stay in cache, and each trial is bit for bit what it is alone.
-    """
-
-    def call(*args: Any) -> Any:
-        trials, shared = args[:batched], args[batched:]
-        if jax.tree.leaves(trials)[0].shape[0] == 1:
-            out = function(*jax.tree.map(lambda x: x[0], trials), *shared)
-            return jax.tree.map(lambda x: x[None], out)
-        if in_turn:
-            return jax.lax.map(lambda own: function(*own, *shared), trials)
-        return jax.vmap(lambda *own: function(*own, *shared))(*trials)
-
-    return call
-
-
-def _if(active: jax.Array, function: Callable[[Tree], Tree], otherwise: Tree) -> Tree:
-    """`function(otherwise)` where a trial is active, else `otherwise`: a loop of one turn or none.
-
-    A `cond` would do, but compiles SMORE's step otherwise than that of a single trial, to other
-    last bits.
-    """
-    return jax.lax.fori_loop(0, active.astype(jnp.int32), lambda _, x: function(x), otherwise)
-
-
 def build(
     recommender: type[nnx.Module],
-    catalog: core.Catalog,
+    catalog: core.Catalog | Sequence[core.Catalog],
     options: Mapping[str, Any],
     *,
     seeds: Sequence[int],
     hypers: Mapping[str, Sequence[float]],
     settings: Settings,
     mesh: Mesh,
+    variant: Sequence[int] | None = None,
 ) -> Ensemble:
     """Builds T = len(seeds) trials.
 
     Args:
       recommender: a class that fulfils the contract of `recommenders.core`.
+      catalog: one, or several that differ in nothing but the values of their features.
       options: keyword arguments of its `__init__`.
       hypers: "lr" and the keyword arguments of its `loss`, T values each.
+      variant: the number of each trial's catalogue.
 
     Raises:
-      InputError: an unknown sampler or optimiser, or unusable interactions.
+      InputError: an unknown sampler or optimiser, unusable interactions, or a mesh that cannot
+        split T trials.
       ValueError: not T values of a hyper-parameter.
+      lifting.Unlike: the catalogues make different programs of the recommender.
     """
-    for name, values in hypers.items():
-        if len(values) != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds but {len(values)} values of {name}")
+    catalogs = [catalog] if isinstance(catalog, core.Catalog) else list(catalog)
     core.choice("sampler", settings.sampler, sampling.SAMPLERS)
-    optimizer = parse_optimizer(settings.optimizer)
+    chain = optimizer.parse(settings.optimizer)
     trainable, data = hasattr(recommender, "loss"), None
     if trainable:  # what is not trained draws no negatives, and may have users without any
-        data = sampling.positives(catalog.train_user, catalog.train_item, catalog.n_users)
+        first = catalogs[0]
+        data = sampling.positives(first.train_user, first.train_item, first.n_users)
         settings = replace(settings, batch_size=min(settings.batch_size, len(data.user)))
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    shared: dict[str, Any] = {}  # what constructing one trial finds to be the same for all
 
-    def draw(key: jax.Array) -> Tree:
-        model = recommender(catalog, **options, rngs=nnx.Rngs(params=jax.random.fold_in(key, 0)))
-        shared["graphdef"], params, drawn, shared["frozen"] = nnx.split(
-            model, nnx.Param, core.Drawn, ...
-        )
-        params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
-        return {"params": params, "drawn": drawn, "opt": optimizer.init(params)}
+    def construct(catalog: core.Catalog) -> tuple:
+        """Traced once. What initialising reads of the catalogue (features of a hundred megabytes,
+        say) becomes an argument: inside the program such a constant takes XLA seconds and several
+        copies."""
+        found: list[Any] = []  # what constructing one trial finds to be the same for all
 
-    # Traced once. What it read of the catalogue (features of a hundred megabytes, say) becomes an
-    # argument: inside the program such a constant takes XLA seconds and several copies.
-    drawn, like = jax.make_jaxpr(draw, return_shape=True)(keys[0])
-    structure = jax.tree.structure(like)
+        def draw(key: jax.Array) -> Tree:
+            rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
+            model = recommender(catalog, **options, rngs=rngs)
+            graphdef, params, drawn, frozen = nnx.split(model, nnx.Param, core.Drawn, ...)
+            found[:] = graphdef, frozen
+            params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
+            return {"params": params, "drawn": drawn, "opt": chain.init(params)}
 
-    def redraw(key: jax.Array, constants: Sequence[jax.Array]) -> Tree:
-        return structure.unflatten(jax.core.eval_jaxpr(drawn.jaxpr, constants, key))
+        return *jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0)), *found
 
+    drawn, like, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
+    if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
+        raise lifting.Unlike("these catalogues make different programs")
     everywhere = meshes.replicated(mesh)
-    in_turn = meshes.is_cpu(mesh)
-    initialise = jax.jit(over_trials(redraw, 1, in_turn=in_turn), out_shardings=everywhere)
-    constants = jax.device_put(drawn.consts, everywhere)
+    frozen, varied = lifting.stack(frozen)
+    constants, varied_constants = lifting.stack([one.consts for one in drawn])
+    constants = jax.device_put(constants, everywhere)
 
-    def init() -> Tree:
-        epoch = jnp.zeros(len(seeds), jnp.int32)
-        return initialise(keys, constants) | {"epoch": jax.device_put(epoch, everywhere)}
+    def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
+        own = lifting.choose(constants, varied_constants, variant)
+        return jax.tree.structure(like[0]).unflatten(jax.core.eval_jaxpr(drawn[0].jaxpr, own, key))
 
-    return Ensemble(
-        graphdef=shared["graphdef"],
-        frozen=jax.device_put(shared["frozen"], everywhere),
-        keys=jax.device_put(keys, everywhere),
-        hypers={
-            name: jax.device_put(jnp.asarray(values, jnp.float32), everywhere)
-            for name, values in hypers.items()
-        },
+    lifted = jax.jit(lifting.over_trials(redraw, 2, mesh), out_shardings=meshes.trials(mesh))
+    made = Ensemble(
+        graphdef=graphdefs[0],
+        frozen=jax.device_put(frozen, everywhere),
+        varied=varied,
+        keys=jnp.zeros(0),  # `given` says
+        hypers={},
+        variant=jnp.zeros(0),
         data=jax.device_put(data, everywhere),
-        optimizer=optimizer,
+        optimizer=chain,
         settings=settings,
         mesh=mesh,
         trainable=trainable,
-        init=init,
+        initialise=lambda keys, variant: lifted(keys, variant, constants),
     )
-
-
-def parse_optimizer(text: str) -> optax.GradientTransformation:
-    """An optax chain from e.g. `"clip_by_global_norm(1.0), scale_by_adam(b1=0.9)"`.
-
-    The loop multiplies the chain's result by minus the learning rate, so the parts are optax's
-    transformations (`scale_by_...`, `clip_by_...`, `add_decayed_weights`), not whole optimisers.
-
-    Raises:
-      InputError: the text is no list of calls with literal arguments, or optax lacks a name.
-    """
-    try:
-        tree = ast.parse(f"({text},)", mode="eval").body
-        parts = []
-        for call in tree.elts:
-            positional = [ast.literal_eval(a) for a in call.args]
-            named = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-            parts.append(getattr(optax, call.func.id)(*positional, **named))
-        if not all(isinstance(part, optax.GradientTransformation) for part in parts):
-            raise TypeError("not a gradient transformation")
-    except (SyntaxError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"optimizer {text!r} is not a list of optax transformations such as "
-            f"'clip_by_global_norm(1.0), scale_by_adam()': {error}"
-        ) from None
-    return optax.chain(*parts)
+    return made.given(seeds, hypers, variant)
 
 
 def pick(tree: Tree, trial: int) -> Tree:

@@ -59,8 +59,16 @@ def make(spec: str = "data=-1") -> Mesh:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over `data`: a batch, or the users of an evaluation chunk."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Leading axis split over `data`: a batch, or the users of an evaluation chunk.
+
+    Within a `shard_map` over other axes it speaks of the mesh as it is there."""
+    within = jax.sharding.get_abstract_mesh()
+    return NamedSharding(mesh if within.empty else within, PartitionSpec("data"))
+
+
+def trials(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over `trial`; the same whole array on every device where that is 1."""
+    return NamedSharding(mesh, PartitionSpec("trial" if mesh.shape["trial"] > 1 else None))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -88,28 +88,40 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def trials(
     config: Config,
     data: datasets.Dataset,
-    stores: Mapping[str, store.Store],
+    stores: Mapping[str, store.Store] | Sequence[Mapping[str, store.Store]],
     points: Sequence[Mapping[str, float]] = ({},),
+    variant: Sequence[int] | None = None,
 ) -> ensemble.Ensemble:
     """The ensemble that a config describes: a trial for each point, which is what differs in it of
-    `lr`, `seed` and the options of the recommender's `loss`."""
+    `lr`, `seed` and the options of the recommender's `loss`; and where there are several sets of
+    stores, `variant` says which is whose."""
     grid = meshes.make(config["mesh"])
     recommender = core.find(config["recommender"])
-    options, traced = core.split_options(recommender, config["model"])
-    values = {"lr": config["lr"], **traced}
+    options, _ = core.split_options(recommender, config["model"])
     settings = ensemble.Settings(
         **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
         lr_decay=tuple(config["lr_decay"]),
     )
+    every = [stores] if isinstance(stores, Mapping) else stores
     return ensemble.build(
         recommender,
-        catalog(config, data, stores, grid),
+        [catalog(config, data, each, grid) for each in every],
         options,
-        seeds=[point.get("seed", config["seed"]) for point in points],
-        hypers={name: [point.get(name, v) for point in points] for name, v in values.items()},
+        **seeds_and_hypers(config, points),
         settings=settings,
         mesh=grid,
+        variant=variant,
     )
+
+
+def seeds_and_hypers(config: Config, points: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Seeds and hyper-parameters of points, as an ensemble is given them."""
+    _, traced = core.split_options(core.find(config["recommender"]), config["model"])
+    values = {"lr": config["lr"], **traced}
+    return {
+        "seeds": [point.get("seed", config["seed"]) for point in points],
+        "hypers": {name: [point.get(name, v) for point in points] for name, v in values.items()},
+    }
 
 
 def catalog(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax import __version__, ensemble, files, journal, selection, setup, store
+from mmjax import __version__, ensemble, files, journal, lifting, selection, setup, store
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
@@ -139,7 +139,8 @@ class Evaluator:
         self._protocol = protocols.find(config["protocol"], config["threshold"])
         self._popularity = np.bincount(data.train.item, minlength=data.n_items)
         self._n_users, self._n_items = data.n_users, data.n_items
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[tuple[str, int], Any] = {}
+        self._chunks: dict[str, ranking.Chunks] = {}
         timing.setdefault("eval_s", [])
 
     def __call__(
@@ -147,26 +148,25 @@ class Evaluator:
     ) -> list[ranking.Ranking | None]:
         """A ranking of each trial, None of one that is not active (all are if not said otherwise);
         `lists=False` leaves out the metrics of the lists' make-up."""
-        state = selection.weights(state)
-        active = [True] * len(self._trials.keys) if active is None else active
-        if split not in self._compiled:
-            self._compiled[split] = self._compile(state, split)
-        program, chunks = self._compiled[split]
+        trials, state = self._trials, selection.weights(state)
+        active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
+        places = lifting.places(active, trials.mesh)
+        if len(places) < len(active):
+            trials, state = trials.take(places), lifting.take(state, places, trials.mesh)
+        program, chunks = self._compile(trials, state, split)
         begin = time.perf_counter()
-        flags = self._trials.flags(active)
-        result = jax.device_get(program(state, flags, self._trials.frozen, chunks))
-        rankings = [
-            ranking.summarise(
-                ensemble.pick(result, trial),
-                self._tasks[split],
-                popularity=self._popularity,
-                n_users=self._n_users,
-                cutoffs=self._config["cutoffs"] if lists else (),
-            )
-            if is_active
-            else None
-            for trial, is_active in enumerate(active)
-        ]
+        arguments = (state, trials.variant, trials.flags(active[places]), trials.frozen, chunks)
+        result = jax.device_get(program(*arguments))
+        rankings: list[ranking.Ranking | None] = [None] * len(active)
+        for place, trial in enumerate(places):
+            if active[trial]:
+                rankings[trial] = ranking.summarise(
+                    ensemble.pick(result, place),
+                    self._tasks[split],
+                    popularity=self._popularity,
+                    n_users=self._n_users,
+                    cutoffs=self._config["cutoffs"] if lists else (),
+                )
         self._timing["eval_s"].append(time.perf_counter() - begin)
         return rankings
 
@@ -177,19 +177,27 @@ class Evaluator:
         value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
         return value if digits is None else round(value, digits)
 
-    def _compile(self, state: Tree, split: str) -> tuple[Any, ranking.Chunks]:
-        grid, spread = self._trials.mesh, self._trials.mesh.shape["data"]
-        scores = ranking.CPU_CHUNK if meshes.is_cpu(grid) else ranking.ACCELERATOR_CHUNK * spread
-        chunks = ranking.chunk(self._tasks[split], self._n_items, multiple=spread, scores=scores)
-        chunks = jax.device_put(chunks, meshes.replicated(grid))
-        program = self._trials.evaluate(
-            self._config["cutoffs"], map_capped=self._protocol.map_capped
-        )
-        begin = time.perf_counter()
-        arguments = (state, self._trials.flags(), self._trials.frozen, chunks)
-        compiled = program.lower(*arguments).compile()
-        self._timing["compile_s"] += time.perf_counter() - begin
-        return compiled, chunks
+    def _compile(
+        self, trials: ensemble.Ensemble, state: Tree, split: str
+    ) -> tuple[Any, ranking.Chunks]:
+        """The program of so many trials and the users of a split, made when first asked for."""
+        grid, spread = trials.mesh, trials.mesh.shape["data"]
+        if split not in self._chunks:
+            scores = (
+                ranking.CPU_CHUNK if meshes.is_cpu(grid) else ranking.ACCELERATOR_CHUNK * spread
+            )
+            chunks = ranking.chunk(
+                self._tasks[split], self._n_items, multiple=spread, scores=scores
+            )
+            self._chunks[split] = jax.device_put(chunks, meshes.replicated(grid))
+        key, chunks = (split, len(trials.keys)), self._chunks[split]
+        if key not in self._compiled:
+            program = trials.evaluate(self._config["cutoffs"], map_capped=self._protocol.map_capped)
+            begin = time.perf_counter()
+            arguments = (state, trials.variant, trials.flags(), trials.frozen, chunks)
+            self._compiled[key] = program.lower(*arguments).compile()
+            self._timing["compile_s"] += time.perf_counter() - begin
+        return self._compiled[key], chunks
 
 
 def fit(
@@ -221,17 +229,11 @@ def fit(
         print(f"resumed {workdir} after epoch {step}", flush=True)
     timing["epoch_s"], saved = [], time.monotonic()
     if total > progress["epoch"] and not all(selection.finished(progress, config)):
-        begin = time.perf_counter()
-        train = trials.program
-        timing["compile_s"] += time.perf_counter() - begin
+        compiled(trials, timing)
     with journal.Journal(workdir, total, progress["epoch"]) as log:
         while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
-            begin = time.perf_counter()
             active = np.logical_not(ended)
-            with jax.transfer_guard("disallow"):
-                state, losses = train(*trials.arguments(state, active))
-            losses = jax.device_get(losses)
-            timing["epoch_s"].append(time.perf_counter() - begin)
+            state, losses = epoch_of(trials, state, active, timing)
             epoch = progress["epoch"] = progress["epoch"] + 1
             state = selection.drop_diverged(state, best, losses, progress)
             active &= np.equal(progress["diverged"], 0)
@@ -256,6 +258,37 @@ def fit(
         checkpoints.save(0, {"state": state, "best": best}, progress)
     checkpoints.wait()
     return best, progress
+
+
+def epoch_of(
+    trials: ensemble.Ensemble, state: Tree, active: np.ndarray, timing: dict[str, Any]
+) -> tuple[Tree, np.ndarray]:
+    """The state after an epoch of the active trials, and losses [T, steps], zeros of the others."""
+    places = lifting.places(active, trials.mesh)
+    few = trials if len(places) == len(active) else trials.take(places)
+    train = compiled(few, timing)
+    begin = time.perf_counter()
+    if few is trials:
+        with jax.transfer_guard("disallow"):
+            state, losses = train(*trials.arguments(state, active))
+        found = jax.device_get(losses)
+    else:
+        part = lifting.take(state, places, trials.mesh)
+        with jax.transfer_guard("disallow"):
+            part, losses = train(*few.arguments(part, active[places]))
+        state = lifting.put(state, places, part, trials.mesh)
+        found = np.zeros((len(active), trials.steps), np.float32)
+        found[places] = jax.device_get(losses)
+    timing["epoch_s"].append(time.perf_counter() - begin)
+    return state, found
+
+
+def compiled(trials: ensemble.Ensemble, timing: dict[str, Any]) -> Any:
+    """The program of an epoch, and the time that it takes to make it, if it is not there yet."""
+    begin = time.perf_counter()
+    program = trials.program
+    timing["compile_s"] += time.perf_counter() - begin
+    return program
 
 
 def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {"errors", "files", "bisection", "mesh", "checkpoint", "progress"},
+    {"errors", "files", "bisection", "mesh", "lifting", "optimizer", "checkpoint", "progress"},
     {"data", "store", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},

@@ -14,7 +14,7 @@ import pytest
 import worlds
 
 from configs import bprmf, itemknn, lightgcn, vbpr
-from mmjax import ensemble, files, report, selection, setup, store, train
+from mmjax import ensemble, files, optimizer, report, selection, setup, store, train
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
 from mmjax.errors import InputError
@@ -252,9 +252,9 @@ def test_features_with_nan_never_become_a_store(folder, tmp_path):
 
 
 def test_any_optax_chain():
-    chain = ensemble.parse_optimizer("clip_by_global_norm(1.0), scale_by_adam(b1=0.8)")
+    chain = optimizer.parse("clip_by_global_norm(1.0), scale_by_adam(b1=0.8)")
     state = chain.init({"w": np.ones(3, np.float32)})
     updates, _ = chain.update({"w": np.full(3, 100, np.float32)}, state)
     assert np.isfinite(updates["w"]).all()
     with pytest.raises(InputError, match="optax"):
-        ensemble.parse_optimizer("__import__('os').system('true')")
+        optimizer.parse("__import__('os').system('true')")

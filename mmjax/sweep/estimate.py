@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mmjax import ensemble, selection, setup, train
+from mmjax import ensemble, lifting, selection, setup, train
 from mmjax import mesh as meshes
 from mmjax.sweep import packing, space
-from mmjax.sweep.survey import Plan, build
+from mmjax.sweep.packing import Packer
+from mmjax.sweep.survey import Plan
 
 STEPS = 9  # timed, the first apart: it has what an epoch begins with
 
@@ -36,35 +37,41 @@ class Estimate(NamedTuple):
 
 def estimate(plan: Plan, most: int = 0) -> list[Estimate]:
     """An estimate of each program of a sweep, nothing written but what features are derived."""
-    groups = packing.by_program(every_trial(plan))
-    measured: dict[str, tuple] = {}
-    found = []
-    for group in groups:
-        config = group[0].config
-        _, stores = plan.shelf.open(config)
-        shapes = {name: opened.shape for name, opened in stores.items()}
-        same = json.dumps([space.program(config | {"features": ""})[0], shapes, len(group)])
-        if same not in measured:
-            measured[same] = _measure(plan, group, most)
-        at_once, compile_s, epoch_s, eval_s, memory, state, weights = measured[same]
-        evaluations = -(-config["epochs"] // config["eval_every"]) if epoch_s is not None else 1
-        each = (epoch_s or 0.0) * config["epochs"] + eval_s * evaluations
-        cells = list(dict.fromkeys(trial.cell for trial in group))
-        kept = len(cells) * len(plan.sweep["seeds"])
-        found.append(
-            Estimate(
-                cells,
-                len(group),
-                at_once,
-                compile_s,
-                epoch_s,
-                eval_s,
-                compile_s + each * len(group),
-                memory,
-                2 * at_once * (state + weights) + kept * weights,
-            )
-        )
-    return found
+    packer, measured = Packer(plan.shelf, most), {}
+    while True:
+        try:
+            return [
+                _of_group(plan, group, packer, measured)
+                for group in packer.groups(every_trial(plan))
+            ]
+        except lifting.Unlike:  # the packer knows it now, and groups them otherwise
+            continue
+
+
+def _of_group(
+    plan: Plan, group: Sequence[space.Trial], packer: Packer, measured: dict[str, tuple]
+) -> Estimate:
+    config = group[0].config
+    shared, _ = space.program(config | {"features": ""})
+    same = json.dumps([shared, plan.shelf.shapes(config), len(group)])
+    if same not in measured:
+        measured[same] = _measure(plan, group, packer)
+    at_once, compile_s, epoch_s, eval_s, memory, state, weights = measured[same]
+    evaluations = -(-config["epochs"] // config["eval_every"]) if epoch_s is not None else 1
+    each = (epoch_s or 0.0) * config["epochs"] + eval_s * evaluations
+    cells = list(dict.fromkeys(trial.cell for trial in group))
+    kept = len(cells) * len(plan.sweep["seeds"])
+    return Estimate(
+        cells,
+        len(group),
+        at_once,
+        compile_s,
+        epoch_s,
+        eval_s,
+        compile_s + each * len(group),
+        memory,
+        2 * at_once * (state + weights) + kept * weights,
+    )
 
 
 def every_trial(plan: Plan) -> list[space.Trial]:
@@ -82,18 +89,17 @@ def every_trial(plan: Plan) -> list[space.Trial]:
     return trials
 
 
-def _measure(plan: Plan, group: Sequence[space.Trial], most: int) -> tuple:
+def _measure(plan: Plan, group: Sequence[space.Trial], packer: Packer) -> tuple:
     """Trials at once, compile, epoch and evaluation seconds of one, and bytes."""
-    wanted = min(most, len(group)) if most else len(group)
-    at_once = packing.most_at_once(lambda n: build(plan, group[:n])[0], wanted)
-    together, data, _ = build(plan, group[:at_once])
+    at_once = min(packer.size(group), len(group))
+    together, data = packer.build(group[:at_once]), packer.data(group[0].config)
     config, shapes = group[0].config, together.shapes()
     memory = packing.needed(together) if together.trainable else packing.nbytes(shapes)
     sizes = packing.nbytes(shapes) // at_once, packing.nbytes(selection.weights(shapes)) // at_once
     # A CPU trains the trials in turn, so that one of them tells all; else all must be timed.
-    timed, share = (
-        (build(plan, group[:1])[0], 1) if meshes.is_cpu(together.mesh) else (together, at_once)
-    )
+    grid = together.mesh
+    fewest = grid.shape["trial"] if meshes.is_cpu(grid) else len(together.keys)
+    timed, share = together.take(range(fewest)), min(fewest, at_once)
     begin, epoch_s = time.perf_counter(), None
     if timed.trainable:
         steps = min(STEPS, timed.steps)

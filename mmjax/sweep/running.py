@@ -21,13 +21,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mmjax import files, setup, train
+from mmjax import files, lifting, setup, train
 from mmjax.checkpoint import Checkpoints
 from mmjax.progress import Progress
-from mmjax.sweep import packing, space, testing
+from mmjax.sweep import space, testing
 from mmjax.sweep.leases import Leases
 from mmjax.sweep.ledger import Ledger
-from mmjax.sweep.survey import Plan, build, claim, event, survey
+from mmjax.sweep.packing import Packer
+from mmjax.sweep.survey import Plan, claim, event, survey
 
 
 def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float = 300.0) -> None:
@@ -45,15 +46,18 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
     ledger = Ledger(plan.workdir)
     retried = set(ledger.failed) if retry_failed else set()
     leases = Leases(plan.workdir / "leases", ledger.locked, expiry)
-    left, sizes, waiting = survey(plan, ledger, retried), {}, False
+    left, packer, waiting = survey(plan, ledger, retried), Packer(plan.shelf, most), False
     with Progress("trial", left.trials, unit="trial", done=left.done) as progress:
         while left.train or left.test:
-            pack = _next_pack(plan, left.train, ledger, leases, most, sizes)
-            if pack:
-                with leases.kept([trial.id for trial in pack]):
-                    retried -= {trial.id for trial in pack}
-                    _train(plan, pack, ledger, leases)
-            worked = pack or testing.test(plan, left.test, ledger, leases)
+            try:
+                pack = _next_pack(plan, left.train, packer, ledger, leases)
+                if pack:
+                    with leases.kept([trial.id for trial in pack]):
+                        _train(plan, pack, packer, ledger, leases)
+                        retried -= {trial.id for trial in pack}
+                worked = pack or testing.test(plan, left.test, packer, ledger, leases)
+            except lifting.Unlike:  # the packer knows it now, and groups them otherwise
+                continue
             if not worked:
                 if not waiting:
                     print("waiting for what other processes are doing", flush=True)
@@ -71,10 +75,9 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
 def _next_pack(
     plan: Plan,
     undone: Sequence[space.Trial],
+    packer: Packer,
     ledger: Ledger,
     leases: Leases,
-    most: int,
-    sizes: dict[str, int],
 ) -> list[space.Trial]:
     """Trials of one program that this process now holds; none if others hold all.
 
@@ -88,11 +91,8 @@ def _next_pack(
             if len(mine) == len(members):
                 return [by_id[name] for name in members]
             leases.release(mine)
-    for group in packing.by_program(undone):
-        shared, _ = space.program(group[0].config)
-        if shared not in sizes:
-            sizes[shared] = most or _fitting(plan, group)
-        mine = _taken([trial.id for trial in group], sizes[shared], ledger, leases)
+    for group in packer.groups(undone):
+        mine = _taken([trial.id for trial in group], packer.size(group), ledger, leases)
         if mine:
             return [by_id[name] for name in mine]
     return []
@@ -109,16 +109,14 @@ def _taken(names: Sequence[str], most: int, ledger: Ledger, leases: Leases) -> l
     return [name for name in taken if name not in settled]
 
 
-def _fitting(plan: Plan, group: Sequence[space.Trial]) -> int:
-    """How many trials of a group to train at a time; all where the config does not even build."""
-    try:
-        return packing.most_at_once(lambda n: build(plan, group[:n])[0], len(group))
-    except (ValueError, TypeError):  # its training will say what is wrong, and note it
-        return len(group)
+def _train(
+    plan: Plan, pack: Sequence[space.Trial], packer: Packer, ledger: Ledger, leases: Leases
+) -> None:
+    """Trains a pack; its results, or the error that its config causes, go to the ledger.
 
-
-def _train(plan: Plan, pack: Sequence[space.Trial], ledger: Ledger, leases: Leases) -> None:
-    """Trains a pack; its results, or the error that its config causes, go to the ledger."""
+    Raises:
+      lifting.Unlike: as `Packer.build`.
+    """
     names = [trial.id for trial in pack]
     identity = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
     folder = plan.workdir / "packs" / identity
@@ -128,7 +126,7 @@ def _train(plan: Plan, pack: Sequence[space.Trial], ledger: Ledger, leases: Leas
     config, timing = pack[0].config, {"compile_s": 0.0}
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        trials, data, _ = build(plan, pack)
+        trials, data = packer.build(pack), packer.data(config)
         tasks = setup.tasks(config, data, ("valid",))
         evaluate = train.Evaluator(trials, tasks, config, data, timing)
         best, progress = train.fit(
@@ -137,6 +135,9 @@ def _train(plan: Plan, pack: Sequence[space.Trial], ledger: Ledger, leases: Leas
         if not trials.trainable:
             found = evaluate(best, "valid", lists=False)
             progress["best"] = [evaluate.select(one) for one in found]
+    except lifting.Unlike:
+        shutil.rmtree(folder)
+        raise
     except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
         print(f"{pack[0].cell}: failed, {reason}", flush=True)

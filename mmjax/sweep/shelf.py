@@ -40,6 +40,10 @@ class Shelf:
         of_stores = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
         return {"data": data.interaction_hash(), "features": of_stores}
 
+    def shapes(self, config: space.Config) -> dict[str, tuple[int, ...]]:
+        """The shape of each modality that a config names."""
+        return {name: opened.shape for name, opened in self.open(config)[1].items()}
+
     def data_hashes(self) -> dict[str, str]:
         """The interactions' hash of every dataset that was opened, by its folder."""
         return {folder: data.interaction_hash() for folder, data in self._data.items()}

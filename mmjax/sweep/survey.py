@@ -1,10 +1,10 @@
 """What of a sweep is left: trials to train, choices to make, test splits to read."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmjax import ensemble, files, setup
+from mmjax import files, setup
 from mmjax.errors import InputError
 from mmjax.sweep import search, space
 from mmjax.sweep.ledger import Ledger
@@ -63,7 +63,9 @@ def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
         to_train += undone
         if undone or len(points) < count:
             continue
-        best = choose(cell, list(trials.values()), ledger)
+        best = choose(
+            cell, list(trials.values()), lambda p, of=of: [of(p, s) for s in seeds], ledger
+        )
         if best is None:  # every point failed, and so has the cell
             settled += len(seeds) - 1
             continue
@@ -84,38 +86,38 @@ def _undone(trial: space.Trial, ledger: Ledger, retried: Collection[str]) -> boo
     return trial.id not in ledger.done and not failed
 
 
-def choose(cell: space.Cell, trials: Sequence[space.Trial], ledger: Ledger) -> space.Trial | None:
+def choose(
+    cell: space.Cell,
+    trials: Sequence[space.Trial],
+    repeats: Callable[[space.Point], list[space.Trial]],
+    ledger: Ledger,
+) -> space.Trial | None:
     """The trial that is best on validation, the first of equals; the ledger keeps it.
 
+    Args:
+      repeats: the trials of a point over all seeds.
+
     Raises:
-      InputError: the cell's test split was read for another point already, so that a choice after
-        it would not be blind.
+      InputError: the test split was read for another point already, for this cell or for another
+        that names the same trials, so that a choice after it would not be blind.
     """
     known = [trial for trial in trials if trial.id in ledger.done]
     if not known:
         return None
     best = max(known, key=lambda trial: ledger.done[trial.id]["valid"])
     before = ledger.chosen.get(cell.name)
-    if before is not None and before["trial"] != best.id:
-        if any(line["cell"] == cell.name for line in ledger.tested.values()):
+    if before is not None and before["trial"] == best.id:
+        return best
+    if before is not None:
+        spent = {trial.id for trial in repeats(before["point"])} & ledger.tested.keys()
+        if spent or any(line["cell"] == cell.name for line in ledger.tested.values()):
             raise InputError(
                 f"{cell.name}: validation now prefers {best.point}, but the test split was read "
                 f"for {before['point']}; give a new --workdir to choose again"
             )
-        before = None
-    if before is None:
-        event = {"event": "chosen", "cell": cell.name, "trial": best.id}
-        ledger.append([event | {"point": best.point, "valid": ledger.done[best.id]["valid"]}])
+    event = {"event": "chosen", "cell": cell.name, "trial": best.id}
+    ledger.append([event | {"point": best.point, "valid": ledger.done[best.id]["valid"]}])
     return best
-
-
-def build(plan: Plan, trials: Sequence[space.Trial]) -> tuple[ensemble.Ensemble, Any, Any]:
-    """The ensemble of these trials, their dataset and stores."""
-    config = trials[0].config
-    setup.check(config)
-    data, stores = plan.shelf.open(config)
-    points = [space.program(trial.config)[1] for trial in trials]
-    return setup.trials(config, data, stores, points), data, stores
 
 
 def event(kind: str, trial: space.Trial) -> dict[str, Any]:

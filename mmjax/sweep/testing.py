@@ -8,19 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import files, selection, setup, train
+from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import InputError
-from mmjax.sweep import packing, space
+from mmjax.sweep import space
 from mmjax.sweep.leases import Leases
 from mmjax.sweep.ledger import Ledger
-from mmjax.sweep.survey import Plan, build, event
+from mmjax.sweep.packing import Packer
+from mmjax.sweep.survey import Plan, event
 
 
 def test(
-    plan: Plan, trials: Sequence[space.Trial], ledger: Ledger, leases: Leases
+    plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger: Ledger, leases: Leases
 ) -> list[space.Trial]:
     """Reads the test split for the next trials that share a program; those that were tested."""
-    for group in packing.by_program(trials):
+    for group in packer.groups(trials):
         names = leases.take([trial.id for trial in group], len(group))
         mine = [trial for trial in group if trial.id in names]
         if mine:
@@ -28,17 +30,18 @@ def test(
                 ledger.refresh()
                 mine = [trial for trial in mine if trial.id not in ledger.tested]
                 if mine:
-                    read_test(plan, mine, ledger)
+                    read_test(plan, mine, packer, ledger)
             return mine
     return []
 
 
-def read_test(plan: Plan, trials: Sequence[space.Trial], ledger: Ledger) -> None:
+def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger: Ledger) -> None:
     """Ranks the test split for chosen trials of one program and writes their runs.
 
     Raises:
       InputError: a trial's point is not what its cell chose, or its test split was read before;
         its weights do not give the value that they were chosen for.
+      lifting.Unlike: as `Packer.build`.
     """
     for trial in trials:
         if ledger.chosen.get(trial.cell, {}).get("point") != trial.point:
@@ -46,10 +49,12 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], ledger: Ledger) -> None
         if trial.id in ledger.tested:
             raise InputError(f"the test split was read for trial {trial.id} already")
     config = trials[0].config
-    together, data, stores = build(plan, trials)
+    together, data = packer.build(trials), packer.data(config)
     like = jax.tree.map(lambda x: x[:1], selection.weights(together.init()))
     loaded = [_load(plan.workdir / "weights" / trial.id, like) for trial in trials]
+    loaded += loaded[-1:] * (len(together.keys) - len(trials))
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
+    state = jax.device_put(state, meshes.trials(together.mesh))
     evaluate = train.Evaluator(together, setup.tasks(config, data), config, data, {"compile_s": 0})
     valid, test = evaluate(state, "valid"), evaluate(state, "test")
     for place, trial in enumerate(trials):
@@ -59,6 +64,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], ledger: Ledger) -> None
                 f"weights/{trial.id} rank valid at {evaluate.select(valid[place]):.6f}, not at the "
                 f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
             )
+        _, stores = plan.shelf.open(trial.config)
         found = train.results(trial.config, data, stores, together.mesh, valid[place], test[place])
         found |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
         folder = plan.workdir / "runs" / trial.id

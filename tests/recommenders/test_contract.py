@@ -121,7 +121,9 @@ class Program:
         return other
 
     def recall(self, state):
-        result = self.rank(state, self.trials.flags(), self.trials.frozen, self.task)
+        result = self.rank(
+            state, self.trials.variant, self.trials.flags(), self.trials.frozen, self.task
+        )
         return np.asarray(result["per_user"]["recall@20"]).mean(axis=1)
 
     def scores(self, state, users):
@@ -233,7 +235,8 @@ def test_trials_of_one_program_equal_separate_runs(name, alone, catalog, task):
     first = ensemble.pick(both.train(0), 0)
     after = both.train(2)
     values = both.recall(after)
-    own = {"keys": both.trials.keys, "hypers": both.trials.hypers}
+    names = ("keys", "hypers", "variant")
+    own = {name: getattr(both.trials, name) for name in names}
     own = jax.tree.map(lambda x: jax.device_put(x[:1], alone.trials.keys.sharding), own)
     begin = jax.device_put(jax.tree.map(lambda x: x[None], first), alone.trials.keys.sharding)
     ends = [alone.like(**own).train(2, begin), alone.train(2)]

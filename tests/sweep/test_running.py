@@ -15,7 +15,7 @@ import worlds
 from configs import common
 from mmjax import files, train
 from mmjax.errors import InputError
-from mmjax.sweep import running, space, testing
+from mmjax.sweep import packing, running, space, testing
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.shelf import Shelf
 from mmjax.sweep.survey import Plan, survey
@@ -116,7 +116,7 @@ def test_the_test_split_is_for_what_was_chosen_and_once(folder, swept):
     for point, words in ((other, "may not be tested"), (chosen, "was read for trial")):
         trial = space.trial(cell, point, 3, made.shelf.hashes)
         with pytest.raises(InputError, match=words):
-            testing.read_test(made, [trial], ledger)
+            testing.read_test(made, [trial], packing.Packer(made.shelf), ledger)
 
 
 def test_a_choice_is_not_changed_after_its_test(folder, swept, tmp_path):

@@ -140,21 +140,25 @@ def test_a_point_is_as_the_ledger_gives_it_back():
     assert trial.config["lr_decay"] == (0.96, 50.0)
 
 
+def program(trial):
+    return space.program(trial.config)[0]
+
+
 def test_what_shares_a_program():
-    """Rates, weights and seeds do; widths and features do not."""
+    """Rates, weights and seeds do; widths and, by their names, features do not."""
     found = space.cells(sweep(tune={"lr": LRS, "model": {"l_w": WEIGHTS, "dim": (8, 16)}}))
-    groups = packing.by_program([*trials(found), *trials(found)])
+    groups = packing.by_program([*trials(found), *trials(found)], program)
     assert sorted(len(group) for group in groups) == [6] * 6  # 3 cells by 2 widths
     for group in groups:
         assert len({(trial.cell, trial.config["model"]["dim"]) for trial in group}) == 1
     seeds = [space.trial(found[0], {}, seed, hashes) for seed in (0, 1)]
-    assert len(packing.by_program(seeds)) == 1
+    assert len(packing.by_program(seeds, program)) == 1
 
 
 def test_what_nothing_trains_shares_no_program():
     models = {"ease": common.study("ease", {"model": {"l2": (1.0, 2.0)}})}
     found = space.cells(common.sweep(models, dataset="data").to_dict())
-    assert [len(group) for group in packing.by_program(trials(found))] == [1, 1]
+    assert [len(group) for group in packing.by_program(trials(found), program)] == [1, 1]
 
 
 SWEEPS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("*.py"))
