@@ -1,29 +1,22 @@
 """One run from a config to results.json: read, build, train, choose on valid, read test once."""
 
-import math
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax import __version__, ensemble, files, journal, lifting, selection, setup, store
-from mmjax import mesh as meshes
+from mmjax import __version__, files, journal, loop, selection, setup, store
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
-from mmjax.evaluation import protocol as protocols
 from mmjax.evaluation import ranking
 
 Config = setup.Config
-Tree = Any
 PROVENANCE = ("encoder", "revision", "layer", "pooling", "shape", "content_hash")
 
 
@@ -51,10 +44,10 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     tasks, trials = setup.tasks(config, data), setup.trials(config, data, stores)
     files.write_json(workdir / "config.json", identity)
     state, timing = trials.init(), {"compile_s": 0.0}
-    evaluate = Evaluator(trials, tasks, config, data, timing)
+    evaluate = loop.Evaluator(trials, tasks, config, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        best, progress = fit(trials, state, evaluate, checkpoints, config, workdir, timing)
+        best, progress = loop.fit(trials, state, evaluate, checkpoints, config, workdir, timing)
     finally:
         checkpoints.close()
     valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
@@ -62,7 +55,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     found |= {
         "epochs": progress["epoch"],
         "best_epoch": progress["best_epoch"][0],
-        "timing": summary(timing, begin),
+        "timing": loop.summary(timing, begin),
     }
     save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
     files.write_json(workdir / "results.json", found)
@@ -121,174 +114,7 @@ def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranki
         best = checkpoints.load(latest[0], like)["best"]
     finally:
         checkpoints.close()
-    return Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
-
-
-class Evaluator:
-    """Ranks the trials of a state on one split; compiles once a split and keeps the times."""
-
-    def __init__(
-        self,
-        trials: ensemble.Ensemble,
-        tasks: setup.Tasks,
-        config: Config,
-        data: datasets.Dataset,
-        timing: dict[str, Any],
-    ):
-        self._trials, self._tasks, self._config, self._timing = trials, tasks, config, timing
-        self._protocol = protocols.find(config["protocol"], config["threshold"])
-        self._popularity = np.bincount(data.train.item, minlength=data.n_items)
-        self._n_users, self._n_items = data.n_users, data.n_items
-        self._compiled: dict[tuple[str, int], Any] = {}
-        self._chunks: dict[str, ranking.Chunks] = {}
-        timing.setdefault("eval_s", [])
-
-    def __call__(
-        self, state: Tree, split: str, active: Sequence[bool] | None = None, *, lists: bool = True
-    ) -> list[ranking.Ranking | None]:
-        """A ranking of each trial, None of one that is not active (all are if not said otherwise);
-        `lists=False` leaves out the metrics of the lists' make-up."""
-        trials, state = self._trials, selection.weights(state)
-        active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
-        places = lifting.places(active, trials.mesh)
-        if len(places) < len(active):
-            trials, state = trials.take(places), lifting.take(state, places, trials.mesh)
-        program, chunks = self._compile(trials, state, split)
-        begin = time.perf_counter()
-        arguments = (state, trials.variant, trials.flags(active[places]), trials.frozen, chunks)
-        result = jax.device_get(program(*arguments))
-        rankings: list[ranking.Ranking | None] = [None] * len(active)
-        for place, trial in enumerate(places):
-            if active[trial]:
-                rankings[trial] = ranking.summarise(
-                    ensemble.pick(result, place),
-                    self._tasks[split],
-                    popularity=self._popularity,
-                    n_users=self._n_users,
-                    cutoffs=self._config["cutoffs"] if lists else (),
-                )
-        self._timing["eval_s"].append(time.perf_counter() - begin)
-        return rankings
-
-    def select(self, found: ranking.Ranking | None) -> float:
-        """The value that chooses the epoch, rounded where the protocol rounds it."""
-        if found is None:
-            return -math.inf
-        value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
-        return value if digits is None else round(value, digits)
-
-    def _compile(
-        self, trials: ensemble.Ensemble, state: Tree, split: str
-    ) -> tuple[Any, ranking.Chunks]:
-        """The program of so many trials and the users of a split, made when first asked for."""
-        grid, spread = trials.mesh, trials.mesh.shape["data"]
-        if split not in self._chunks:
-            scores = (
-                ranking.CPU_CHUNK if meshes.is_cpu(grid) else ranking.ACCELERATOR_CHUNK * spread
-            )
-            chunks = ranking.chunk(
-                self._tasks[split], self._n_items, multiple=spread, scores=scores
-            )
-            self._chunks[split] = jax.device_put(chunks, meshes.replicated(grid))
-        key, chunks = (split, len(trials.keys)), self._chunks[split]
-        if key not in self._compiled:
-            program = trials.evaluate(self._config["cutoffs"], map_capped=self._protocol.map_capped)
-            begin = time.perf_counter()
-            arguments = (state, trials.variant, trials.flags(), trials.frozen, chunks)
-            self._compiled[key] = program.lower(*arguments).compile()
-            self._timing["compile_s"] += time.perf_counter() - begin
-        return self._compiled[key], chunks
-
-
-def fit(
-    trials: ensemble.Ensemble,
-    state: Tree,
-    evaluate: Evaluator,
-    checkpoints: Checkpoints,
-    config: Config,
-    workdir: Path,
-    timing: dict[str, Any],
-) -> tuple[Tree, dict[str, Any]]:
-    """Trains T trials together, each until it is finished; returns the best states.
-
-    Of several trials, one that diverges ends there with the best state it had; when none is left,
-    InputError.
-
-    The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
-    every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
-    bit for bit.
-    """
-    total = config["epochs"] if trials.trainable else 0
-    best = jax.tree.map(jnp.copy, selection.weights(state))
-    progress = selection.begin(len(trials.keys))
-    latest = checkpoints.latest()
-    if latest is not None:
-        step, progress = latest
-        restored = checkpoints.load(step, {"state": state, "best": best})
-        state, best = restored["state"], restored["best"]
-        print(f"resumed {workdir} after epoch {step}", flush=True)
-    timing["epoch_s"], saved = [], time.monotonic()
-    if total > progress["epoch"] and not all(selection.finished(progress, config)):
-        compiled(trials, timing)
-    with journal.Journal(workdir, total, progress["epoch"]) as log:
-        while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
-            active = np.logical_not(ended)
-            state, losses = epoch_of(trials, state, active, timing)
-            epoch = progress["epoch"] = progress["epoch"] + 1
-            state = selection.drop_diverged(state, best, losses, progress)
-            active &= np.equal(progress["diverged"], 0)
-            first = int(np.argmax(active))  # the one that is spoken of
-            record = {"loss": float(losses[first].mean()), "epoch_s": timing["epoch_s"][-1]}
-            say = f"loss {record['loss']:.4f}"
-            if active.any() and (epoch % config["eval_every"] == 0 or epoch == total):
-                found = evaluate(state, "valid", active, lists=False)
-                values = [evaluate.select(one) for one in found]
-                best = selection.improve(best, state, values, progress)
-                record |= {f"valid/{k}": v for k, v in found[first].overall.items()}
-                if len(values) > 1:
-                    record["values"] = [v if math.isfinite(v) else None for v in values]
-                say += f" valid {config['metric']} {found[first].overall[config['metric']]:.4f}"
-                say += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
-            log.epoch(epoch, record, say)
-            last = epoch == total or all(selection.finished(progress, config))
-            if last or time.monotonic() - saved >= config["checkpoint_seconds"]:
-                checkpoints.save(epoch, {"state": state, "best": best}, progress)
-                saved = time.monotonic()
-    if latest is None and total == 0:
-        checkpoints.save(0, {"state": state, "best": best}, progress)
-    checkpoints.wait()
-    return best, progress
-
-
-def epoch_of(
-    trials: ensemble.Ensemble, state: Tree, active: np.ndarray, timing: dict[str, Any]
-) -> tuple[Tree, np.ndarray]:
-    """The state after an epoch of the active trials, and losses [T, steps], zeros of the others."""
-    places = lifting.places(active, trials.mesh)
-    few = trials if len(places) == len(active) else trials.take(places)
-    train = compiled(few, timing)
-    begin = time.perf_counter()
-    if few is trials:
-        with jax.transfer_guard("disallow"):
-            state, losses = train(*trials.arguments(state, active))
-        found = jax.device_get(losses)
-    else:
-        part = lifting.take(state, places, trials.mesh)
-        with jax.transfer_guard("disallow"):
-            part, losses = train(*few.arguments(part, active[places]))
-        state = lifting.put(state, places, part, trials.mesh)
-        found = np.zeros((len(active), trials.steps), np.float32)
-        found[places] = jax.device_get(losses)
-    timing["epoch_s"].append(time.perf_counter() - begin)
-    return state, found
-
-
-def compiled(trials: ensemble.Ensemble, timing: dict[str, Any]) -> Any:
-    """The program of an epoch, and the time that it takes to make it, if it is not there yet."""
-    begin = time.perf_counter()
-    program = trials.program
-    timing["compile_s"] += time.perf_counter() - begin
-    return program
+    return loop.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
 
 
 def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:
@@ -311,18 +137,3 @@ def peak_rss_mb() -> float:
 def _of_run(identity: dict[str, Any]) -> dict[str, Any]:
     """The config part of a run's identity."""
     return {k: v for k, v in identity.items() if k not in ("data_hash", "features_hash")}
-
-
-def summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:
-    """Medians of what `fit` and an Evaluator timed, without their first; `begin` of the whole."""
-
-    def median(values: list[float]) -> float | None:
-        return round(statistics.median(values), 4) if values else None
-
-    epochs = timing["epoch_s"]
-    return {
-        "compile_s": round(timing["compile_s"], 3),
-        "epoch_s": median(epochs[1:] or epochs),
-        "eval_s": median(timing["eval_s"][1:] or timing["eval_s"]),
-        "total_s": round(time.perf_counter() - begin, 3),
-    }

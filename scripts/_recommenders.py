@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from _encoding import timed
 
-from mmjax import ensemble, neighbours, train
+from mmjax import ensemble, loop, neighbours, train
 from mmjax import mesh as meshes
 from mmjax.data import world
 from mmjax.data.prepare import prepare
@@ -92,7 +92,7 @@ def of_mmjax(
     build_s = time.perf_counter() - begin
     config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
     timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, {"test": task}, config, data, timing)
+    evaluate = loop.Evaluator(trials, {"test": task}, config, data, timing)
     row = {"build_s": build_s, "compile_s": 0.0, "epoch_s": 0.0}
     if trials.trainable:
         begin = time.perf_counter()

@@ -45,6 +45,27 @@ def of_trials(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def of_sweeps(rows: list[dict]) -> str:
+    head = ("model", "points", "sweep.py s", "train.py s", "times", "s/epoch of all", "one by one")
+    head = (*head, "times", "overhead", "valid apart")
+    lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
+    for together, apart in zip(rows[::2], rows[1::2], strict=True):
+        cells = (
+            together["model"],
+            str(len(apart["valid"])),
+            f"{together['wall_s']:.1f}",
+            f"{apart['wall_s']:.1f}",
+            f"{apart['wall_s'] / together['wall_s']:.2f}",
+            f"{together['epoch_s']:.3f}",
+            f"{apart['epoch_s']:.3f}",
+            f"{apart['epoch_s'] / together['epoch_s']:.2f}",
+            f"{together['overhead']:.1%}",
+            f"{together['apart']:.1e}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def of_graph(row: dict) -> str:
     times = row["graph_s"] / row["product_s"]
     return (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import setup, train
+from mmjax import loop, setup
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
 from mmjax.recommenders import core
@@ -49,7 +49,7 @@ def rank(config: dict[str, Any]) -> float:
     data = datasets.load(config["dataset"])
     trials = setup.trials(config, data, setup.features(config, data))
     tasks, timing = setup.tasks(config, data), {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, tasks, config, data, timing)
+    evaluate = loop.Evaluator(trials, tasks, config, data, timing)
     return evaluate.select(evaluate(trials.init(), "valid", lists=False)[0])
 
 
@@ -60,10 +60,10 @@ def train_grid(
     data = datasets.load(config["dataset"])
     trials = setup.trials(config, data, setup.features(config, data), points)
     timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, setup.tasks(config, data), config, data, timing)
+    evaluate = loop.Evaluator(trials, setup.tasks(config, data), config, data, timing)
     checkpoints = Checkpoints(folder / "tuning")
     try:
-        _, progress = train.fit(
+        _, progress = loop.fit(
             trials, trials.init(), evaluate, checkpoints, config, folder / "tuning", timing
         )
     finally:

@@ -3,11 +3,13 @@
 python scripts/benchmark.py models --models=bprmf,lightgcn,vbpr --threads=1 --json=FILE
 python scripts/benchmark.py extract --raw=movielens100k-posters --threads=1 --json=FILE
 python scripts/benchmark.py lvlm --shape=100m --threads=2 --json=FILE
+python scripts/benchmark.py sweep --models=lightgcn,vbpr --threads=2 --grid_epochs=20 --json=FILE
 
 Every measurement runs in a process of its own, pinned to the same cores, one after the other:
 compile time apart, a warm-up, then the median of `--repeats`. The data of `models` is a world of
 the shape on which MMRec was timed, with random features of its widths; that of `extract` are real
-plots and posters; `lvlm` reads and answers under a prompt of the papers, with random weights.
+plots and posters; `lvlm` reads and answers under a prompt of the papers, with random weights;
+`sweep` starts the scripts themselves, once for ten points and ten times for one.
 """
 
 import json
@@ -15,11 +17,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import _encoding
 import _lvlm
 import _recommenders
+import _sweeping
 import _tables
 import numpy as np
 from _app import arguments, run
@@ -40,7 +44,8 @@ flags.DEFINE_integer("items", 7_050, "of the world")
 flags.DEFINE_integer("interactions", 175_000, "of the world; the default puts 128,000 in train")
 flags.DEFINE_list("widths", ["4096", "384"], "of the random features, a modality each")
 flags.DEFINE_integer("top_k", 10, "graph: neighbours of each row")
-flags.DEFINE_integer("grid_epochs", 5, "trials: epochs of each point")
+flags.DEFINE_integer("grid_epochs", 5, "trials, sweep: epochs of each point")
+flags.DEFINE_integer("devices", 1, "sweep: CPU devices over which its trials are split", 1)
 flags.DEFINE_integer("batch_size", 2048, "interactions a step")
 flags.DEFINE_list("encoders", ["minilm", "mpnet", "resnet50", "vit", "clip"], "to measure")
 flags.DEFINE_string("raw", "", "extract: folder with items.csv and posters/")
@@ -64,6 +69,7 @@ def main() -> None:
         "models": (compare_models, measure),
         "trials": (compare_trials, measure_trials),
         "graph": (compare_graph, measure_graph),
+        "sweep": (compare_sweep, measure_sweep),
         "extract": (compare_encoders, measure_encoder),
         "lvlm": (compare_lvlm, measure_lvlm),
     }
@@ -191,6 +197,8 @@ def spawn(side: str, model: str, what: str = "models", *more: str) -> dict:
     command = [sys.executable, __file__, what, *own, *more, f"--worker={side}:{model}"]
     # XLA and OpenMP size their pools when they start; the pinning in `measure` then holds for all.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
+    if side == "together" and FLAGS.devices > 1:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={FLAGS.devices}"
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         raise InputError(f"measuring {model} in {side} failed with exit status {done.returncode}")
@@ -225,6 +233,30 @@ def measure_trials(side: str, model: str) -> dict:
     _, catalog, _ = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
     row = _recommenders.of_trials(model, catalog, FLAGS.batch_size, FLAGS.grid_epochs)
     return {"model": model, "side": side, **row}
+
+
+def compare_sweep() -> None:
+    """A grid by sweep.py against train.py for each of its points."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        shape = FLAGS.users, FLAGS.items, FLAGS.interactions
+        _sweeping.write_world(Path(folder, "data"), shape, [int(w) for w in FLAGS.widths])
+        for model in FLAGS.models:
+            begin = time.perf_counter()
+            together = spawn("together", model, "sweep", f"--folder={folder}")
+            together["wall_s"] = time.perf_counter() - begin
+            apart = spawn("apart", model, "sweep", f"--folder={folder}")
+            for row in (together, apart):
+                row["apart"] = float(np.abs(np.subtract(row["valid"], apart["valid"])).max())
+            rows += [together, apart]
+    print(_tables.of_sweeps(rows))
+    keep(rows, "users", "items", "interactions", "widths", "grid_epochs", "devices")
+
+
+def measure_sweep(side: str, model: str) -> dict:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    found = _sweeping.measure(side, model, Path(FLAGS.folder), FLAGS.grid_epochs, FLAGS.devices)
+    return {"model": model, "side": side, **found}
 
 
 def compare_graph() -> None:

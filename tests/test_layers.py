@@ -12,7 +12,7 @@ LAYERS = (
     {"data", "store", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {"features", "ensemble", "selection", "setup", "train"},
+    {"features", "ensemble", "selection", "setup", "loop", "train"},
     {"sweep"},
     {"report", "gallery", "showcase", "ablation"},
 )

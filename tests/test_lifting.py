@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import bprmf, freedom, vbpr
-from mmjax import ensemble, lifting, selection, setup, train
+from mmjax import ensemble, lifting, loop, selection, setup
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
@@ -36,9 +36,9 @@ def fit(made, points, workdir, stores=None, variant=None):
     stores = setup.features(made, data) if stores is None else stores
     trials = setup.trials(made, data, stores, points, variant)
     timing = {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, setup.tasks(made, data), made, data, timing)
+    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    best, progress = train.fit(trials, trials.init(), evaluate, checkpoints, made, workdir, timing)
+    best, progress = loop.fit(trials, trials.init(), evaluate, checkpoints, made, workdir, timing)
     checkpoints.close()
     return best, progress, trials
 

@@ -14,7 +14,7 @@ import pytest
 import worlds
 
 from configs import bprmf, itemknn, lightgcn, vbpr
-from mmjax import ensemble, files, optimizer, report, selection, setup, store, train
+from mmjax import ensemble, files, loop, optimizer, report, selection, setup, store, train
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
 from mmjax.errors import InputError
@@ -80,9 +80,9 @@ def fit(made, points, where):
     """The best weights and the progress of trials that differ in these values."""
     data, checkpoints = dataset.load(made.dataset), Checkpoints(where / "checkpoints")
     trials, timing = setup.trials(made, data, {}, points), {"compile_s": 0.0}
-    evaluate = train.Evaluator(trials, setup.tasks(made, data), made, data, timing)
+    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
     try:
-        return train.fit(trials, trials.init(), evaluate, checkpoints, made, where, timing)
+        return loop.fit(trials, trials.init(), evaluate, checkpoints, made, where, timing)
     finally:
         checkpoints.close()
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mmjax import ensemble, lifting, selection, setup, train
+from mmjax import ensemble, lifting, loop, selection, setup
 from mmjax import mesh as meshes
 from mmjax.sweep import packing, space
 from mmjax.sweep.packing import Packer
@@ -108,7 +108,7 @@ def _measure(plan: Plan, group: Sequence[space.Trial], packer: Packer) -> tuple:
         epoch_s = (first + step * (timed.steps - 1)) / share
     timing: dict[str, Any] = {"compile_s": 0.0}
     tasks = setup.tasks(config, data, ("valid",))
-    evaluate = train.Evaluator(timed, tasks, config, data, timing)
+    evaluate = loop.Evaluator(timed, tasks, config, data, timing)
     state = timed.init()
     for _ in range(2):
         evaluate(state, "valid", lists=False)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mmjax import files, lifting, setup, train
+from mmjax import files, lifting, loop, setup
 from mmjax.checkpoint import Checkpoints
 from mmjax.progress import Progress
 from mmjax.sweep import space, testing
@@ -128,8 +128,8 @@ def _train(
     try:
         trials, data = packer.build(pack), packer.data(config)
         tasks = setup.tasks(config, data, ("valid",))
-        evaluate = train.Evaluator(trials, tasks, config, data, timing)
-        best, progress = train.fit(
+        evaluate = loop.Evaluator(trials, tasks, config, data, timing)
+        best, progress = loop.fit(
             trials, trials.init(), evaluate, checkpoints, config, folder, timing
         )
         if not trials.trainable:
@@ -145,7 +145,7 @@ def _train(
         return
     finally:
         checkpoints.close()
-    timing = train.summary(timing, begin)
+    timing = loop.summary(timing, begin)
     events = []
     for place, trial in enumerate(pack):
         value, diverged = progress["best"][place], progress["diverged"][place]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax import files, selection, setup, train
+from mmjax import files, loop, selection, setup, train
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import InputError
@@ -55,7 +55,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
     loaded += loaded[-1:] * (len(together.keys) - len(trials))
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
     state = jax.device_put(state, meshes.trials(together.mesh))
-    evaluate = train.Evaluator(together, setup.tasks(config, data), config, data, {"compile_s": 0})
+    evaluate = loop.Evaluator(together, setup.tasks(config, data), config, data, {"compile_s": 0})
     valid, test = evaluate(state, "valid"), evaluate(state, "test")
     for place, trial in enumerate(trials):
         line = ledger.done[trial.id]
