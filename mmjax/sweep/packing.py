@@ -1,6 +1,7 @@
 """Trials to programs: which train together, how many at a time, and their ensemble."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class Packer:
 
     Trials that differ in traced values share a program, and so do those on features of the same
     shapes, unless a recommender makes something of other shapes of them (a graph with fewer edges,
-    say); that is found out when they are built.
+    say), or rejects one of them; that is found out when they are built.
     """
 
     def __init__(self, shelf: Shelf, most: int = 0):
@@ -55,14 +56,16 @@ class Packer:
         wants more; what was built last is kept, and given other points if it can be.
 
         Raises:
-          lifting.Unlike: their features need programs of their own; ask for the groups again.
+          lifting.Unlike: their features need programs of their own, or do not fit into memory
+            together; ask for the groups again.
         """
         config, key = trials[0].config, self._key(trials[0])
         setup.check(config)
         texts = tuple(dict.fromkeys(trial.config["features"] for trial in trials))
         points = [space.program(trial.config)[1] for trial in trials]
         variant = [texts.index(trial.config["features"]) for trial in trials]
-        lacking = -len(trials) % meshes.make(config["mesh"]).shape["trial"]
+        grid = meshes.make(config["mesh"])
+        lacking = -len(trials) % grid.shape["trial"]
         points, variant = points + points[-1:] * lacking, variant + variant[-1:] * lacking
         if self._last is not None and self._last[:2] == (key, texts):
             given = setup.seeds_and_hypers(config, points)
@@ -70,10 +73,15 @@ class Packer:
         self._last = None  # its arrays go before others come
         stores = [self._shelf.open(config | {"features": text})[1] for text in texts]
         try:
+            size = sum(4 * math.prod(one.shape) for each in stores for one in each.values())
+            if len(texts) > 1 and 2 * size > SHARE * meshes.free_memory(grid):
+                raise lifting.Unlike("their features do not fit into memory together")
             built = setup.trials(config, self.data(config), stores, points, variant)
-        except lifting.Unlike:
+        except ValueError as error:  # whichever of them it is that cannot be built, if one cannot
+            if len(texts) == 1:
+                raise
             self._apart.add(key)
-            raise
+            raise lifting.Unlike(str(error)) from error
         self._last = key, texts, built
         return built
 

@@ -83,15 +83,15 @@ def _next_pack(
 
     A pack that a kill left behind comes first, whole, so that it goes on from its checkpoint.
     """
-    by_id = {trial.id: trial for trial in undone}
+    by_id, groups = {trial.id: trial for trial in undone}, packer.groups(undone)
     for folder in sorted(plan.workdir.glob("packs/*/checkpoints")):
         members = files.read_json(folder.parent / "members.json")
-        if all(name in by_id for name in members):
+        if any(set(members) <= {trial.id for trial in group} for group in groups):
             mine = _taken(members, len(members), ledger, leases)
             if len(mine) == len(members):
                 return [by_id[name] for name in members]
             leases.release(mine)
-    for group in packer.groups(undone):
+    for group in groups:
         mine = _taken([trial.id for trial in group], packer.size(group), ledger, leases)
         if mine:
             return [by_id[name] for name in mine]
@@ -158,7 +158,7 @@ def _train(
             | {"epochs": progress["epoch"], "diverged": diverged}
             | {"pack": identity, "place": place, "of": len(pack), "timing": timing}
         )
-    for place in _worth_keeping(pack, progress["best"], ledger):
+    for place in _worth_keeping(pack, progress["best"][: len(pack)], ledger):
         kept = jax.tree.map(lambda x, place=place: jnp.copy(x[place : place + 1]), best)
         weights = Checkpoints(plan.workdir / "weights" / pack[place].id)
         weights.save(0, kept, {})

@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import worlds
 
 from configs import common
-from mmjax import files, train
+from mmjax import files, store, train
+from mmjax.data import dataset
 from mmjax.errors import InputError
 from mmjax.sweep import packing, running, space, testing
 from mmjax.sweep.ledger import Ledger
@@ -185,6 +187,66 @@ def test_only_what_a_value_breaks_fails(folder, tmp_path, capsys):
     assert counts(tmp_path)["failed"] == 1
     running.run(plan(sweep, tmp_path), retry_failed=True)
     assert counts(tmp_path) == {"failed": 2, "done": 1, "chosen": 1, "tested": 1}
+
+
+def test_a_store_that_a_model_rejects_fails_alone(folder, tmp_path):
+    """Stores of one shape share a program; one of zeros does not stop the others."""
+    data, url = dataset.load(folder), str(tmp_path / "zeros")
+    rows = np.zeros(store.open_store(str(folder / "features" / "visual")).shape, np.float32)
+    store.write_array(url, rows, item_ids=data.item_ids, encoder="none")
+    levels = {"real": "v=visual", "shuffled": "v=visual~shuffle", "zeros": "v=zeros"}
+    named = f"visual={folder}/features/visual,zeros={url}"
+    sweep = config(folder, compare={"features": common.levels(levels)}, stores=named, seeds=(0,))
+    sweep["models"].pop("bprmf")
+    running.run(plan(sweep, tmp_path / "sweep"))
+    ledger = Ledger(tmp_path / "sweep")
+    assert {line["cell"] for line in ledger.failed.values()} == {"vbpr features=zeros"}
+    assert all("are all zero" in line["error"] for line in ledger.failed.values())
+    assert counts(tmp_path / "sweep") == {"done": 4, "failed": 2, "chosen": 2, "tested": 2}
+
+
+def test_features_that_do_not_fit_together_train_apart(folder, swept, tmp_path, monkeypatch):
+    sweep = config(folder)
+    monkeypatch.setattr(packing.meshes, "free_memory", lambda mesh: 10**5)
+    running.run(plan(sweep, tmp_path), most=2)
+    packs = {line["pack"]: line["cell"] for line in Ledger(tmp_path).done.values()}
+    assert len(packs) > len(set(packs.values()))
+    mine, theirs = (Ledger(at).done for at in (tmp_path, swept))
+    assert {k: v["valid"] for k, v in mine.items()} == {k: v["valid"] for k, v in theirs.items()}
+
+
+def test_on_a_mesh_that_splits_trials(folder, swept, tmp_path):
+    """Three devices and packs of two: the third has a copy, whose result nobody takes."""
+    sweep = config(folder)
+    for model in sweep["models"].values():
+        model["config"]["mesh"] = "trial=3"
+    running.run(plan(sweep, tmp_path))
+    mine, theirs = (Ledger(at) for at in (tmp_path, swept))
+    assert {k: v["valid"] for k, v in mine.done.items()} == {
+        k: v["valid"] for k, v in theirs.done.items()
+    }
+    assert counts(tmp_path) == counts(swept)
+
+
+def test_a_choice_after_the_test_of_a_cell_that_shares_trials(folder, tmp_path):
+    """Two levels that make the same config: the test of one is the test of the other."""
+    levels = {"plain": {"lr_decay": (1.0, 50.0)}, "same": {"lr_decay": (1.0, 50.0)}}
+    sweep = only_bprmf(folder, {"lr": (1e-2, 2e-2)}, loop={"epochs": 1}, compare={"decay": levels})
+    made, ledger = plan(sweep, tmp_path), Ledger(tmp_path)
+    running.run(made)
+    assert counts(tmp_path) == {"done": 2, "chosen": 2, "tested": 1}
+    ledger = Ledger(tmp_path)
+    (tested,) = ledger.tested.values()
+    other = next(cell for cell in made.cells if cell.name != tested["cell"])
+    sweep["models"]["bprmf"]["tune"] = {"lr": (1e-2, 2e-2, 3e-2)}
+    again = plan(sweep, tmp_path)
+    cell = next(cell for cell in again.cells if cell.name == other.name)
+    better = space.trial(cell, {"lr": 3e-2}, 0, again.shelf.hashes)
+    first = next(iter(ledger.done.values()))
+    line = first | {"event": "done", "valid": 0.99, "trial": better.id, "point": better.point}
+    ledger.append([line | {"cell": other.name}])
+    with pytest.raises(InputError, match="validation now prefers"):
+        running.run(again)
 
 
 def test_all_points_fail(folder, tmp_path):
