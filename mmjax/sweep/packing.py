@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from mmjax import ensemble, lifting, selection, setup
 from mmjax import mesh as meshes
@@ -19,9 +20,11 @@ SHARE = 0.6  # of the free memory that a program may take; the rest is evaluatio
 class Packer:
     """Groups trials by program and builds their ensembles.
 
-    Trials that differ in traced values share a program, and so do those on features of the same
-    shapes, unless a recommender makes something of other shapes of them (a graph with fewer edges,
-    say), or rejects one of them; that is found out when they are built.
+    Trials that differ in traced values share a program. So do those on features of the same shapes
+    where trials run side by side or are split over devices, unless a recommender makes something of
+    other shapes of them (a graph with fewer edges, say) or rejects one of them; that is found out
+    when they are built. One CPU, which runs trials in turn, would gain nothing by it, and processes
+    that share a sweep would have less to share.
     """
 
     def __init__(self, shelf: Shelf, most: int = 0):
@@ -29,6 +32,7 @@ class Packer:
         self._shelf, self._most = shelf, most
         self._sizes: dict[str, int] = {}  # by program
         self._apart: set[str] = set()  # programs that cannot share their features
+        self._meshes: dict[str, Mesh] = {}  # by what configs say
         self._last: tuple[str, tuple[str, ...], ensemble.Ensemble] | None = None
 
     def groups(self, trials: Sequence[space.Trial]) -> list[list[space.Trial]]:
@@ -64,7 +68,7 @@ class Packer:
         texts = tuple(dict.fromkeys(trial.config["features"] for trial in trials))
         points = [space.program(trial.config)[1] for trial in trials]
         variant = [texts.index(trial.config["features"]) for trial in trials]
-        grid = meshes.make(config["mesh"])
+        grid = self._grid(config)
         lacking = -len(trials) % grid.shape["trial"]
         points, variant = points + points[-1:] * lacking, variant + variant[-1:] * lacking
         if self._last is not None and self._last[:2] == (key, texts):
@@ -92,7 +96,14 @@ class Packer:
         """What trials of a program share, as text."""
         shared, _ = space.program(trial.config | {"features": ""})
         key = json.dumps([shared, self._shelf.shapes(trial.config)])
-        return key + trial.config["features"] if key in self._apart else key
+        grid = self._grid(trial.config)
+        in_turn = meshes.is_cpu(grid) and grid.shape["trial"] == 1
+        return key + trial.config["features"] if in_turn or key in self._apart else key
+
+    def _grid(self, config: space.Config) -> Mesh:
+        if config["mesh"] not in self._meshes:
+            self._meshes[config["mesh"]] = meshes.make(config["mesh"])
+        return self._meshes[config["mesh"]]
 
 
 def by_program(

@@ -198,6 +198,7 @@ def test_a_store_that_a_model_rejects_fails_alone(folder, tmp_path):
     named = f"visual={folder}/features/visual,zeros={url}"
     sweep = config(folder, compare={"features": common.levels(levels)}, stores=named, seeds=(0,))
     sweep["models"].pop("bprmf")
+    sweep["models"]["vbpr"]["config"]["mesh"] = "trial=2"
     running.run(plan(sweep, tmp_path / "sweep"))
     ledger = Ledger(tmp_path / "sweep")
     assert {line["cell"] for line in ledger.failed.values()} == {"vbpr features=zeros"}
@@ -207,7 +208,8 @@ def test_a_store_that_a_model_rejects_fails_alone(folder, tmp_path):
 
 def test_features_that_do_not_fit_together_train_apart(folder, swept, tmp_path, monkeypatch):
     sweep = config(folder)
-    monkeypatch.setattr(packing.meshes, "free_memory", lambda mesh: 10**5)
+    sweep["models"]["vbpr"]["config"]["mesh"] = "trial=2"
+    monkeypatch.setattr(packing.meshes, "free_memory", lambda mesh: 10**4)
     running.run(plan(sweep, tmp_path), most=2)
     packs = {line["pack"]: line["cell"] for line in Ledger(tmp_path).done.values()}
     assert len(packs) > len(set(packs.values()))

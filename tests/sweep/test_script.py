@@ -19,7 +19,7 @@ def test_an_estimate_and_nothing_else(folder, tmp_path):
     flags = [f"--config.dataset={folder}", "--config.models.bprmf.tune.lr=(0.01,0.02,0.03)"]
     found = script("sweep.py", KILLED, *flags, f"--workdir={workdir}", "--estimate")
     assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[-1].startswith("2 programs, 10 trials: at most ")
+    assert found.stdout.splitlines()[-1].startswith("3 programs, 10 trials: at most ")
     assert not (workdir / "ledger.jsonl").exists()
 
 
