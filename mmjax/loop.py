@@ -23,7 +23,8 @@ Tree = Any
 
 
 class Evaluator:
-    """Ranks the trials of a state on one split; compiles once a split and keeps the times."""
+    """Ranks the trials of a state on one split; compiles once for a split and a number of trials,
+    and keeps the times."""
 
     def __init__(
         self,
