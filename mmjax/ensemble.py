@@ -41,7 +41,7 @@ class Ensemble:
     """The compiled parts share these; build one with `build`."""
 
     graphdef: nnx.GraphDef
-    frozen: Tree  # shared by all trials, on device
+    frozen: Tree  # what no trial changes, on device
     varied: frozenset[int]  # its leaves that have a leading axis of catalogues, by number
     keys: jax.Array  # [T]
     hypers: dict[str, jax.Array]  # each [T]
@@ -106,7 +106,7 @@ class Ensemble:
         )
 
     def epoch(self, steps: int | None = None) -> Callable[..., tuple[Tree, jax.Array]]:
-        """A jitted `(state, hypers, keys, active, frozen, data) -> (state, losses [T, steps])`.
+        """A jitted `(state, own, active, frozen, data) -> (state, losses [T, steps])`.
 
         Call it with `arguments(state)`; the state is donated. Of several trials, one that is not
         active keeps its state, its losses are zeros, and a CPU spends no time on it.

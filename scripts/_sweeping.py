@@ -5,7 +5,6 @@ Also the sweep's config: --config=scripts/_sweeping.py:MODEL, with the rates and
 meets Elliot, evaluated every tenth epoch.
 """
 
-import itertools
 import json
 import runpy
 import subprocess
@@ -51,26 +50,21 @@ def write_world(folder: Path, shape: tuple[int, int, int], widths: list[int]) ->
 
 def commands(model: str, folder: Path, epochs: int, mesh: str) -> tuple[list[str], list[list[str]]]:
     """The sweep's, and those of its points."""
-    from configs.sweeps.ducho_elliot import RATES, WEIGHTS
+    from mmjax.sweep import space
 
-    given = {"epochs": epochs, "mesh": mesh}
+    data = folder / "data"
     sweep = [f"--config={SCRIPTS / '_sweeping.py'}:{model}", f"--workdir={folder / model}-sweep"]
-    sweep += [f"--config.models.{model}.config.{key}={value}" for key, value in given.items()]
-    sweep += [f"--config.dataset={folder / 'data'}"]
+    sweep += [f"--config.models.{model}.config.epochs={epochs}", f"--config.dataset={data}"]
+    sweep += [f"--config.models.{model}.config.mesh={mesh}"]
+    options = {f"model.{name}": value for name, value in OPTIONS.get(model, {}).items()}
+    fixed = {"dataset": data, "epochs": epochs, "mesh": "data=1", "seed": 0, **LOOP, **options}
     alone = []
-    needs = _features(model)
-    for number, (lr, l_w) in enumerate(itertools.product(RATES, WEIGHTS)):
-        options = {f"model.{name}": value for name, value in OPTIONS.get(model, {}).items()}
-        values = given | LOOP | options | {"lr": lr, "model.l_w": l_w, "seed": 0, "features": needs}
-        values |= {"mesh": "data=1", "dataset": folder / "data"}
+    (cell,) = space.cells(get_config(model).to_dict())
+    for number, point in enumerate(space.grid(cell)):
         own = [f"--config={SCRIPTS.parent / 'configs' / model}.py:elliot"]
-        own += [f"--config.{key}={value}" for key, value in values.items()]
+        own += [f"--config.{key}={value}" for key, value in (fixed | point).items()]
         alone.append([*own, f"--workdir={folder / model}-{number}"])
     return sweep, alone
-
-
-def _features(model: str) -> str:
-    return get_config(model).to_dict()["models"][model]["config"]["features"]
 
 
 def measure(side: str, model: str, folder: Path, epochs: int, devices: int) -> dict[str, Any]:

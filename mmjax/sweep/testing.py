@@ -50,7 +50,11 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
             raise InputError(f"the test split was read for trial {trial.id} already")
     config = trials[0].config
     together, data = packer.build(trials), packer.data(config)
-    like = jax.tree.map(lambda x: x[:1], selection.weights(together.init()))
+    whole = meshes.replicated(together.mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=whole),
+        selection.weights(together.shapes()),
+    )
     loaded = [_load(plan.workdir / "weights" / trial.id, like) for trial in trials]
     loaded += loaded[-1:] * (len(together.keys) - len(trials))
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
