@@ -1,7 +1,9 @@
 """Checkpoints of a run, by orbax: written aside while training goes on, whole or not at all."""
 
 import copy
+import operator
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,12 @@ class Checkpoints:
         metadata = self._open().metadata(latest.step)
         return latest.step, metadata.custom_metadata
 
-    def load(self, step: int, like: Tree) -> Tree:
+    def load(self, step: int, like: Tree, fits: Callable[..., bool] = operator.eq) -> Tree:
         """Restores a checkpoint into the shapes, types and shardings of `like`.
+
+        Args:
+          fits: of an array's shape there and its shape in `like`, whether it may be cut, or filled
+            up with zeros, to that.
 
         Raises:
           InputError: the checkpoint has another structure or other shapes, or is damaged.
@@ -68,14 +74,18 @@ class Checkpoints:
         # Orbax would say a mismatch in thousands of words, and leave coroutines unawaited.
         theirs, ours = _shapes(self._open().metadata(step).metadata), _shapes(like)
         for name in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(name) != ours.get(name):
+            pair = theirs.get(name), ours.get(name)
+            if None in pair or not fits(*pair):
                 raise InputError(
                     f"checkpoint {step} in {self._folder} does not fit this configuration: {name} "
                     f"is {theirs.get(name, 'not there')}, not {ours.get(name, 'known here')}; "
                     "delete the workdir to start over"
                 )
+        loading = ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
+        options = ocp.options.ArrayOptions(loading=loading)
         try:
-            return self._open().load(step, jax.tree.map(_abstract, like))
+            with ocp.Context(array_options=options):
+                return self._open().load(step, jax.tree.map(_abstract, like))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"checkpoint {step} in {self._folder} is damaged; delete its folder to go on from "

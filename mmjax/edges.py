@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.graph import Csr, Graph, multiply
+from mmjax.graph import Graph
+from mmjax.sparse import Csr, multiply
 
 BLOCK = 2048  # edges whose rows a CPU reads at once
 

@@ -17,11 +17,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmjax import lifting, optimizer, sampling
+from mmjax import lifting, partition, sampling
 from mmjax import mesh as meshes
 from mmjax.errors import InputError
 from mmjax.evaluation import ranking
-from mmjax.recommenders import core
 
 Tree = Any
 
@@ -38,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The compiled parts share these; build one with `build`."""
+    """The compiled parts share these; build one with `assembly.build`."""
 
     graphdef: nnx.GraphDef
     frozen: Tree  # what no trial changes, on device
@@ -49,19 +48,26 @@ class Ensemble:
     data: sampling.Positives | None  # None where nothing is trained
     optimizer: optax.GradientTransformation
     settings: Settings
-    mesh: Mesh
+    layout: partition.Layout  # how tables lie on the mesh
+    like: tuple[Tree, Tree]  # shapes of one trial's state without its epoch, and of what is frozen
     trainable: bool
     initialise: Callable[[jax.Array, jax.Array], Tree]  # of keys and variants
     programs: dict[int, Any] = field(default_factory=dict)  # `epoch`, compiled, by T
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.layout.mesh
 
     @property
     def steps(self) -> int:
         return sampling.steps(self.data, self.settings.batch_size)
 
     def init(self) -> Tree:
-        """The state before the first epoch."""
-        epoch = jax.device_put(jnp.zeros(len(self.keys), jnp.int32), meshes.trials(self.mesh))
-        return self.initialise(self.keys, self.variant) | {"epoch": epoch}
+        """The state before the first epoch, at rest: see `partition`."""
+        with meshes.use(self.mesh):
+            state = self.initialise(self.keys, self.variant)
+        epoch = meshes.put(np.zeros(len(self.keys), np.int32), meshes.trials(self.mesh))
+        return state | {"epoch": epoch}
 
     def merge(self, state: Tree, frozen: Tree) -> nnx.Module:
         """The recommender of one trial; `frozen` is of one catalogue."""
@@ -71,7 +77,7 @@ class Ensemble:
     def take(self, places: Sequence[int]) -> "Ensemble":
         """The trials at these places; they compile anew, once for each number of them."""
         own = (self.keys, self.hypers, self.variant)
-        keys, hypers, variant = lifting.take(own, np.asarray(places), self.mesh)
+        keys, hypers, variant = lifting.take(own, np.asarray(places))
         return replace(self, keys=keys, hypers=hypers, variant=variant)
 
     def given(
@@ -96,13 +102,13 @@ class Ensemble:
                 f"{len(seeds)}; a single run needs trial=1"
             )
         where = meshes.trials(self.mesh)
-        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        values = {name: jnp.asarray(each, jnp.float32) for name, each in hypers.items()}
+        values = {name: np.asarray(each, np.float32) for name, each in hypers.items()}
+        keys = jax.jit(jax.vmap(jax.random.key), out_shardings=where)
         return replace(
             self,
-            keys=jax.device_put(keys, where),
-            hypers=jax.device_put(values, where),
-            variant=jax.device_put(jnp.asarray(variant, jnp.int32), where),
+            keys=keys(np.asarray(seeds, np.uint32)),
+            hypers=meshes.put(values, where),
+            variant=meshes.put(np.asarray(variant, np.int32), where),
         )
 
     def epoch(self, steps: int | None = None) -> Callable[..., tuple[Tree, jax.Array]]:
@@ -124,7 +130,7 @@ class Ensemble:
 
         def train(state: Tree, own: tuple, frozen: Tree, data: sampling.Positives):
             key, hyper, variant = own
-            frozen = lifting.choose(frozen, self.varied, variant)
+            state, frozen = self._whole(state), self._frozen(frozen, variant)
             key = jax.random.fold_in(key, state["epoch"])
             of_batches, of_epoch, of_loss = jax.random.split(key, 3)
             model = self.merge(state, frozen)
@@ -138,7 +144,7 @@ class Ensemble:
                 batch = sampling.batch(
                     of_batches, t, data, self.settings.batch_size, self.settings.sampler
                 )
-                batch = jax.tree.map(self._split_rows, batch) | {"step": t}
+                batch = jax.tree.map(self.layout.of_batch, batch) | {"step": t}
 
                 def objective(params: Tree) -> jax.Array:
                     model = self.merge(state | {"params": params}, frozen)
@@ -153,9 +159,11 @@ class Ensemble:
             count = jnp.arange(steps, dtype=jnp.uint32)
             (params, opt), losses = jax.lax.scan(step, carry, count)
             after = {"params": params, "opt": opt, "epoch": state["epoch"] + 1}
-            return state | after, losses
+            return self.layout.fill(state | after), losses
 
-        return jax.jit(lifting.over_trials(one, 3, self.mesh), donate_argnums=0)
+        where = partition.shardings(self.shapes()), meshes.replicated(self.mesh)
+        lifted = lifting.over_trials(one, 3, self.mesh)
+        return jax.jit(lifted, donate_argnums=0, out_shardings=where)
 
     @property
     def program(self) -> Any:
@@ -163,16 +171,23 @@ class Ensemble:
         count = len(self.keys)
         if count not in self.programs:
             arguments = self.arguments(self.shapes())
-            self.programs[count] = self.epoch().lower(*arguments).compile()
+            with meshes.use(self.mesh):
+                self.programs[count] = self.epoch().lower(*arguments).compile()
         return self.programs[count]
 
     def shapes(self) -> Tree:
         """The state that `init` gives, as shapes and where they lie."""
-        where = meshes.trials(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(self.init),
-        )
+        scalar = jax.ShapeDtypeStruct((), jnp.int32)
+        return self.layout.at_rest(self.like[0] | {"epoch": scalar}, len(self.keys))
+
+    def _whole(self, state: Tree) -> Tree:
+        """One trial's state, or a part of it, as it is in programs."""
+        parts = {name: self.like[0][name] for name in state if name != "epoch"}
+        return state | self.layout.whole({name: state[name] for name in parts}, parts)
+
+    def _frozen(self, frozen: Tree, variant: jax.Array) -> Tree:
+        """What is frozen for one trial, as it is in programs."""
+        return self.layout.whole(lifting.choose(frozen, self.varied, variant), self.like[1])
 
     def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
         """Of `epoch`; all T trials are active unless said otherwise."""
@@ -182,7 +197,7 @@ class Ensemble:
     def flags(self, active: Sequence[bool] | None = None) -> jax.Array:
         """Which trials are active, [T], on the devices; all if not said otherwise."""
         active = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
-        return jax.device_put(active, meshes.trials(self.mesh))
+        return meshes.put(active, meshes.trials(self.mesh))
 
     def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> Callable[..., dict]:
         """A jitted `(state, variant, active, frozen, chunks) -> ranking.rank's results`, each with
@@ -191,14 +206,14 @@ class Ensemble:
 
         def one(state: Tree, variant: jax.Array, active: jax.Array, frozen: Tree, chunks: Any):
             def rank(_: Any = None) -> dict:
-                model = self.merge(state, lifting.choose(frozen, self.varied, variant))
+                model = self.merge(self._whole(state), self._frozen(frozen, variant))
                 return ranking.rank(
                     model.scores,
-                    model.tables(),
+                    jax.tree.map(self.layout.of_ranking, model.tables()),
                     chunks,
                     cutoffs,
                     map_capped=map_capped,
-                    constrain=self._split_rows,
+                    constrain=self.layout.of_batch,
                 )
 
             if len(self.keys) == 1:
@@ -206,94 +221,8 @@ class Ensemble:
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rank))
             return lifting.run_if(active, rank, nothing)
 
-        return jax.jit(lifting.over_trials(one, 3, self.mesh))
-
-    def _split_rows(self, array: jax.Array) -> jax.Array:
-        """Spreads rows over the mesh's data axis, where they divide."""
-        if self.mesh.shape["data"] == 1 or array.shape[0] % self.mesh.shape["data"]:
-            return array
-        return jax.lax.with_sharding_constraint(array, meshes.rows(self.mesh))
-
-
-def build(
-    recommender: type[nnx.Module],
-    catalog: core.Catalog | Sequence[core.Catalog],
-    options: Mapping[str, Any],
-    *,
-    seeds: Sequence[int],
-    hypers: Mapping[str, Sequence[float]],
-    settings: Settings,
-    mesh: Mesh,
-    variant: Sequence[int] | None = None,
-) -> Ensemble:
-    """Builds T = len(seeds) trials.
-
-    Args:
-      recommender: a class that fulfils the contract of `recommenders.core`.
-      catalog: one, or several that differ in nothing but the values of their features.
-      options: keyword arguments of its `__init__`.
-      hypers: "lr" and the keyword arguments of its `loss`, T values each.
-      variant: the number of each trial's catalogue.
-
-    Raises:
-      InputError: an unknown sampler or optimiser, unusable interactions, or a mesh that cannot
-        split T trials.
-      ValueError: not T values of a hyper-parameter.
-      lifting.Unlike: the catalogues make different programs of the recommender.
-    """
-    catalogs = [catalog] if isinstance(catalog, core.Catalog) else list(catalog)
-    core.choice("sampler", settings.sampler, sampling.SAMPLERS)
-    chain = optimizer.parse(settings.optimizer)
-    trainable, data = hasattr(recommender, "loss"), None
-    if trainable:  # what is not trained draws no negatives, and may have users without any
-        first = catalogs[0]
-        data = sampling.positives(first.train_user, first.train_item, first.n_users)
-        settings = replace(settings, batch_size=min(settings.batch_size, len(data.user)))
-
-    def construct(catalog: core.Catalog) -> tuple:
-        """Traced once. What initialising reads of the catalogue (features of a hundred megabytes,
-        say) becomes an argument: inside the program such a constant takes XLA seconds and several
-        copies."""
-        found: list[Any] = []  # what constructing one trial finds to be the same for all
-
-        def draw(key: jax.Array) -> Tree:
-            rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
-            model = recommender(catalog, **options, rngs=rngs)
-            graphdef, params, drawn, frozen = nnx.split(model, nnx.Param, core.Drawn, ...)
-            found[:] = graphdef, frozen
-            params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
-            return {"params": params, "drawn": drawn, "opt": chain.init(params)}
-
-        return *jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0)), *found
-
-    drawn, like, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
-    if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
-        raise lifting.Unlike("these catalogues make different programs")
-    everywhere = meshes.replicated(mesh)
-    frozen, varied = lifting.stack(frozen)
-    constants, varied_constants = lifting.stack([one.consts for one in drawn])
-    constants = jax.device_put(constants, everywhere)
-
-    def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
-        own = lifting.choose(constants, varied_constants, variant)
-        return jax.tree.structure(like[0]).unflatten(jax.core.eval_jaxpr(drawn[0].jaxpr, own, key))
-
-    lifted = jax.jit(lifting.over_trials(redraw, 2, mesh), out_shardings=meshes.trials(mesh))
-    made = Ensemble(
-        graphdef=graphdefs[0],
-        frozen=jax.device_put(frozen, everywhere),
-        varied=varied,
-        keys=jnp.zeros(0),  # `given` says
-        hypers={},
-        variant=jnp.zeros(0),
-        data=jax.device_put(data, everywhere),
-        optimizer=chain,
-        settings=settings,
-        mesh=mesh,
-        trainable=trainable,
-        initialise=lambda keys, variant: lifted(keys, variant, constants),
-    )
-    return made.given(seeds, hypers, variant)
+        lifted = lifting.over_trials(one, 3, self.mesh)
+        return jax.jit(lifted, out_shardings=meshes.replicated(self.mesh))
 
 
 def pick(tree: Tree, trial: int) -> Tree:

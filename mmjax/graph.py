@@ -5,38 +5,29 @@ derivative of A x is the same kind of product. It is a pytree and is passed to c
 an argument: closed over, XLA would fold it for seconds.
 """
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jax.custom_batching import custom_vmap
-from jax.experimental import sparse
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmjax import lifting, partition
+from mmjax import mesh as meshes
+from mmjax.sparse import Csr, Pieces, in_pieces, multiply
 
 NORMALISATIONS = ("sym", "left", "none")
-
-
-class Csr(NamedTuple):
-    """Compressed sparse rows; `rows` repeats each row's number for the segment-sum kernel."""
-
-    values: jax.Array  # [E]
-    columns: jax.Array  # [E] int32
-    starts: jax.Array  # [N + 1] int32
-    rows: jax.Array  # [E] int32, ascending
 
 
 class Graph(NamedTuple):
     """A fixed sparse matrix [N, M] and its transpose [M, N]."""
 
-    forward: Csr
-    transpose: Csr
+    forward: Csr | Pieces
+    transpose: Csr | Pieces
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.forward.starts.shape[0] - 1, self.transpose.starts.shape[0] - 1
+        return self.forward.height, self.transpose.height
 
     def flip(self) -> "Graph":
         """The transposed matrix; nothing is copied."""
@@ -57,6 +48,43 @@ def _csr(matrix: sp.csr_matrix, dtype: np.dtype) -> Csr:
         matrix.indptr.astype(np.int32),
         rows,
     )
+
+
+def place(
+    tree: Any, layout: partition.Layout, varied: frozenset[int] = frozenset()
+) -> tuple[Any, Any]:
+    """Puts a tree on the devices: tables split by rows, graphs in pieces, all else whole.
+
+    Args:
+      varied: the numbers of leaves that have another axis before their own. Where there are any,
+        graphs stay whole.
+
+    Returns:
+      The tree at rest, and shapes of what it is in programs; see `partition.Layout.whole`.
+    """
+    many = partition.pieces(layout.mesh)
+
+    def cut(node: Any) -> Any:
+        if not isinstance(node, Graph) or many == 1 or varied:
+            return node
+        return Graph(*(in_pieces(side, many) for side in node))
+
+    tree = jax.tree.map(cut, tree, is_leaf=lambda node: isinstance(node, Graph))
+    like = jax.eval_shape(lambda: lifting.choose(tree, varied, 0))
+    nodes, structure = jax.tree.flatten(tree, is_leaf=lambda node: isinstance(node, Pieces))
+
+    def put(number: int, node: Any) -> Any:
+        axis = int(number in varied)
+        if isinstance(node, Pieces):
+            spec = PartitionSpec(partition.AXES)
+        elif layout.splits(node.shape[axis:]):
+            spec = PartitionSpec(*(None,) * axis, partition.AXES)
+            node = partition.filled(node, many, axis)
+        else:
+            spec = PartitionSpec()
+        return meshes.put(node, NamedSharding(layout.mesh, spec))
+
+    return structure.unflatten([put(n, node) for n, node in enumerate(nodes)]), like
 
 
 def incidence(user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
@@ -183,97 +211,3 @@ def _propagate_backward(graph: Graph, cotangent: jax.Array) -> tuple[None, jax.A
 
 
 propagate.defvjp(_propagate_forward, _propagate_backward)
-
-
-@custom_vmap
-def multiply(matrix: Csr, x: jax.Array) -> jax.Array:
-    """A x without a gradient: XLA's native kernel on CPU, a sorted segment sum elsewhere."""
-    return jax.lax.platform_dependent(matrix, x, cpu=_native, default=_segments)
-
-
-@multiply.def_vmap
-def _multiply_trials(size: int, batched: list, matrix: Csr, x: jax.Array):
-    """T products with one matrix. On CPU one after the other, since T tables would leave the cache;
-    elsewhere the trials are folded into the width, so that the indices are read once."""
-    matrix_batched, x_batched = batched
-    if any(jax.tree.leaves(matrix_batched)):
-        shared = [jnp.broadcast_to(a, (size, *a.shape)) for a in matrix]
-        matrix = Csr(
-            *(a if b else s for a, b, s in zip(matrix, matrix_batched, shared, strict=True))
-        )
-        x = x if x_batched else jnp.broadcast_to(x, (size, *x.shape))
-        return jax.lax.map(lambda pair: multiply(*pair), (matrix, x)), True
-    return jax.lax.platform_dependent(matrix, x, cpu=_one_by_one, default=_folded), True
-
-
-def _native(matrix: Csr, x: jax.Array) -> jax.Array:
-    shape = (matrix.starts.shape[0] - 1, x.shape[0])
-    return sparse.BCSR((matrix.values, matrix.columns, matrix.starts), shape=shape) @ x
-
-
-def _segments(matrix: Csr, x: jax.Array) -> jax.Array:
-    rows = matrix.starts.shape[0] - 1
-    messages = x[matrix.columns] * matrix.values[:, None]
-    return jax.ops.segment_sum(messages, matrix.rows, rows, indices_are_sorted=True)
-
-
-def _one_by_one(matrix: Csr, x: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda table: _native(matrix, table), x)  # [T, M, D] -> [T, N, D]
-
-
-def _folded(matrix: Csr, x: jax.Array) -> jax.Array:
-    trials, rows, width = x.shape
-    out = _segments(matrix, x.transpose(1, 0, 2).reshape(rows, trials * width))
-    return out.reshape(-1, trials, width).transpose(1, 0, 2)
-
-
-def add_rows(
-    total: jax.Array, matrix: Csr, rows: jax.Array, weights: jax.Array, *, step: int
-) -> jax.Array:
-    """total [B, M] + weights [B] times rows [B] of a sparse matrix [N, M], `step` entries at once.
-
-    Its time is that of the longest of the rows; none of weight 0 counts.
-    """
-    if not matrix.columns.shape[0]:
-        return total
-    start = matrix.starts[rows]
-    end = jnp.where(weights == 0, start, matrix.starts[rows + 1])
-    line = jnp.arange(rows.shape[0])[:, None]
-
-    def add(n: jax.Array, total: jax.Array) -> jax.Array:
-        place = start[:, None] + (n * step + jnp.arange(step))[None]  # [B, step]
-        column = jnp.take(matrix.columns, place, mode="clip")
-        column = jnp.where(place < end[:, None], column, total.shape[1])
-        value = weights[:, None] * jnp.take(matrix.values, place, mode="clip")
-        return total.at[line, column].add(value, mode="drop")
-
-    return jax.lax.fori_loop(0, -(-(end - start).max() // step), add, total)
-
-
-def product_rows(left: Csr, right: Csr, rows: jax.Array, width: int, *, step: int) -> jax.Array:
-    """Rows [B] of left @ right, both sparse, as [B, width].
-
-    Costs the entries of `right` in the rows that a row of `left` names, `step` at once.
-    """
-
-    def some(rows: jax.Array) -> jax.Array:
-        total = jnp.zeros((rows.shape[0], width), right.values.dtype)
-        if not left.columns.shape[0]:
-            return total
-        start, end = left.starts[rows], left.starts[rows + 1]
-
-        def add(n: jax.Array, total: jax.Array) -> jax.Array:
-            place = start + n
-            weight = jnp.where(place < end, jnp.take(left.values, place, mode="clip"), 0)
-            inner = jnp.take(left.columns, place, mode="clip")
-            return add_rows(total, right, inner, weight, step=step)
-
-        return jax.lax.fori_loop(0, (end - start).max(), add, total)
-
-    return one_by_one(some, rows)
-
-
-def one_by_one(function: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
-    """`function` of rows [B] at once; on a CPU, where all would wait for the longest, in turn."""
-    in_turn = functools.partial(jax.lax.map, lambda row: function(row[None])[0])
-    return jax.lax.platform_dependent(rows, cpu=in_turn, default=function)

@@ -7,7 +7,6 @@ devices T / n of them, and a device whose trials have all stopped would wait. So
 that go on are taken out into a program of T/2, T/4, ... trials, and put back after an epoch.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from mmjax import mesh as meshes
+from mmjax import partition
 
 Tree = Any
 
@@ -80,20 +80,24 @@ def places(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
     return first.reshape(-1, devices).T.ravel()
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def take(tree: Tree, places: jax.Array, mesh: Mesh) -> Tree:
+def take(tree: Tree, places: jax.Array) -> Tree:
     """The trials at these places."""
-    return jax.lax.with_sharding_constraint(
-        jax.tree.map(lambda x: x[places], tree), meshes.trials(mesh)
-    )
+    return jax.jit(_take, out_shardings=partition.shardings(tree))(tree, places)
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
-def put(tree: Tree, places: jax.Array, part: Tree, mesh: Mesh) -> Tree:
+def put(tree: Tree, places: jax.Array, part: Tree) -> Tree:
     """The tree, which is donated, with other trials at these places."""
-    return jax.lax.with_sharding_constraint(
-        jax.tree.map(lambda x, y: x.at[places].set(y), tree, part), meshes.trials(mesh)
+    return jax.jit(_put, donate_argnums=0, out_shardings=partition.shardings(tree))(
+        tree, places, part
     )
+
+
+def _take(tree: Tree, places: jax.Array) -> Tree:
+    return jax.tree.map(lambda x: x[places], tree)
+
+
+def _put(tree: Tree, places: jax.Array, part: Tree) -> Tree:
+    return jax.tree.map(lambda x, y: x.at[places].set(y), tree, part)
 
 
 def stack(trees: Sequence[Tree]) -> tuple[Tree, frozenset[int]]:

@@ -51,7 +51,7 @@ class Evaluator:
         active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
         places = lifting.places(active, trials.mesh)
         if len(places) < len(active):
-            trials, state = trials.take(places), lifting.take(state, places, trials.mesh)
+            trials, state = trials.take(places), lifting.take(state, places)
         program, chunks = self._compile(trials, state, split)
         begin = time.perf_counter()
         arguments = (state, trials.variant, trials.flags(active[places]), trials.frozen, chunks)
@@ -88,13 +88,14 @@ class Evaluator:
             chunks = ranking.chunk(
                 self._tasks[split], self._n_items, multiple=spread, scores=scores
             )
-            self._chunks[split] = jax.device_put(chunks, meshes.replicated(grid))
+            self._chunks[split] = meshes.put(chunks, meshes.replicated(grid))
         key, chunks = (split, len(trials.keys)), self._chunks[split]
         if key not in self._compiled:
             program = trials.evaluate(self._config["cutoffs"], map_capped=self._protocol.map_capped)
             begin = time.perf_counter()
             arguments = (state, trials.variant, trials.flags(), trials.frozen, chunks)
-            self._compiled[key] = program.lower(*arguments).compile()
+            with meshes.use(grid):
+                self._compiled[key] = program.lower(*arguments).compile()
             self._timing["compile_s"] += time.perf_counter() - begin
         return self._compiled[key], chunks
 
@@ -123,7 +124,9 @@ def fit(
     latest = checkpoints.latest()
     if latest is not None:
         step, progress = latest
-        restored = checkpoints.load(step, {"state": state, "best": best})
+        like = trials.shapes()
+        like = {"state": like, "best": selection.weights(like)}
+        restored = checkpoints.load(step, like, trials.layout.fits)
         state, best = restored["state"], restored["best"]
         print(f"resumed {workdir} after epoch {step}", flush=True)
     timing["epoch_s"], saved = [], time.monotonic()
@@ -172,10 +175,10 @@ def epoch_of(
             state, losses = train(*trials.arguments(state, active))
         found = jax.device_get(losses)
     else:
-        part = lifting.take(state, places, trials.mesh)
+        part = lifting.take(state, places)
         with jax.transfer_guard("disallow"):
             part, losses = train(*few.arguments(part, active[places]))
-        state = lifting.put(state, places, part, trials.mesh)
+        state = lifting.put(state, places, part)
         found = np.zeros((len(active), trials.steps), np.float32)
         found[places] = jax.device_get(losses)
     timing["epoch_s"].append(time.perf_counter() - begin)

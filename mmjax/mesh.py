@@ -1,5 +1,6 @@
 """The one place that names devices: the mesh, the shardings, and a warning about a slow backend."""
 
+import contextlib
 import math
 import re
 import warnings
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jaxlib
+import numpy as np
 import psutil
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -74,6 +76,25 @@ def trials(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, where: Any) -> Any:
+    """Puts host values that every process has on the devices; `where` is a sharding, or a tree."""
+    if not isinstance(where, jax.sharding.Sharding):
+        return jax.tree.map(put, tree, where)
+    if where.is_fully_addressable:
+        return jax.device_put(tree, where)
+
+    def one(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+
+    return jax.tree.map(one, tree)
+
+
+def use(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Where programs for a mesh of several devices are traced, so that they can ask for it."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
 # How a tower's parameters lie over `model`, by name: the first that matches whole. Of the two

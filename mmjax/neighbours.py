@@ -6,6 +6,7 @@ of row blocks serves the neighbours of both.
 
 import hashlib
 import io
+from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from mmjax import files
+from mmjax import files, partition
+from mmjax import mesh as meshes
 from mmjax.errors import InputError
 
 LARGEST = 4096  # rows of a block: 64 MiB of similarities
@@ -34,9 +37,11 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
     """Of rows x [I, F]; ties go to the lower item.
 
     Rows of zeros have no neighbours and are nobody's. To be traced or called as it is; it has no
-    gradient, `cosines` has.
+    gradient, `cosines` has. Where the mesh splits tables, so is the work.
     """
-    count = x.shape[0]
+    count, mesh = x.shape[0], partition.current()
+    if mesh is not None and count > partition.pieces(mesh):
+        return _around(x, k, mesh)
     blocks = max(-(-count // LARGEST), min(FEWEST, -(-count // (4 * PART))))
     size = -(-count // (blocks * PART)) * PART
     x = jax.lax.stop_gradient(x)
@@ -80,6 +85,49 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
     return Neighbours(values[:count], jnp.where(found, best.columns, 0)[:count])
 
 
+def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
+    """`nearest` on several devices: each keeps the neighbours of its own rows, and the blocks of
+    all go round in a ring, so that none ever holds more than its own block and a passing one."""
+    count, many = x.shape[0], partition.pieces(mesh)
+    size = -(-count // (many * PART)) * PART
+    ring = [(n, (n - 1) % many) for n in range(many)]
+    chunk = next(n for n in range(min(size, LARGEST), 0, -1) if size % n == 0)
+
+    def own(x: jax.Array) -> Neighbours:
+        x = unit(x)
+        first = (jax.lax.axis_index(partition.AXES) * size).astype(jnp.int32)
+        there = jnp.square(x).sum(axis=1) > 0
+
+        def meet(mine: jax.Array, best: Neighbours, block: tuple) -> Neighbours:
+            passing, alive, column = block
+            found = jnp.where(alive[None], mine @ passing.T, -jnp.inf)
+            values, columns = _top(found, min(k, size))
+            values = jnp.concatenate([best.values, values], axis=1)
+            columns = jnp.concatenate([best.columns, columns + column], axis=1)
+            # By value, then by item: blocks do not pass in the order of the items.
+            values, columns = jax.lax.sort((-values, columns), num_keys=2)
+            return Neighbours(-values[:, :k], columns[:, :k])
+
+        def turn(_: jax.Array, carry: tuple) -> tuple:
+            best, block = carry
+            cut = lambda a: a.reshape(-1, chunk, a.shape[1])  # noqa: E731
+            some = jax.lax.map(lambda part: meet(*part, block), (cut(x), jax.tree.map(cut, best)))
+            best = jax.tree.map(lambda a: a.reshape(size, k), some)
+            return best, jax.lax.ppermute(block, partition.AXES, ring)
+
+        none = jnp.full((size, k), -jnp.inf, x.dtype), jnp.full((size, k), count, jnp.int32)
+        best, _ = jax.lax.fori_loop(0, many, turn, (Neighbours(*none), (x, there, first)))
+        found = there[:, None] & jnp.isfinite(best.values)
+        return Neighbours(
+            jnp.where(found, best.values, -jnp.inf), jnp.where(found, best.columns, 0)
+        )
+
+    x = partition.filled(jax.lax.stop_gradient(x), many * size)
+    rows = PartitionSpec(partition.AXES)
+    found = partition.on_each(own, mesh, rows, Neighbours(rows, rows))(x)
+    return Neighbours(found.values[:count], found.columns[:count])
+
+
 def _top(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """`lax.top_k` of rows that are a multiple of PART long, exact with its order of ties.
 
@@ -113,10 +161,18 @@ def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:
 _nearest = jax.jit(nearest, static_argnums=1)
 
 
-def build(features: jax.Array, k: int, folder: str | Path = "") -> Neighbours:
+def _on_mesh(x: jax.Array, k: int, mesh: Mesh) -> Neighbours:
+    with meshes.use(mesh):
+        whole = jax.jit(nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))
+        return whole(x, k)
+
+
+def build(
+    features: jax.Array, k: int, folder: str | Path = "", mesh: Mesh | None = None
+) -> Neighbours:
     """`nearest` of features [I, F] on the host, kept in a folder under the hash of what made it.
 
-    Features of less than float32 are widened first.
+    Features of less than float32 are widened first. A mesh of several devices shares the work.
 
     Raises:
       InputError: k is not between 1 and I.
@@ -127,16 +183,24 @@ def build(features: jax.Array, k: int, folder: str | Path = "") -> Neighbours:
             f"choose a number between 1 and {features.shape[0]}"
         )
     wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+
+    def find() -> Neighbours:
+        if mesh is None or partition.pieces(mesh) == 1:
+            return Neighbours(*map(np.asarray, _nearest(wide, k)))
+        # A thread of its own, since a recommender builds its graphs while it is being traced.
+        with futures.ThreadPoolExecutor(1) as thread:
+            found = thread.submit(_on_mesh, np.asarray(wide), k, mesh).result()
+        return Neighbours(*map(np.asarray, found))
+
     if not folder:
-        return Neighbours(*map(np.asarray, _nearest(wide, k)))
+        return find()
     content = np.ascontiguousarray(features)
     mark = hashlib.sha256(f"1 {k} {content.shape} {content.dtype}".encode())
     mark.update(content.view(np.uint8).data)
     path = Path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
     if not path.exists():
-        found = _nearest(wide, k)
-        made = io.BytesIO()
-        np.savez(made, values=np.asarray(found.values), columns=np.asarray(found.columns))
+        found, made = find(), io.BytesIO()
+        np.savez(made, values=found.values, columns=found.columns)
         files.write_bytes(path, made.getvalue())
     with np.load(path) as kept:
         return Neighbours(kept["values"], kept["columns"])

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mmjax import ensemble, files, store
+from mmjax import assembly, ensemble, files, store
 from mmjax import mesh as meshes
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
@@ -103,7 +103,7 @@ def trials(
         lr_decay=tuple(config["lr_decay"]),
     )
     every = [stores] if isinstance(stores, Mapping) else stores
-    return ensemble.build(
+    return assembly.build(
         recommender,
         [catalog(config, data, each, grid) for each in every],
         options,
@@ -127,16 +127,17 @@ def seeds_and_hypers(config: Config, points: Sequence[Mapping[str, float]]) -> d
 def catalog(
     config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store], grid: Mesh
 ) -> core.Catalog:
-    """What a recommender may know of a dataset; features go from disk straight to the devices.
+    """What a recommender may know of a dataset; features go from disk straight to one device.
 
     Graphs of the features are kept in the dataset's folder, under derived/.
     """
-    everywhere = meshes.replicated(grid)
+    # One device gets them at once; of several each will get its own rows.
+    where = meshes.replicated(grid) if grid.size == 1 else None
     dtype = core.choice("features_dtype", config["features_dtype"], ("float32", "bfloat16"))
     rows, present = {}, {}
     for name, opened in stores.items():
-        rows[name], present[name] = opened.read(everywhere, jnp.dtype(dtype))
-    return core.Catalog.of(data, rows, present, str(Path(config["dataset"]) / "derived"))
+        rows[name], present[name] = opened.read(where, jnp.dtype(dtype))
+    return core.Catalog.of(data, rows, present, str(Path(config["dataset"]) / "derived"), grid)
 
 
 def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:

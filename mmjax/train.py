@@ -109,9 +109,9 @@ def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranki
         latest = checkpoints.latest()
         if latest is None:
             raise InputError(f"{workdir} has no checkpoint yet; train it first")
-        state = trials.init()
-        like = {"state": state, "best": selection.weights(state)}
-        best = checkpoints.load(latest[0], like)["best"]
+        like = trials.shapes()
+        like = {"state": like, "best": selection.weights(like)}
+        best = checkpoints.load(latest[0], like, trials.layout.fits)["best"]
     finally:
         checkpoints.close()
     return loop.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from _encoding import timed
 
-from mmjax import ensemble, loop, neighbours, train
+from mmjax import assembly, ensemble, loop, neighbours, train
 from mmjax import mesh as meshes
 from mmjax.data import world
 from mmjax.data.prepare import prepare
@@ -72,7 +72,7 @@ def build(
     own = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
     count = len(next(iter(hypers.values()))) if hypers else 1
     every = {name: values * count for name, values in own.items()} | (hypers or {})
-    return ensemble.build(
+    return assembly.build(
         recommender,
         catalog,
         options,

@@ -8,10 +8,10 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import graph
+from mmjax import graph, sparse
 
 
-def dense(matrix: graph.Csr, columns: int) -> np.ndarray:
+def dense(matrix: sparse.Csr, columns: int) -> np.ndarray:
     shape = (len(matrix.starts) - 1, columns)
     return sp.csr_matrix((matrix.values, matrix.columns, matrix.starts), shape=shape).toarray()
 
@@ -42,7 +42,7 @@ def test_row_normalisation_and_none():
         graph.bipartite(user, item, (3, 4), norm="both")
 
 
-@pytest.mark.parametrize("kernel", [graph._native, graph._segments])
+@pytest.mark.parametrize("kernel", [sparse._native, sparse._segments])
 def test_kernels_agree_with_a_dense_product(kernel):
     rng = np.random.default_rng(0)
     matrix = sp.random(30, 20, 0.2, random_state=0, format="csr")
@@ -65,7 +65,7 @@ def test_propagation_and_its_derivative_over_trials():
     trials = jax.jit(jax.vmap(jax.grad(energy), (0, None)))(x, built)
     for t in range(3):
         np.testing.assert_allclose(trials[t], single(x[t], built), atol=1e-6)
-    folded = graph._folded(built.forward, x)
+    folded = sparse._folded(built.forward, x)
     np.testing.assert_allclose(folded, np.stack([matrix @ one for one in x]), atol=1e-5)
     flipped = graph.propagate(built.flip(), jnp.ones((30, 2)))
     np.testing.assert_allclose(flipped, matrix.T @ np.ones((30, 2)), atol=1e-5)
@@ -111,12 +111,12 @@ def test_rows_of_a_sparse_product(seed, left_density, right_density, step):
     left, right = jax.tree.map(jnp.asarray, (left, right))
     rows = jnp.array([4, 0, 4, 5])
     want = (matrices[0] @ matrices[1]).toarray()[np.asarray(rows)]
-    product = graph.product_rows(left, right, rows, 9, step=step)
+    product = sparse.product_rows(left, right, rows, 9, step=step)
     np.testing.assert_allclose(product, want, atol=1e-5)
     # An accelerator takes all rows at once, the shorter ones waiting for the longest.
     total = jnp.ones((4, 9))
     weights = jnp.array([2.0, 0.0, -1.0, 0.5])
     some = jnp.array([1, 0, 2, 4])
-    out = graph.add_rows(total, right, some, weights, step=step)
+    out = sparse.add_rows(total, right, some, weights, step=step)
     want = 1 + weights[:, None] * matrices[1].toarray()[np.asarray(some)]
     np.testing.assert_allclose(out, want, atol=1e-5)

@@ -8,18 +8,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {"errors", "files", "bisection", "mesh", "lifting", "optimizer", "checkpoint", "progress"},
-    {"data", "store", "graph", "edges", "neighbours", "sampling", "journal"},
+    {"errors", "files", "bisection", "mesh", "partition", "lifting"}
+    | {"optimizer", "checkpoint", "progress"},
+    {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {"features", "ensemble", "selection", "setup", "loop", "train"},
+    {"features", "ensemble", "assembly", "selection", "setup", "loop", "train"},
     {"sweep"},
     {"report", "gallery", "showcase", "ablation"},
 )
 # What a folder may use although the layer order alone would allow more or less.
 ONLY = {
     "encoders": LAYERS[0] | {"graph", "encoders"},
-    "recommenders": LAYERS[0] | {"graph", "edges", "neighbours", "recommenders"},
+    "recommenders": LAYERS[0] | {"sparse", "graph", "edges", "neighbours", "recommenders"},
     "evaluation": LAYERS[0] | {"evaluation"},
 }
 THIRD_PARTY = {"transformers": {"encoders"}, "torch": {"encoders"}, "orbax": {"checkpoint"}}

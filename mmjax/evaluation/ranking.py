@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from mmjax import bisection
+from mmjax import bisection, partition
 from mmjax.errors import InputError
 from mmjax.evaluation import metrics
 from mmjax.evaluation.protocol import Task
@@ -124,9 +125,29 @@ def rank(
 def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Exact top-k of each row, [B, I] -> values and indices [B, k]; ties to the lower index.
 
-    Where a row has fewer than k columns the rest is -inf. Selecting blocks by their maxima first
-    was measured on CPU: scores and top-k together took 2 to 18 % less, not worth its code.
+    Where a row has fewer than k columns the rest is -inf. Where the mesh splits items over `model`,
+    each device sorts its own columns, and only k of each travel. Selecting blocks by their maxima
+    first was measured on CPU: scores and top-k together took 2 to 18 % less, not worth its code.
     """
+    mesh = partition.current()
+    many = 1 if mesh is None else mesh.shape["model"]
+    if many == 1 or scores.shape[0] % mesh.shape["data"]:
+        return _top_k(scores, k)
+    missing = ((0, 0), (0, -scores.shape[1] % many))
+    scores = jnp.pad(scores, missing, constant_values=-jnp.inf)
+
+    def own(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, index = _top_k(scores, k)
+        index += jax.lax.axis_index("model") * scores.shape[1]
+        value, index = (jax.lax.all_gather(x, "model", axis=1, tiled=True) for x in (value, index))
+        value, which = jax.lax.top_k(value, k)
+        return value, jnp.take_along_axis(index, which, axis=1)
+
+    split, lists = PartitionSpec("data", "model"), PartitionSpec("data")
+    return partition.on_each(own, mesh, split, (lists, lists))(scores)
+
+
+def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     value, index = jax.lax.top_k(scores, min(k, scores.shape[1]))
     missing = ((0, 0), (0, k - value.shape[1]))
     return jnp.pad(value, missing, constant_values=-jnp.inf), jnp.pad(index, missing)

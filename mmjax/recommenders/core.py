@@ -55,14 +55,20 @@ class Catalog:
     features: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I, F], absent rows 0
     present: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I] bool
     cache: str = ""  # folder that keeps graphs of the features; "" keeps none
+    mesh: Any = None  # whose devices share the work of building such graphs
 
     @classmethod
     def of(
-        cls, data: Any, features: Mapping[str, Any], present: Mapping[str, Any], cache: str = ""
+        cls,
+        data: Any,
+        features: Mapping[str, Any],
+        present: Mapping[str, Any],
+        cache: str = "",
+        mesh: Any = None,
     ) -> "Catalog":
         """The catalogue of a dataset, which has `n_users`, `n_items` and `train`."""
         train = (data.train.user, data.train.item, data.train.rating)
-        return cls(data.n_users, data.n_items, *train, features, present, cache)
+        return cls(data.n_users, data.n_items, *train, features, present, cache, mesh)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -115,7 +121,8 @@ class Catalog:
         if modality not in self.features:
             raise InputError(f"no features {modality!r}{suggestion(modality, self.features)}")
         with jax.ensure_compile_time_eval():
-            return neighbours.build(jnp.asarray(self.features[modality]), top_k, self.cache)
+            rows = jnp.asarray(self.features[modality])
+            return neighbours.build(rows, top_k, self.cache, self.mesh)
 
 
 @jax.jit

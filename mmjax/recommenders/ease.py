@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from flax import nnx
 from scipy.linalg import lapack
 
-from mmjax import graph
+from mmjax import graph, sparse
 from mmjax.errors import InputError
 from mmjax.recommenders import core, itemknn
 
@@ -70,7 +70,7 @@ class EASE(nnx.Module):
 
         def of_users(users: jax.Array) -> jax.Array:
             ones = jnp.ones(users.shape, tables.dtype)
-            rows = graph.add_rows(empty, profile, users, ones, step=STEP)
+            rows = sparse.add_rows(empty, profile, users, ones, step=STEP)
             return jnp.matmul(rows, tables, precision="highest")
 
         in_turn = functools.partial(jax.lax.map, of_user)

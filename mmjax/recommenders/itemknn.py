@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax import graph
+from mmjax import graph, sparse
 from mmjax.errors import InputError
 from mmjax.recommenders import core
 
@@ -66,13 +66,13 @@ class ItemKNN(nnx.Module):
         self.n_items = right.shape[1]
         self.step = int(np.diff(right.indptr).max(initial=1).clip(1, STEP))
 
-    def tables(self) -> graph.Csr:
+    def tables(self) -> sparse.Csr:
         return self.right.get_value()
 
-    def scores(self, tables: graph.Csr, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: sparse.Csr, batch: dict[str, jax.Array]) -> jax.Array:
         """[B, I]: for each user a few rows of `right`, added up."""
         left, right = jax.tree.map(jnp.asarray, (self.left.get_value(), tables))
-        return graph.product_rows(left, right, batch["user"], self.n_items, step=self.step)
+        return sparse.product_rows(left, right, batch["user"], self.n_items, step=self.step)
 
 
 def profile_of(catalog: core.Catalog, implicit: bool) -> sp.csr_matrix:
@@ -118,8 +118,8 @@ def similar_items(
         similarity, constants = "tversky", (1.0, 1.0, constants[2])
     if similarity == "tversky":
         items = (items != 0).astype(items.dtype)
-    sparse = sp.issparse(items)
-    squares = (items.multiply(items) if sparse else np.square(items)).sum(1)
+    few = sp.issparse(items)
+    squares = (items.multiply(items) if few else np.square(items)).sum(1)
     squares = np.asarray(squares).ravel()  # [I] x.x; |x| if binary
     squares[squares == 0] = 1  # such a row is similar to none, whatever it is divided by
 
@@ -129,7 +129,7 @@ def similar_items(
         return weights if keep_self else np.where(row == column, -np.inf, weights)
 
     blocks = []
-    for near in _sparse(items, weigh) if sparse else _dense(items, weigh, neighbours):
+    for near in _sparse(items, weigh) if few else _dense(items, weigh, neighbours):
         block = graph.top_k_rows(near, neighbours)
         block.data[block.data == -np.inf] = 0
         block.eliminate_zeros()

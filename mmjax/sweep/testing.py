@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax import files, loop, selection, setup, train
+from mmjax import files, loop, partition, selection, setup, train
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import InputError
@@ -50,15 +50,14 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
             raise InputError(f"the test split was read for trial {trial.id} already")
     config = trials[0].config
     together, data = packer.build(trials), packer.data(config)
-    whole = meshes.replicated(together.mesh)
+    shapes, whole = selection.weights(together.shapes()), meshes.replicated(together.mesh)
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=whole),
-        selection.weights(together.shapes()),
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=whole), shapes
     )
     loaded = [_load(plan.workdir / "weights" / trial.id, like) for trial in trials]
     loaded += loaded[-1:] * (len(together.keys) - len(trials))
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
-    state = jax.device_put(state, meshes.trials(together.mesh))
+    state = jax.device_put(state, partition.shardings(shapes))
     evaluate = loop.Evaluator(together, setup.tasks(config, data), config, data, {"compile_s": 0})
     valid, test = evaluate(state, "valid"), evaluate(state, "test")
     for place, trial in enumerate(trials):

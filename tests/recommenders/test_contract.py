@@ -13,7 +13,7 @@ from flax import nnx
 from recommenders import options
 
 import mmjax.recommenders
-from mmjax import ensemble
+from mmjax import assembly, ensemble
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import world
@@ -87,7 +87,7 @@ def build(name, catalog, seeds=(0,), lr=(1e-2,)):
     chosen = options.COMMON | options.OF_MODEL.get(name, {})
     chosen = {k: v for k, v in chosen.items() if k in known}
     shaping, traced = core.split_options(recommender, chosen)
-    return ensemble.build(
+    return assembly.build(
         recommender,
         catalog,
         shaping,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recommenders.test_userknn import catalog_of, drawn
 
-from mmjax import ensemble
+from mmjax import assembly, ensemble
 from mmjax import mesh as meshes
 from mmjax.errors import InputError
 from mmjax.recommenders import ials, itemknn
@@ -134,7 +134,7 @@ def test_pieces_hold_each_history_in_order(seed, rows, columns, density):
 
 def test_trials_differ_by_their_seed_alone(ratings):
     options = dict(dim=DIM, iterations=2, **WEIGHTS)
-    trials = ensemble.build(
+    trials = assembly.build(
         ials.IALS,
         catalog_of(ratings),
         options,

@@ -1,0 +1,105 @@
+"""From a recommender and its catalogues to an ensemble of trials, laid out on a mesh."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmjax import ensemble, graph, lifting, optimizer, partition, sampling
+from mmjax import mesh as meshes
+from mmjax.recommenders import core
+
+Tree = Any
+
+
+def build(
+    recommender: type[nnx.Module],
+    catalog: core.Catalog | Sequence[core.Catalog],
+    options: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    hypers: Mapping[str, Sequence[float]],
+    settings: ensemble.Settings,
+    mesh: Mesh,
+    variant: Sequence[int] | None = None,
+) -> ensemble.Ensemble:
+    """Builds T = len(seeds) trials.
+
+    Args:
+      recommender: a class that fulfils the contract of `recommenders.core`.
+      catalog: one, or several that differ in nothing but the values of their features.
+      options: keyword arguments of its `__init__`.
+      hypers: "lr" and the keyword arguments of its `loss`, T values each.
+      variant: the number of each trial's catalogue.
+
+    Raises:
+      InputError: an unknown sampler or optimiser, unusable interactions, or a mesh that cannot
+        split T trials.
+      ValueError: not T values of a hyper-parameter.
+      lifting.Unlike: the catalogues make different programs of the recommender.
+    """
+    catalogs = [catalog] if isinstance(catalog, core.Catalog) else list(catalog)
+    core.choice("sampler", settings.sampler, sampling.SAMPLERS)
+    chain = optimizer.parse(settings.optimizer)
+    trainable, data = hasattr(recommender, "loss"), None
+    if trainable:  # what is not trained draws no negatives, and may have users without any
+        first = catalogs[0]
+        data = sampling.positives(first.train_user, first.train_item, first.n_users)
+        settings = replace(settings, batch_size=min(settings.batch_size, len(data.user)))
+
+    def construct(catalog: core.Catalog) -> tuple:
+        """Traced once. What initialising reads of the catalogue (features of a hundred megabytes,
+        say) becomes an argument: inside the program such a constant takes XLA seconds and several
+        copies."""
+        found: list[Any] = []  # what constructing one trial finds to be the same for all
+
+        def draw(key: jax.Array) -> Tree:
+            rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
+            model = recommender(catalog, **options, rngs=rngs)
+            graphdef, params, drawn, frozen = nnx.split(model, nnx.Param, core.Drawn, ...)
+            found[:] = graphdef, frozen
+            params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
+            return {"params": params, "drawn": drawn, "opt": chain.init(params)}
+
+        return *jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0)), *found
+
+    drawn, like, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
+    if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
+        raise lifting.Unlike("these catalogues make different programs")
+    users, items = catalogs[0].shape
+    layout = partition.Layout(mesh, frozenset((users, items, users + items)))
+    everywhere = meshes.replicated(mesh)
+    frozen, varied = lifting.stack(frozen)
+    frozen, like_frozen = graph.place(frozen, layout, varied)
+    constants, varied_constants = lifting.stack([one.consts for one in drawn])
+    constants = meshes.put(constants, everywhere)
+
+    def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
+        own = lifting.choose(constants, varied_constants, variant)
+        values = jax.core.eval_jaxpr(drawn[0].jaxpr, own, key)
+        if not trainable:  # a solver, not a table of noise: each device does the same
+            values = [layout.lay(x) for x in values]
+        return layout.fill(jax.tree.structure(like[0]).unflatten(values))
+
+    lifted = lifting.over_trials(redraw, 2, mesh)
+    lifted = jax.jit(lifted, out_shardings=partition.shardings(layout.at_rest(like[0], 1)))
+    made = ensemble.Ensemble(
+        graphdef=graphdefs[0],
+        frozen=frozen,
+        varied=varied,
+        keys=jnp.zeros(0),  # `given` says
+        hypers={},
+        variant=jnp.zeros(0),
+        data=meshes.put(data, everywhere),
+        optimizer=chain,
+        settings=settings,
+        layout=layout,
+        like=(like[0], like_frozen),
+        trainable=trainable,
+        initialise=lambda keys, variant: lifted(keys, variant, constants),
+    )
+    return made.given(seeds, hypers, variant)
