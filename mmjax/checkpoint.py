@@ -81,10 +81,10 @@ class Checkpoints:
                     f"is {theirs.get(name, 'not there')}, not {ours.get(name, 'known here')}; "
                     "delete the workdir to start over"
                 )
-        loading = ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
-        options = ocp.options.ArrayOptions(loading=loading)
+        lenient = ocp.Context()
+        lenient.array.loading.enable_padding_and_truncation = True
         try:
-            with ocp.Context(array_options=options):
+            with lenient:
                 return self._open().load(step, jax.tree.map(_abstract, like))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(

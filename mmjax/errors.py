@@ -7,3 +7,7 @@ class InputError(ValueError):
     Scripts print it without a traceback and exit with status 2; anything else is a bug and keeps
     its traceback.
     """
+
+
+class Preempted(Exception):
+    """SIGTERM, or the cloud's notice, ended a run after it was saved; the same command goes on."""

@@ -8,24 +8,30 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from mmjax import files
+from mmjax import files, processes
 from mmjax.progress import Progress
 
 
 class Journal:
-    """Writes one JSON line an epoch, the same numbers to TensorBoard, and progress for people."""
+    """Writes one JSON line an epoch, the same numbers to TensorBoard, and progress for people; of
+    several processes only the first does."""
 
     def __init__(self, workdir: Path, total: int, done: int = 0):
         """Goes on after `done` epochs; lines of later epochs, from before a kill, are dropped."""
+        self._writes = processes.first()
+        self._progress = Progress("epoch", total, unit="epoch", done=done, silent=not self._writes)
+        if not self._writes:
+            return
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in _lines(self._path) if json.loads(line)["epoch"] <= done]
         files.write_bytes(self._path, "".join(kept).encode())
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1)
-        self._progress = Progress("epoch", total, unit="epoch", done=done)
 
     def epoch(self, epoch: int, record: dict[str, Any], say: str) -> None:
         """Records one epoch, lists (a value a trial) as lines only; `say` is short, for people."""
+        if not self._writes:
+            return
         self._lines.write(json.dumps({"epoch": epoch, **record}) + "\n")
         self._lines.flush()
         for name, value in record.items():
@@ -38,8 +44,9 @@ class Journal:
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._writes:
+            self._lines.close()
+            self._board.close()
         self._progress.__exit__(*failure)
 
 

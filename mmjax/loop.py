@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import ensemble, journal, lifting, selection, setup
+from mmjax import ensemble, journal, lifting, processes, selection, setup
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
+from mmjax.errors import Preempted
 from mmjax.evaluation import protocol as protocols
 from mmjax.evaluation import ranking
 
@@ -112,7 +113,7 @@ def fit(
     """Trains T trials together, each until it is finished; returns the best states.
 
     Of several trials, one that diverges ends there with the best state it had; when none is left,
-    InputError.
+    InputError. Asked to end (`processes.Notice`) it saves after the epoch in flight: Preempted.
 
     The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
     every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
@@ -132,7 +133,7 @@ def fit(
     timing["epoch_s"], saved = [], time.monotonic()
     if total > progress["epoch"] and not all(selection.finished(progress, config)):
         compiled(trials, timing)
-    with journal.Journal(workdir, total, progress["epoch"]) as log:
+    with journal.Journal(workdir, total, progress["epoch"]) as log, processes.Notice() as notice:
         while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
             active = np.logical_not(ended)
             state, losses = epoch_of(trials, state, active, timing)
@@ -153,9 +154,14 @@ def fit(
                 say += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
             log.epoch(epoch, record, say)
             last = epoch == total or all(selection.finished(progress, config))
-            if last or time.monotonic() - saved >= config["checkpoint_seconds"]:
+            ends = notice.given(epoch) and not last
+            due = processes.told(time.monotonic() - saved >= config["checkpoint_seconds"])
+            if last or ends or due:
                 checkpoints.save(epoch, {"state": state, "best": best}, progress)
                 saved = time.monotonic()
+            if ends:
+                checkpoints.wait()
+                raise Preempted(f"{workdir} is saved after epoch {epoch} of {total}")
     if latest is None and total == 0:
         checkpoints.save(0, {"state": state, "best": best}, progress)
     checkpoints.wait()

@@ -87,7 +87,9 @@ def put(tree: Any, where: Any) -> Any:
 
     def one(x: Any) -> jax.Array:
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+        own = where.addressable_devices_indices_map(x.shape).items()
+        parts = [jax.device_put(x[at], device) for device, at in own]
+        return jax.make_array_from_single_device_arrays(x.shape, where, parts)
 
     return jax.tree.map(one, tree)
 

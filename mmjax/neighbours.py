@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from mmjax import files, partition
+from mmjax import files, partition, processes
 from mmjax import mesh as meshes
 from mmjax.errors import InputError
 
@@ -198,7 +198,8 @@ def build(
     mark = hashlib.sha256(f"1 {k} {content.shape} {content.dtype}".encode())
     mark.update(content.view(np.uint8).data)
     path = Path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
-    if not path.exists():
+    # All processes of a mesh find them together, or none does.
+    if not processes.everywhere(path.exists()):
         found, made = find(), io.BytesIO()
         np.savez(made, values=found.values, columns=found.columns)
         files.write_bytes(path, made.getvalue())

@@ -20,13 +20,14 @@ class Progress:
         done: int = 0,
         every_s: float = 10,
         out: TextIO | None = None,
+        silent: bool = False,
     ):
-        """Goes on after `done` units; a line comes at most every `every_s` seconds."""
+        """Goes on after `done` units; a line comes at most every `every_s` seconds, or none."""
         self.what, self.total, self.unit, self.every_s = what, total, unit, every_s
         self.done = self._first = done
         self._out = out or sys.stderr
-        self._bar = None
-        if self._out.isatty():
+        self._bar, self._silent = None, silent
+        if self._out.isatty() and not silent:
             self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, file=self._out)
         self._begin, self._said, self._unsaid = time.monotonic(), 0.0, ""
 
@@ -40,6 +41,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(count)
             self._bar.set_postfix_str(say)
+        if self._bar is not None or self._silent:
             return
         self._unsaid = f"{self.what} {self.done}/{self.total} {say}".rstrip()
         now = time.monotonic()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import mesh as meshes
 from mmjax.errors import InputError
 
 Tree = Any
@@ -72,9 +73,13 @@ def _fault(losses: np.ndarray) -> str:
     return f"the loss is {losses[trial, step]} at step {step + 1} of {losses.shape[1]}"
 
 
-@jax.jit
 def _finite(params: Tree) -> jax.Array:
-    """Whether all values of a trial are finite, bool [T]."""
+    """Whether all values of a trial are finite, bool [T], for every process to read."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    return jax.jit(_finite_trials, out_shardings=meshes.replicated(mesh))(params)
+
+
+def _finite_trials(params: Tree) -> jax.Array:
     each = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(params)]
     return jnp.stack(each).all(axis=0)
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax import __version__, files, journal, loop, selection, setup, store
+from mmjax import __version__, files, journal, loop, processes, selection, setup, store
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
@@ -37,12 +38,14 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     data = datasets.load(setup.required(config, "dataset"))
     stores = setup.features(config, data)
     identity = setup.identity(config, data, stores)
+    processes.agree(setup.flatten(identity) | {"mmjax": __version__, "jax": jax.__version__})
     setup.verify(workdir, identity)
-    if (workdir / "results.json").exists():
+    if processes.everywhere((workdir / "results.json").exists()):
         print(f"{workdir} is finished already; delete it to run again")
         return files.read_json(workdir / "results.json")
     tasks, trials = setup.tasks(config, data), setup.trials(config, data, stores)
-    files.write_json(workdir / "config.json", identity)
+    if processes.first():
+        files.write_json(workdir / "config.json", identity)
     state, timing = trials.init(), {"compile_s": 0.0}
     evaluate = loop.Evaluator(trials, tasks, config, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -57,8 +60,10 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         "best_epoch": progress["best_epoch"][0],
         "timing": loop.summary(timing, begin),
     }
-    save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
-    files.write_json(workdir / "results.json", found)
+    if processes.first():
+        save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
+        files.write_json(workdir / "results.json", found)
+    processes.wait("results")
     return found
 
 

@@ -1,5 +1,6 @@
 """What every script shares: the repository on the path, one-sentence errors, exit codes."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,9 +11,22 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmjax.errors import InputError
+from mmjax.errors import InputError, Preempted
 
+PREEMPTED = 75  # exit status of a run that was asked to end and has saved: start it again
+LOST = 76  # of one whose other processes died or hung
 _positional: list[str] = []
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", os.environ.get("JAX_COORDINATOR_ADDRESS", ""), "HOST:PORT of process 0."
+)
+PROCESSES = flags.DEFINE_integer(
+    "processes", int(os.environ.get("JAX_NUM_PROCESSES", 0)), "How many run this together."
+)
+PROCESS = flags.DEFINE_integer(
+    "process", int(os.environ.get("JAX_PROCESS_ID", -1)), "Which of them this is, from 0."
+)
+JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 120, "How long to wait for the others.", 1)
 
 
 def arguments() -> list[str]:
@@ -20,10 +34,13 @@ def arguments() -> list[str]:
     return _positional
 
 
-def run(main: Callable[[], None], *, words: bool = False) -> None:
+def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -> None:
     """Parses the flags and calls `main`; an InputError becomes one sentence and exit status 2.
 
     Words that are no flags are refused unless the script takes `words`: they would be typos.
+    Of several processes that a launcher started, or flags name, each runs `main` as a part of one
+    program ("joined") or as a worker that shares a folder with the others ("workers"); by default
+    a script refuses to be started several times.
     """
 
     def call(argv: list[str]) -> None:
@@ -33,15 +50,52 @@ def run(main: Callable[[], None], *, words: bool = False) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax says dozens of lines a checkpoint
         try:
+            if processes != "workers":
+                _join(processes == "joined")
             main()
         except InputError as error:
             _stop(str(error))
         except PermissionError as error:
             _stop(f"{error.filename}: {error.strerror}; check who owns it")
+        except Preempted as notice:
+            print(f"stopped: {notice}; the same command goes on", file=sys.stderr)
+            sys.exit(PREEMPTED)
         except KeyboardInterrupt:
             sys.exit(130)
+        except Exception as error:
+            _lost(error)
+            raise
 
     app.run(call, flags_parser=_parse)
+
+
+def _join(several: bool) -> None:
+    from mmjax import processes
+
+    if not COORDINATOR.value and not processes.launched():
+        return
+    if not several:
+        raise InputError("this script is a single process; start it once, without a launcher")
+    where = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    processes.join(*where, seconds=JOIN_SECONDS.value)
+    if not processes.first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def _lost(error: Exception) -> None:
+    """Ends this process if it was one of several and the error comes from the others' silence."""
+    jax = sys.modules.get("jax")
+    if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+        return
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        about = str(error).splitlines()[0][:200]
+        print(
+            f"error: another process died or hangs; the same command goes on from the last "
+            f"checkpoint ({about})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)  # without the farewell that waits for who is gone
 
 
 def _parse(argv: list[str]) -> list[str]:

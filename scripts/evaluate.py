@@ -8,7 +8,7 @@ from pathlib import Path
 from _app import run
 from absl import flags
 
-from mmjax import files, report, train
+from mmjax import files, processes, report, train
 from mmjax.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of train.py", required=True)
@@ -36,10 +36,10 @@ def main() -> None:
     change = {key: value for key, value in change.items() if value not in ("", None, [])}
     found = train.evaluate(workdir, SPLIT.value, change)
     print(report.listing(found.rounded()))
-    if JSON.value:
+    if JSON.value and processes.first():
         files.write_json(Path(JSON.value), found.rounded())
         print(f"wrote {JSON.value}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, processes="joined")

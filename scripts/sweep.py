@@ -51,4 +51,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    run(main)
+    run(main, processes="workers")

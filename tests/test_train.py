@@ -40,7 +40,8 @@ def trained(workdir):
     step, progress = checkpoints.latest()
     config = files.read_json(workdir / "config.json")
     data = dataset.load(config["dataset"])
-    state = setup.trials(config, data, setup.features(config, data)).init()
+    trials = setup.trials(config | {"mesh": "data=1"}, data, setup.features(config, data))
+    state = trials.init()
     tree = checkpoints.load(step, {"state": state, "best": selection.weights(state)})
     checkpoints.close()
     return jax.tree.map(np.asarray, tree), progress

@@ -1,0 +1,156 @@
+"""Several processes that run one program together: joining, who writes, what all must agree on.
+
+Each process runs the same script and holds some of the devices; arrays are global. Whatever asks
+other processes here must be called by all of them, in the same order.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mmjax.errors import InputError
+
+# What says that a launcher started several tasks, and how many: Open MPI, SLURM's srun.
+SIZES = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+SLICES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")  # Cloud TPU and GKE
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher known to JAX has started."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in SIZES):
+        return True
+    return "," in os.environ.get(SLICES[0], "") or SLICES[1] in os.environ
+
+
+def join(
+    coordinator: str = "", count: int = 0, index: int = -1, *, seconds: int = 120, beat: int = 30
+) -> None:
+    """Joins the others; to be called before anything asks for a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0. Without it JAX asks the cluster (SLURM, Open MPI, GKE,
+        Cloud TPU) for all three.
+      seconds: how long to wait for the others.
+      beat: after how many seconds of silence a process counts as dead, which ends all.
+
+    When they do not come, one sentence is printed and this process ends with status 2: JAX itself
+    would abort it.
+
+    Raises:
+      InputError: the three contradict, or JAX knows no such cluster.
+    """
+    if coordinator and not (count >= 1 and 0 <= index < count):
+        raise InputError(
+            f"process {index} of {count} at {coordinator}: give the number of processes and this "
+            "one's, which counts from 0"
+        )
+    where = f"at {coordinator}" if coordinator else "that the cluster names"
+    given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+
+    def give_up() -> None:
+        text = f"the processes {where} did not come together within {seconds} s; were all started, "
+        print(f"error: {text}and is the coordinator's port open?", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    late = threading.Timer(seconds, give_up)
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            **(given if coordinator else {}),
+            initialization_timeout=seconds + 60,
+            heartbeat_timeout_seconds=beat,
+            shutdown_timeout_seconds=beat,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the processes {where} cannot join: {str(error)[:200]}") from None
+    finally:
+        late.cancel()
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON value of each process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
+
+
+def everywhere(fact: bool) -> bool:
+    """Whether it holds in all processes."""
+    return all(gather(bool(fact)))
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same facts, JSON values by name.
+
+    Raises:
+      InputError: in all of them; it names a fact and the processes that differ.
+    """
+    every = gather(dict(facts))
+    for index, theirs in enumerate(every):
+        for name in sorted(every[0].keys() | theirs.keys()):
+            if every[0].get(name) != theirs.get(name):
+                raise InputError(
+                    f"process {index} was started with other settings than process 0: {name} is "
+                    f"{theirs.get(name)!r} there and {every[0].get(name)!r} here; start all with "
+                    "one command, on the same code and data"
+                )
+
+
+def told(fact: bool) -> bool:
+    """Whether it holds in the first process, which decides for all."""
+    if jax.process_count() == 1:
+        return fact
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(fact)))
+
+
+class Notice:
+    """Whether these processes were asked to end (SIGTERM, a cloud's preemption); a context manager.
+
+    JAX passes what one process is told on to all, and names a step that none of them has passed.
+    """
+
+    def __init__(self) -> None:
+        self._given = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Notice":
+        main = threading.current_thread() is threading.main_thread()
+        if jax.process_count() == 1 and main:  # of several, JAX listens
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_: Any) -> None:
+        self._given = True
+
+    def given(self, step: int) -> bool:
+        """Whether to save and end after this step; all processes ask after every step."""
+        if jax.process_count() == 1:
+            return self._given
+        return multihost_utils.reached_preemption_sync_point(step)
