@@ -1,6 +1,7 @@
 """Trains one recommender and writes results.json; run again after a kill, it goes on.
 
 python scripts/train.py --config=configs/vbpr.py --config.dataset=DIR --workdir=RUN
+python scripts/train.py ... --explain_sharding   # what lies where, what travels; nothing is trained
 """
 
 from pathlib import Path
@@ -9,13 +10,17 @@ from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax import report, train
+from mmjax import explain, report, train
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py[:preset]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
+EXPLAIN = flags.DEFINE_bool("explain_sharding", False, "say what the mesh does to it, and end")
 
 
 def main() -> None:
+    if EXPLAIN.value:
+        print(explain.explain(CONFIG.value))
+        return
     results = train.run(CONFIG.value, Path(WORKDIR.value))
     print(report.card(results))
     print(

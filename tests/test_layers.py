@@ -13,7 +13,7 @@ LAYERS = (
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {"features", "ensemble", "assembly", "selection", "setup", "loop", "train"},
+    {"features", "ensemble", "assembly", "selection", "setup", "loop", "train", "explain"},
     {"sweep"},
     {"report", "gallery", "showcase", "ablation"},
 )
