@@ -6,6 +6,7 @@ other processes here must be called by all of them, in the same order.
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,24 @@ def launched() -> bool:
     return "," in os.environ.get(SLICES[0], "") or SLICES[1] in os.environ
 
 
+def open_mpi() -> dict[str, Any]:
+    """What `jax.distributed.initialize` needs under Open MPI 5, whose head JAX does not find.
+
+    The namespace names the host that mpirun runs on, where process 0 must be, and its process id.
+    """
+    found = re.fullmatch(r"prte\w*-(.+)-(\d+)@\d+", os.environ.get("PMIX_NAMESPACE", ""))
+    if not found or "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return {}
+    count, index, near, local = (
+        int(os.environ[f"OMPI_COMM_WORLD_{name}"])
+        for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")
+    )
+    host = "127.0.0.1" if near == count else found[1]
+    where = f"{host}:{61440 + int(found[2]) % 4096}"
+    own = {"local_device_ids": [local]} if near > 1 else {}  # a process for each accelerator
+    return {"coordinator_address": where, "num_processes": count, "process_id": index, **own}
+
+
 def join(
     coordinator: str = "", count: int = 0, index: int = -1, *, seconds: int = 120, beat: int = 30
 ) -> None:
@@ -52,8 +71,9 @@ def join(
             f"process {index} of {count} at {coordinator}: give the number of processes and this "
             "one's, which counts from 0"
         )
-    where = f"at {coordinator}" if coordinator else "that the cluster names"
     given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    given = given if coordinator else open_mpi()
+    where = f"at {given['coordinator_address']}" if given else "that the cluster names"
 
     def give_up() -> None:
         text = f"the processes {where} did not come together within {seconds} s; were all started, "
@@ -65,7 +85,7 @@ def join(
     late.start()
     try:
         jax.distributed.initialize(
-            **(given if coordinator else {}),
+            **given,
             initialization_timeout=seconds + 60,
             heartbeat_timeout_seconds=beat,
             shutdown_timeout_seconds=beat,

