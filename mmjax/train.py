@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax import __version__, files, journal, loop, processes, selection, setup, store
+from mmjax import __version__, compilation, files, journal, loop, processes, selection, setup, store
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
@@ -33,7 +33,12 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
       InputError: a fault in the config, the dataset or the features; a loss or a score that is not
         finite; a workdir that belongs to another config.
     """
-    begin, workdir = time.perf_counter(), Path(workdir)
+    with compilation.Count() as count:
+        return _run(config, Path(workdir), count)
+
+
+def _run(config: Config, workdir: Path, count: compilation.Count) -> dict[str, Any]:
+    begin = time.perf_counter()
     setup.check(config)
     data = datasets.load(setup.required(config, "dataset"))
     stores = setup.features(config, data)
@@ -59,6 +64,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         "epochs": progress["epoch"],
         "best_epoch": progress["best_epoch"][0],
         "timing": loop.summary(timing, begin),
+        "compiled": {"programs": count.programs, "from_cache": count.from_cache},
     }
     if processes.first():
         save_users(workdir / "per_user.npz", {"valid": valid, "test": test})

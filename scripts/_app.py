@@ -26,6 +26,9 @@ PROCESSES = flags.DEFINE_integer(
 PROCESS = flags.DEFINE_integer(
     "process", int(os.environ.get("JAX_PROCESS_ID", -1)), "Which of them this is, from 0."
 )
+COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", "", "Folder that keeps compiled programs for the next start."
+)
 JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 120, "How long to wait for the others.", 1)
 
 
@@ -50,6 +53,8 @@ def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax says dozens of lines a checkpoint
         try:
+            if COMPILE_CACHE.value:
+                _keep_programs()
             if processes != "workers":
                 _join(processes == "joined")
             main()
@@ -67,6 +72,12 @@ def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -
             raise
 
     app.run(call, flags_parser=_parse)
+
+
+def _keep_programs() -> None:
+    from mmjax import compilation
+
+    compilation.keep(COMPILE_CACHE.value)
 
 
 def _join(several: bool) -> None:

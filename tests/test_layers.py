@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
     {"errors", "files", "bisection", "mesh", "processes", "partition", "lifting"}
-    | {"optimizer", "checkpoint", "progress"},
+    | {"optimizer", "checkpoint", "progress", "compilation"},
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},

@@ -1,0 +1,176 @@
+"""Kills a run at random moments, goes on each time, and compares it with an undisturbed one.
+
+python scripts/chaos.py --out=runs/chaos --kills=20 -- \\
+    scripts/extract.py --config=configs/extract/movielens.py --dataset=data/ml
+python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \\
+    scripts/train.py --config=configs/lightgcn.py --config.dataset=data/ml --config.mesh=data=2
+python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \\
+    scripts/sweep.py --config=configs/sweeps/noise_controls.py:small ...
+
+What follows `--` is a command of train.py, extract.py or sweep.py but for its --workdir or --out. A
+third of the kills are SIGTERM, the others SIGKILL. Several workers are one program under
+scripts/launch/local.py (train.py), or share the folder (sweep.py); one of them, drawn at random, is
+killed. Exit status 1 if the outcome differs, something is there twice, or a torn file is left.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from _app import arguments, run
+from absl import flags
+
+from mmjax import files
+from mmjax.errors import InputError
+
+OUT = flags.DEFINE_string("out", None, "Folder for both runs.", required=True)
+KILLS = flags.DEFINE_integer("kills", 20, "At most.", lower_bound=1)
+WORKERS = flags.DEFINE_integer("workers", 1, "Processes of train.py or sweep.py.", 1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+LEAST = flags.DEFINE_float("least_s", 5.0, "Before a kill, so that something happens.", 0.0)
+MOST = flags.DEFINE_float("most_s", 30.0, "Before a kill.", 0.0)
+
+TORN = ("*.partial*", "*.orbax-checkpoint-tmp*")
+
+
+def main() -> None:
+    command, out = arguments(), Path(OUT.value)
+    script = Path(command[0]).name if command else ""
+    if script not in COMPARE:
+        raise InputError(f"give a command of {', '.join(COMPARE)} after --, not {script!r}")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; choose another folder")
+    begin = time.monotonic()
+    finish(start(command, out / "whole"), "the undisturbed run")
+    print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
+    kills = disturb(command, out / "killed")
+    finish(start(command, out / "killed"), "the run that went on")
+    faults = COMPARE[script](out / "whole", out / "killed")
+    faults += [f"torn: {path}" for name in TORN for path in (out / "killed").rglob(name)]
+    print(f"{kills} kills: " + ("; ".join(faults[:5]) if faults else "all equal, nothing twice"))
+    sys.exit(bool(faults))
+
+
+def disturb(command: list[str], folder: Path) -> int:
+    """Starts, kills and starts again; how often it was killed before it had ended by itself."""
+    chance = random.Random(SEED.value)
+    for kill in range(KILLS.value):
+        begin = time.monotonic()
+        started, wait = start(command, folder), chance.uniform(LEAST.value, MOST.value)
+        while time.monotonic() - begin < wait and alive(started):
+            time.sleep(0.02)
+        targets = workers(started)
+        if not targets:
+            return kill
+        number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+        victim = chance.choice(targets)
+        try:
+            victim.send_signal(number)
+            print(f"kill {kill + 1}: {number.name} after {wait:.1f} s, {state(folder)}", flush=True)
+        except psutil.NoSuchProcess:
+            return kill
+        if len(started) > 1:  # the others share the folder, and would end the work
+            for one in started:
+                one.kill()
+        for one in started:
+            one.wait()
+    return KILLS.value
+
+
+def start(command: list[str], folder: Path) -> list[subprocess.Popen]:
+    where = "--out" if Path(command[0]).name == "extract.py" else "--workdir"
+    line = [sys.executable, *command, f"{where}={folder}"]
+    several = 1
+    if Path(command[0]).name == "train.py" and WORKERS.value > 1:
+        local = str(Path(__file__).parent / "launch" / "local.py")
+        line = [line[0], local, f"--processes={WORKERS.value}", "--", *line[1:]]
+    elif Path(command[0]).name == "sweep.py":
+        several = WORKERS.value
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return [subprocess.Popen(line, **quiet) for _ in range(several)]
+
+
+def alive(started: list[subprocess.Popen]) -> bool:
+    return any(one.poll() is None for one in started)
+
+
+def workers(started: list[subprocess.Popen]) -> list[psutil.Process]:
+    """The processes that do the work: a launcher's children, or themselves."""
+    found = []
+    for one in started:
+        if one.poll() is None:
+            own = psutil.Process(one.pid)
+            found += (own.children() if "local.py" in " ".join(own.cmdline()) else []) or [own]
+    return found
+
+
+def finish(started: list[subprocess.Popen], what: str) -> None:
+    statuses = [one.wait() for one in started]
+    if any(statuses):
+        raise InputError(f"{what} failed; run its command to see why")
+
+
+def state(folder: Path) -> str:
+    """How far a killed run is, in a few words."""
+    parts = len(list(folder.rglob("parts/*.json")))
+    counts = {"epochs": lines(folder / "metrics.jsonl"), "events": lines(folder / "ledger.jsonl")}
+    counts["chunks"] = ["one"] * parts
+    return ", ".join(f"{len(some)} {name}" for name, some in counts.items() if some) or "nothing"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON lines file."""
+    if not path.exists():
+        return []
+    kept = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in kept]
+
+
+def compare_training(whole: Path, killed: Path) -> list[str]:
+    ours, theirs = (files.read_json(folder / "results.json") for folder in (killed, whole))
+    keys = ("valid", "test", "epochs", "best_epoch")
+    faults = [f"{key} differs" for key in keys if ours[key] != theirs[key]]
+    with np.load(whole / "per_user.npz") as one, np.load(killed / "per_user.npz") as other:
+        faults += [f"{name} differs" for name in one if not np.array_equal(one[name], other[name])]
+    epochs = [line["epoch"] for line in lines(killed / "metrics.jsonl")]
+    return faults + ["epochs missing or twice"] * (epochs != list(range(1, ours["epochs"] + 1)))
+
+
+def compare_extraction(whole: Path, killed: Path) -> list[str]:
+    one, other = (
+        {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        for folder in (whole, killed)
+    )
+    names = sorted(one.keys() | other.keys())
+    return [f"{name} differs" for name in names if one.get(name) != other.get(name)]
+
+
+def compare_sweep(whole: Path, killed: Path) -> list[str]:
+    def told(folder: Path) -> tuple[Counter, dict[str, Any]]:
+        events = lines(folder / "ledger.jsonl")
+        keys = [f"{e['event']} {e.get('trial') or e['cell']}" for e in events]
+        values = {key: e.get("valid") for key, e in zip(keys, events, strict=True)}
+        return Counter(keys), values
+
+    (_, expected), (counts, found) = told(whole), told(killed)
+    faults = [f"{key} is there {count} times" for key, count in counts.items() if count > 1]
+    faults += [f"{key} is missing" for key in expected.keys() - found.keys()]
+    return faults + [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+
+
+COMPARE = {
+    "train.py": compare_training,
+    "extract.py": compare_extraction,
+    "sweep.py": compare_sweep,
+}
+
+if __name__ == "__main__":
+    run(main, words=True)
