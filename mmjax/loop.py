@@ -133,7 +133,7 @@ def fit(
     timing["epoch_s"], saved = [], time.monotonic()
     if total > progress["epoch"] and not all(selection.finished(progress, config)):
         compiled(trials, timing)
-    with journal.Journal(workdir, total, progress["epoch"]) as log, processes.Notice() as notice:
+    with processes.Notice() as notice, journal.Journal(workdir, total, progress["epoch"]) as log:
         while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
             active = np.logical_not(ended)
             state, losses = epoch_of(trials, state, active, timing)
@@ -154,7 +154,7 @@ def fit(
                 say += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
             log.epoch(epoch, record, say)
             last = epoch == total or all(selection.finished(progress, config))
-            ends = notice.given(epoch) and not last
+            ends = notice.given() and not last
             due = processes.told(time.monotonic() - saved >= config["checkpoint_seconds"])
             if last or ends or due:
                 checkpoints.save(epoch, {"state": state, "best": best}, progress)

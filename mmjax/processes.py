@@ -153,7 +153,7 @@ class Notice:
     """
 
     def __init__(self) -> None:
-        self._given = False
+        self._given, self._asked = False, 0
         self._before: Any = None
 
     def __enter__(self) -> "Notice":
@@ -169,8 +169,10 @@ class Notice:
     def _note(self, *_: Any) -> None:
         self._given = True
 
-    def given(self, step: int) -> bool:
-        """Whether to save and end after this step; all processes ask after every step."""
+    def given(self) -> bool:
+        """Whether to save and end now; all processes ask equally often."""
         if jax.process_count() == 1:
             return self._given
-        return multihost_utils.reached_preemption_sync_point(step)
+        # JAX counts from 1: a notice from before the first question is for that one.
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)

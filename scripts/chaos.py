@@ -69,6 +69,8 @@ def disturb(command: list[str], folder: Path) -> int:
             time.sleep(0.02)
         targets = workers(started)
         if not targets:
+            if any(one.wait() for one in started):
+                raise InputError(f"a run that went on failed by itself; see {folder}.log")
             return kill
         number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
         victim = chance.choice(targets)
@@ -94,8 +96,10 @@ def start(command: list[str], folder: Path) -> list[subprocess.Popen]:
         line = [line[0], local, f"--processes={WORKERS.value}", "--", *line[1:]]
     elif Path(command[0]).name == "sweep.py":
         several = WORKERS.value
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return [subprocess.Popen(line, **quiet) for _ in range(several)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.log", "a") as log:
+        kinds = {"stdout": log, "stderr": subprocess.STDOUT}
+        return [subprocess.Popen(line, **kinds) for _ in range(several)]
 
 
 def alive(started: list[subprocess.Popen]) -> bool:
@@ -115,7 +119,7 @@ def workers(started: list[subprocess.Popen]) -> list[psutil.Process]:
 def finish(started: list[subprocess.Popen], what: str) -> None:
     statuses = [one.wait() for one in started]
     if any(statuses):
-        raise InputError(f"{what} failed; run its command to see why")
+        raise InputError(f"{what} failed; see the log beside its folder")
 
 
 def state(folder: Path) -> str:
