@@ -91,11 +91,11 @@ def _bytes(kind: str, shape: str) -> int:
 
 def size(count: float) -> str:
     """Bytes for people: 1.5 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if unit != "B" else f"{int(count)} B"
+    units = ["B", "kB", "MB", "GB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    raise AssertionError
+        units.pop(0)
+    return f"{count:.3g} {units[0]}"
 
 
 def table(head: tuple[str, ...], rows: list[Any]) -> list[str]:

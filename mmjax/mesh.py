@@ -61,11 +61,8 @@ def make(spec: str = "data=-1") -> Mesh:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over `data`: a batch, or the users of an evaluation chunk.
-
-    Within a `shard_map` over other axes it speaks of the mesh as it is there."""
-    within = jax.sharding.get_abstract_mesh()
-    return NamedSharding(mesh if within.empty else within, PartitionSpec("data"))
+    """Leading axis split over `data`: a batch."""
+    return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def trials(mesh: Mesh) -> NamedSharding:
@@ -78,10 +75,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put(tree: Any, where: Any) -> Any:
-    """Puts host values that every process has on the devices; `where` is a sharding, or a tree."""
-    if not isinstance(where, jax.sharding.Sharding):
-        return jax.tree.map(put, tree, where)
+def put(tree: Any, where: NamedSharding) -> Any:
+    """Puts host values that every process has on the devices."""
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
 

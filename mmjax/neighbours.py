@@ -1,7 +1,8 @@
 """Exact k-nearest-neighbour graphs of items by the cosine of their features.
 
-Never is more than a block of the similarities in memory, and each of them is computed once: a pair
-of row blocks serves the neighbours of both.
+Never is more than a block of the similarities in memory. On one device each of them is computed
+once, a pair of row blocks serving the neighbours of both; on several, each device computes those of
+its own rows.
 """
 
 import hashlib

@@ -79,7 +79,8 @@ class Layout:
         return jax.tree.map(cut, tree, like)
 
     def lay(self, x: jax.Array, *axes: Any) -> jax.Array:
-        """Lays an array within a program over these axes of the mesh, one for each of its own."""
+        """Lays an array within a program over these axes of the mesh, one for each of its own; in
+        a `shard_map` over other axes, of the mesh as it is there."""
         within = jax.sharding.get_abstract_mesh()
         mesh = self.mesh if within.empty else within
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -112,7 +113,7 @@ class Layout:
         """Whether two shapes at rest, from meshes that may differ, are of the same table."""
         if theirs == ours:
             return True
-        filled = any(n <= min(theirs[1], ours[1]) for n in self.counts) if len(ours) > 1 else False
+        filled = len(ours) > 1 and any(n <= min(theirs[1], ours[1]) for n in self.counts)
         return filled and (theirs[:1], theirs[2:]) == (ours[:1], ours[2:])
 
 

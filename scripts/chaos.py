@@ -124,10 +124,12 @@ def finish(started: list[subprocess.Popen], what: str) -> None:
 
 def state(folder: Path) -> str:
     """How far a killed run is, in a few words."""
-    parts = len(list(folder.rglob("parts/*.json")))
-    counts = {"epochs": lines(folder / "metrics.jsonl"), "events": lines(folder / "ledger.jsonl")}
-    counts["chunks"] = ["one"] * parts
-    return ", ".join(f"{len(some)} {name}" for name, some in counts.items() if some) or "nothing"
+    counts = {
+        "epochs": len(lines(folder / "metrics.jsonl")),
+        "events": len(lines(folder / "ledger.jsonl")),
+        "chunks": len(list(folder.rglob("parts/*.json"))),
+    }
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
