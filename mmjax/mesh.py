@@ -19,8 +19,10 @@ from mmjax.errors import InputError
 AXES = ("trial", "data", "model")
 
 
-def make(spec: str = "data=-1") -> Mesh:
+def make(spec: str = "data=-1", *, own: bool = False) -> Mesh:
     """A mesh with the axes trial, data and model from e.g. `"data=4,model=2"`.
+
+    It is made of the devices of all processes, or of this one's `own`.
 
     Axes that are not named have size 1 and one of them may be -1: what the others leave over.
     The first devices are used when the sizes ask for fewer than there are.
@@ -40,7 +42,7 @@ def make(spec: str = "data=-1") -> Mesh:
             raise InputError(f"mesh {spec!r} names {match[1]} twice; name each axis once")
         named.add(match[1])
         sizes[match[1]] = int(match[2])
-    devices = jax.devices()
+    devices = jax.local_devices() if own else jax.devices()
     warning = slow_scatter(devices[0].platform, jaxlib.__version__)
     if warning:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)

@@ -10,14 +10,16 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mmjax.errors import InputError
+
+Result = TypeVar("Result")
 
 # What says that a launcher started several tasks, and how many: Open MPI, SLURM's srun.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -139,6 +141,35 @@ def agree(facts: Mapping[str, Any]) -> None:
                 )
 
 
+def together(step: Callable[[], Result]) -> Result:
+    """What `step` gives here, once it has ended in all processes.
+
+    Raises:
+      InputError: in all of them, what it raised in one.
+    """
+    value, error = None, None
+    try:
+        value = step()
+    except InputError as raised:
+        error = raised
+    every = gather(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for index, text in enumerate(every):
+        if text is not None:
+            raise InputError(f"process {index} of {len(every)} stopped: {text}")
+    return value
+
+
+def alone(step: Callable[[], Result]) -> Result | None:
+    """What `step` gives in the first process, and None in the others, once it has ended there.
+
+    Raises:
+      InputError: in all of them, what it raised in the first.
+    """
+    return together(lambda: step() if first() else None)
+
+
 def told(fact: bool) -> bool:
     """Whether it holds in the first process, which decides for all."""
     if jax.process_count() == 1:
@@ -150,15 +181,17 @@ class Notice:
     """Whether these processes were asked to end (SIGTERM, a cloud's preemption); a context manager.
 
     JAX passes what one process is told on to all, and names a step that none of them has passed.
+    With `own` a process hears what it is told itself, and may ask when it likes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, own: bool = False) -> None:
         self._given, self._asked = False, 0
+        self._own = own or jax.process_count() == 1
         self._before: Any = None
 
     def __enter__(self) -> "Notice":
         main = threading.current_thread() is threading.main_thread()
-        if jax.process_count() == 1 and main:  # of several, JAX listens
+        if self._own and main:  # else JAX listens
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
@@ -170,8 +203,8 @@ class Notice:
         self._given = True
 
     def given(self) -> bool:
-        """Whether to save and end now; all processes ask equally often."""
-        if jax.process_count() == 1:
+        """Whether to save and end now; all processes ask equally often, unless it is their own."""
+        if self._own:
             return self._given
         # JAX counts from 1: a notice from before the first question is for that one.
         self._asked += 1

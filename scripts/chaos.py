@@ -9,8 +9,7 @@ python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \\
 
 What follows `--` is a command of train.py, extract.py or sweep.py but for its --workdir or --out. A
 third of the kills are SIGTERM, the others SIGKILL. Several workers are one program under
-scripts/launch/local.py (train.py), or share the folder (sweep.py); one of them, drawn at random, is
-killed. Exit status 1 if the outcome differs, something is there twice, or a torn file is left.
+scripts/launch/local.py, or share the folder (sweep.py); one of them, drawn at random, is killed. Exit status 1 if the outcome differs, something is there twice, or a torn file is left.
 """
 
 import json
@@ -33,7 +32,7 @@ from mmjax.errors import InputError
 
 OUT = flags.DEFINE_string("out", None, "Folder for both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 20, "At most.", lower_bound=1)
-WORKERS = flags.DEFINE_integer("workers", 1, "Processes of train.py or sweep.py.", 1)
+WORKERS = flags.DEFINE_integer("workers", 1, "Processes at once.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 LEAST = flags.DEFINE_float("least_s", 5.0, "Before a kill, so that something happens.", 0.0)
 MOST = flags.DEFINE_float("most_s", 30.0, "Before a kill.", 0.0)
@@ -91,7 +90,7 @@ def start(command: list[str], folder: Path) -> list[subprocess.Popen]:
     where = "--out" if Path(command[0]).name == "extract.py" else "--workdir"
     line = [sys.executable, *command, f"{where}={folder}"]
     several = 1
-    if Path(command[0]).name == "train.py" and WORKERS.value > 1:
+    if Path(command[0]).name != "sweep.py" and WORKERS.value > 1:
         local = str(Path(__file__).parent / "launch" / "local.py")
         line = [line[0], local, f"--processes={WORKERS.value}", "--", *line[1:]]
     elif Path(command[0]).name == "sweep.py":

@@ -11,13 +11,15 @@ store. `--out` gets attributes, parsed.jsonl and summary.json (mmjax/features/de
 `--texts_out` gets sentence embeddings of the answers as they are, of any form or none.
 """
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from _app import run
 from absl import flags
 
-from mmjax import mesh
-from mmjax.data.dataset import load
+from mmjax import mesh, processes
+from mmjax.data.dataset import Dataset, load
 from mmjax.errors import InputError
 from mmjax.features import describe
 from mmjax.features.answers import slots_of_prompt
@@ -55,25 +57,30 @@ def main() -> None:
     answers = describe.in_order(read_answers(), dataset)
     options = {"weights": FLAGS.weights or None, "revision": FLAGS.revision}
     if FLAGS.out:
-        tower = load_encoder(FLAGS.encoder, options)
-        summary = describe.describe(
-            answers,
-            FLAGS.out,
-            describe.embedder(tower, FLAGS.batch),
-            slots=read_slots(),
-            name=FLAGS.name,
-            threshold=FLAGS.threshold,
-            top=FLAGS.top,
-            min_count=FLAGS.min_count,
-            about={"keywords_by": {key: tower.about[key] for key in ("encoder", "revision")}},
-            truth=dataset.attributes,
-            overwrite=FLAGS.overwrite,
-        )
-        print(describe.card(summary))
-        print(f"wrote {FLAGS.out}/attributes, parsed.jsonl, summary.json")
+        processes.alone(partial(find_attributes, answers, dataset, options))
     if FLAGS.texts_out:
         job = Job(FLAGS.encoder, FLAGS.texts_out, options, batch=FLAGS.batch)
-        print(extract(answers, job, mesh=mesh.make(FLAGS.mesh), overwrite=FLAGS.overwrite))
+        grid = mesh.make(FLAGS.mesh, own=True)
+        print(extract(answers, job, mesh=grid, overwrite=FLAGS.overwrite))
+
+
+def find_attributes(answers: Inputs, dataset: Dataset, options: dict[str, Any]) -> None:
+    tower = load_encoder(FLAGS.encoder, options)
+    summary = describe.describe(
+        answers,
+        FLAGS.out,
+        describe.embedder(tower, FLAGS.batch),
+        slots=read_slots(),
+        name=FLAGS.name,
+        threshold=FLAGS.threshold,
+        top=FLAGS.top,
+        min_count=FLAGS.min_count,
+        about={"keywords_by": {key: tower.about[key] for key in ("encoder", "revision")}},
+        truth=dataset.attributes,
+        overwrite=FLAGS.overwrite,
+    )
+    print(describe.card(summary))
+    print(f"wrote {FLAGS.out}/attributes, parsed.jsonl, summary.json")
 
 
 def read_answers() -> Inputs:
@@ -100,4 +107,4 @@ def read_slots() -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, processes="joined")

@@ -15,13 +15,17 @@ Files and tables as they are, reviews among them; a Ducho configuration; any mod
   python scripts/extract.py --texts=reviews.tsv --id_columns=user,item --text_column=review …
   python scripts/extract.py --ducho=config.yml
   python scripts/extract.py … --backend=torch --encoder=timm --weights=NAME
+Several processes, each with its devices, share the items (scripts/launch):
+  python scripts/launch/local.py --processes=2 -- scripts/extract.py …
 """
+
+from functools import partial
 
 from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax import mesh, store
+from mmjax import mesh, processes, store
 from mmjax.data.dataset import load
 from mmjax.errors import InputError
 from mmjax.features import ducho, inputs
@@ -80,7 +84,7 @@ flags.DEFINE_integer("batch", 32, "Items in one device batch.")
 flags.DEFINE_integer("chunk_rows", None, "Items a kill can lose; 512 if not given.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation and store.")
 flags.DEFINE_enum("on_error", "skip", ["skip", "stop"], "At an input that cannot be read.")
-flags.DEFINE_string("mesh", "data=-1", "Devices: batches over `data`, parameters over `model`.")
+flags.DEFINE_string("mesh", "data=-1", "Of a process: batches over data, parameters over model.")
 flags.DEFINE_bool("overwrite", False, "Begin anew what is there.")
 flags.DEFINE_bool("export_folders", False, "Also write one .npy an item beside every store.")
 
@@ -95,11 +99,14 @@ def main() -> None:
     plan = make_plan()
     for key in plan.ignored:
         print(f"ignored {key}")
-    grid = mesh.make(FLAGS.mesh)
+    grid = mesh.make(FLAGS.mesh, own=True)
     for url in follow(plan.steps, mesh=grid, overwrite=FLAGS.overwrite):
         if FLAGS.export_folders:
-            opened = store.open_store(url)
-            store.export_folder(opened, f"{url}.npy", overwrite=True)
+            processes.alone(partial(export, url))
+
+
+def export(url: str) -> None:
+    store.export_folder(store.open_store(url), f"{url}.npy", overwrite=True)
 
 
 def make_plan() -> Plan:
@@ -175,4 +182,4 @@ def numbers(key: str, values: list, kind: type, count: int) -> tuple:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, processes="joined")

@@ -7,19 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import worlds
+from launching import CPU, ROOT, finished, start, together, until
 
 from mmjax import processes
 from mmjax.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +31,6 @@ def train(folder, workdir, **changes):
     return ["scripts/train.py", "--config=configs/lightgcn.py", *flags, f"--workdir={workdir}"]
 
 
-def start(*command, **environment):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=ENV | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def together(count, command, devices=1):
-    local = ("scripts/launch/local.py", f"--processes={count}", f"--devices={devices}")
-    return start(*local, "--grace=40", "--", *command)
-
-
-def finished(process, seconds=240):
-    """Its exit status and what it said."""
-    said, _ = process.communicate(timeout=seconds)
-    return process.returncode, said
-
-
 def results(workdir):
     return json.loads((workdir / "results.json").read_text())
 
@@ -63,13 +38,6 @@ def results(workdir):
 def of_users(workdir):
     with np.load(workdir / "per_user.npz") as kept:
         return dict(kept)
-
-
-def until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +151,7 @@ def test_open_mpi(folder, alone, tmp_path):
     run = subprocess.run(
         ["bash", "scripts/launch/openmpi.sh", *map(str, train(folder, tmp_path / "run"))],
         cwd=ROOT,
-        env=ENV | settings,
+        env=os.environ | CPU | settings,
         capture_output=True,
         text=True,
         timeout=240,

@@ -140,7 +140,7 @@ def test_two_writers_share_a_store(tmp_path):
     )
     second = store.Writer(first.store, ids(10))
     second.write(4, features[4:], present[4:], notes=["second"])
-    second._settle()
+    second.settle()
     with pytest.raises(InputError, match="the rows from 0 were never written"):
         first.finish()
     first.write(0, features[:4], present[:4], notes=["first"])
@@ -177,7 +177,7 @@ def test_an_unfinished_store_goes_on_where_it_was(tmp_path, killed):
     for start in (8, 0, 4)[: killed % 4]:
         stop = min(start + 4, 10)
         writer.write(start, features[start:stop], present[start:stop], notes=[start])
-    writer._settle()
+    writer.settle()
     writer._lock.close()  # as the system does when a process dies
     with begin(tmp_path / "killed", layer="last") as writer:
         assert writer.done == set((8, 0, 4)[: killed % 4])
@@ -217,12 +217,12 @@ def test_where_there_are_no_locks_the_last_to_begin_takes_over():
     rows, there = np.ones((4, 6), np.float32), np.ones(4, bool)
     first = begin("memory://s", context=context)
     first.write(0, rows, there)
-    first._settle()
+    first.settle()
     second = begin("memory://s", context=context)
     assert second.done == {0}
     first.write(4, rows, there)
     with pytest.raises(InputError, match="another process has begun to write memory://s"):
-        first._settle()
+        first.settle()
     second.write(4, rows, there)
     second.write(8, rows[:2], there[:2])
     assert second.finish().manifest["complete"]

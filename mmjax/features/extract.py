@@ -4,18 +4,22 @@ A tower's rows stream into one store a layer, chunk by chunk: the encoder takes 
 order and a chunk's rows in any (texts of like length together); a chunk is written when its last
 row is there. The same call goes on where a killed one was, and ends with the same bytes. A fitted
 encoder sees the whole catalogue first.
+
+Several processes take turns at the chunks, each with its own devices, into the same stores; the
+first begins and finishes them, and fits.
 """
 
 import json
 from contextlib import ExitStack
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax import store
+from mmjax import processes, store
 from mmjax.encoders.core import Batches, Encode, Fitted, Rows, Tower, stream
-from mmjax.errors import InputError
+from mmjax.errors import InputError, Preempted
 from mmjax.features.inputs import MODALITIES, Inputs
 from mmjax.features.job import Job, Summary, places
 from mmjax.features.loading import load_encoder, options_of
@@ -29,13 +33,14 @@ def extract(
     """Encodes every row that has the encoder's modality into the stores of `job`.
 
     Args:
-      mesh: batches are split over its axis `data`, parameters over `model`; without it
-        everything happens on JAX's default device.
+      mesh: of this process's devices; batches are split over its axis `data`, parameters over
+        `model`; without it everything happens on JAX's default device.
       overwrite: begin anew what is there, finished or not.
 
     Raises:
       InputError: anything the user can mend. What was written is kept, unfinished, for the same
         call to go on with.
+      Preempted: asked to end, it did so after a batch.
     """
     if job.on_error not in ("stop", "skip"):
         raise InputError(f"on_error is stop or skip, not {job.on_error!r}")
@@ -50,46 +55,69 @@ def extract(
     devices = 1 if mesh is None else mesh.shape["data"]
     size = -(-job.batch // devices) * devices
     reader = Reader(inputs, encoder.modality, size, mesh, job)
-    fill = _stream_into if isinstance(encoder, Tower) else _fit_into
-    return fill(reader, encoder, overwrite)
+    if isinstance(encoder, Tower):
+        return _stream_into(reader, encoder, overwrite)
+    fitted = processes.alone(lambda: _fit_into(reader, encoder, overwrite))
+    return fitted or Summary([job.out], len(inputs.ids))
 
 
 def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
     """Fills one store a layer, chunk by chunk."""
-    values, widths = reader.values, list(tower.layers.values())
-    urls = places(reader.job, tower.layers)
-    summary = Summary(urls, len(values), widths)
+    widths, urls = list(tower.layers.values()), places(reader.job, tower.layers)
+    summary = Summary(urls, len(reader.values), widths)
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(reader.create(url, width, overwrite, **about))
-            for url, width, about in zip(urls, widths, _about(tower), strict=True)
-        ]
-        every = list(writers[0].store.spans())
-        spans = [span for span in every if not all(span[0] in writer.done for writer in writers)]
-        total, left = (
-            sum(bool(values[row]) for span in some for row in range(*span))
-            for some in (every, spans)
-        )
-        with Progress(reader.job.encoder, total, done=total - left) as progress:
-            groups = (np.array([row for row in range(*span) if values[row]], int) for span in spans)
-            through = tower.stream or stream
-            encoded = reader.encode(
-                groups, tower.batches, tower.encode, tower.params, progress, through
-            )
-            chunks = {span[0]: Chunk(reader, span, widths) for span in spans}
-            for rows, found in encoded:
-                starts = rows // reader.chunk_rows * reader.chunk_rows
-                for start in np.unique(starts).tolist():
-                    here = starts == start
-                    chunks[start].fill(rows[here], [part[here] for part in found])
-                    if chunks[start].complete:
-                        chunks.pop(start).write(writers)
-            for start in sorted(chunks):  # of whose rows the last could not be read
-                chunks.pop(start).write(writers)
-            summary.seconds, summary.waited = progress.seconds, reader.clock.waited
-        summary.encoded = left
-        _finish(writers, summary, reader.modality)
+
+        def begin(joining: bool) -> list[store.Writer]:
+            stores = zip(urls, widths, _about(tower), strict=True)
+            return [
+                stack.enter_context(reader.create(url, width, overwrite, joining, **about))
+                for url, width, about in stores
+            ]
+
+        own = processes.alone(lambda: begin(joining=False))
+        writers = processes.together(lambda: own or begin(joining=True))
+        processes.together(lambda: _encode_share(reader, tower, writers, summary))
+        processes.alone(lambda: _finish(writers, summary, reader.modality))
     return summary
+
+
+def _encode_share(
+    reader: Reader, tower: Tower, writers: list[store.Writer], summary: Summary
+) -> None:
+    """Encodes and writes every n-th of the chunks that are not there, n the number of processes."""
+    values, widths = reader.values, summary.widths
+    every = list(writers[0].store.spans())
+    lacking = [span for span in every if not all(span[0] in writer.done for writer in writers)]
+    share = lacking[jax.process_index() :: jax.process_count()]
+    total, left, own = (
+        sum(bool(values[row]) for span in some for row in range(*span))
+        for some in (every, lacking, share)
+    )
+    with (
+        processes.Notice(own=True) as notice,
+        Progress(reader.job.encoder, total - left + own, done=total - left) as progress,
+    ):
+        groups = (np.array([row for row in range(*span) if values[row]], int) for span in share)
+        through = tower.stream or stream
+        encoded = reader.encode(
+            groups, tower.batches, tower.encode, tower.params, progress, through
+        )
+        chunks = {span[0]: Chunk(reader, span, widths) for span in share}
+        for rows, found in encoded:
+            starts = rows // reader.chunk_rows * reader.chunk_rows
+            for start in np.unique(starts).tolist():
+                here = starts == start
+                chunks[start].fill(rows[here], [part[here] for part in found])
+                if chunks[start].complete:
+                    chunks.pop(start).write(writers)
+            if notice.given():
+                raise Preempted(f"whole chunks of {', '.join(summary.stores)} are kept")
+        for start in sorted(chunks):  # of whose rows the last could not be read
+            chunks.pop(start).write(writers)
+        for writer in writers:
+            writer.settle()
+        summary.seconds, summary.waited = progress.seconds, reader.clock.waited
+    summary.encoded = left
 
 
 def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> Summary:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
 
+from mmjax import processes
 from mmjax.errors import InputError
 from mmjax.features.extract import extract
 from mmjax.features.fuse import WAYS, fuse
@@ -83,6 +85,8 @@ def follow(
 ) -> list[str]:
     """Takes the steps one after the other, says what became of each, and lists the stores.
 
+    Several processes share the encoding (`extract`); `mesh` is then of this one's devices.
+
     Raises:
       InputError: two steps that would write one store; what `extract` and `fuse` raise.
     """
@@ -90,19 +94,24 @@ def follow(
     for step in plan:
         if jobs.setdefault(step.job.out, step.job) != step.job:
             raise InputError(f"two encoders would write {step.job.out}; give them different names")
+    processes.agree({f"step {n + 1}": describe(step.job) for n, step in enumerate(plan)})
     stores: list[str] = []
     for number, step in enumerate(plan):
         if len(plan) > 1:
             say(f"[{number + 1}/{len(plan)}] {describe(step.job)}")
         if isinstance(step.job, Fusion):
-            fused = fuse(step.job.sources, step.job.how, step.job.out, overwrite=overwrite)
-            say(f"{fused.url}: {fused.shape[0]} items x {fused.shape[1]}")
-            stores.append(fused.url)
+            say(str(processes.alone(partial(_fuse, step.job, overwrite))))
+            stores.append(step.job.out)
         else:
             summary = extract(step.inputs, step.job, mesh=mesh, overwrite=overwrite)
             say(str(summary))
             stores += summary.stores
     return stores
+
+
+def _fuse(job: Fusion, overwrite: bool) -> str:
+    fused = fuse(job.sources, job.how, job.out, overwrite=overwrite)
+    return f"{fused.url}: {fused.shape[0]} items x {fused.shape[1]}"
 
 
 def describe(job: Job | Fusion) -> str:

@@ -38,7 +38,9 @@ class Reader:
         wanted = self.job.chunk_rows or CHUNK_ROWS
         return -(-wanted // self.size) * self.size
 
-    def create(self, url: str, width: int, overwrite: bool, **about: Any) -> store.Writer:
+    def create(
+        self, url: str, width: int, overwrite: bool, joining: bool = False, **about: Any
+    ) -> store.Writer:
         return store.create(
             url,
             shape=(len(self.ids), width),
@@ -47,6 +49,7 @@ class Reader:
             chunk_rows=self.chunk_rows,
             overwrite=overwrite,
             resume=True,
+            joining=joining,
             **about,
             **self.about,
         )

@@ -27,6 +27,7 @@ def create(
     chunk_rows: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    joining: bool = False,
     context: ts.Context | None = None,
     **about: Any,
 ) -> Writer:
@@ -37,6 +38,8 @@ def create(
       overwrite: replace a store that is there already; it is gone from now on.
       resume: go on with a store that was begun with the very same arguments: the Writer knows
         which chunks it has, all of them if it is finished. An exception then leaves what there is.
+      joining: write chunks of a store that another process of this program has begun, with the
+        very same arguments, and will finish; it must have begun no chunk before all have joined.
       context: TensorStore context, for credentials, caches and concurrency.
       about: JSON values for the manifest; `encoder`, `revision`, `preprocessing`, `layer` and
         `pooling` have a place of their own, the rest becomes `settings`.
@@ -69,7 +72,16 @@ def create(
     }
     manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read back
     kv = layout.kvstore(url, context)
-    begun = _begun(url, kv) if resume and not overwrite else None
+    begun = _begun(url, kv) if joining or (resume and not overwrite) else None
+    if joining:
+        if begun is None:
+            raise InputError(
+                f"{url}: the store that the first process has begun is not there; give a folder or "
+                "URL that all processes share"
+            )
+        _refuse_other(url, begun, manifest)
+        arrays = (layout.zarr(kv, part, context) for part in layout.ARRAYS)
+        return Writer(Store(str(url), begun, kv, *arrays), item_ids, keep=True, joined=True)
     if begun is None:
         refuse_existing(url, overwrite=overwrite, context=context)
         lock = _lock(url, kv)

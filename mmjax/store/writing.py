@@ -19,7 +19,8 @@ class Writer:
     """Fills a store that `create` began, chunk by chunk, in any order.
 
     As a context manager it finishes the store, or takes it away when the block raises; one that
-    may be gone on with (`keep`) stays then, as soon as it holds a chunk.
+    may be gone on with (`keep`) stays then, as soon as it holds a chunk. One that `joined` another
+    process's store writes chunks and leaves all else to that process.
 
     Every chunk leaves a record `parts/<first row>.json` once its arrays are on disk: who goes on
     with the store knows by them what is done. `finish` gathers them into the manifest.
@@ -32,29 +33,37 @@ class Writer:
         lock: layout.Lock | None = None,
         *,
         keep: bool = False,
+        joined: bool = False,
     ):
         self.store = store
         self._item_ids = item_ids
         self._lock = lock
-        self._keep = keep
+        self._keep, self._joined = keep, joined
         self._pending: deque[tuple[int, dict[str, Any], list[ts.WriteFutures]]] = deque()
         self._parts: dict[int, dict[str, Any]] = {}  # records this writer has written or read
-        self._token = uuid.uuid4().hex.encode()
         self.done = self._read_done()  # first rows of the chunks that are on disk
-        if lock is None and not store.manifest["complete"]:
-            layout.write(store.kv, "writer", self._token)
+        if joined:
+            self._token = store.kv.read("writer").result().value
+        else:
+            self._token = uuid.uuid4().hex.encode()
+            if lock is None and not store.manifest["complete"]:
+                layout.write(store.kv, "writer", self._token)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._joined:
+            self.settle()
+            return
         try:
             if kind is None:
                 self.finish()
             elif self._keep:
-                self._settle()
+                self.settle()
         finally:
-            if not self.store.manifest["complete"] and not (self._keep and self.done):
+            # Afresh: others may have written chunks of it.
+            if not self.store.manifest["complete"] and not (self._keep and self._read_done()):
                 self.discard()
             self._unlock()
 
@@ -104,7 +113,7 @@ class Writer:
 
     def notes(self) -> list[Any]:
         """What was noted of all rows, in their order, by this writer and those before it."""
-        self._settle()
+        self.settle()
         return [note for start, _ in self.store.spans() for note in self._part(start)["notes"]]
 
     def attach(self, name: str, content: bytes) -> None:
@@ -118,7 +127,7 @@ class Writer:
           InputError: a chunk was never written.
         """
         store = self.store
-        self._settle()
+        self.settle()
         if store.manifest["complete"]:
             self._tidy()
             return store
@@ -161,7 +170,8 @@ class Writer:
             self._parts[start] = json.loads(content)
         return self._parts[start]
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Returns when all chunks are on disk, with their records."""
         while self._pending:
             self._wait()
 
