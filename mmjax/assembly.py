@@ -26,6 +26,7 @@ def build(
     settings: ensemble.Settings,
     mesh: Mesh,
     variant: Sequence[int] | None = None,
+    put: meshes.Put = meshes.put,
 ) -> ensemble.Ensemble:
     """Builds T = len(seeds) trials.
 
@@ -35,6 +36,8 @@ def build(
       options: keyword arguments of its `__init__`.
       hypers: "lr" and the keyword arguments of its `loss`, T values each.
       variant: the number of each trial's catalogue.
+      put: or `meshes.plan`, which puts nothing on devices: what is built then can compile its
+        programs and not run them.
 
     Raises:
       InputError: an unknown sampler or optimiser, unusable interactions, or a mesh that cannot
@@ -74,9 +77,9 @@ def build(
     layout = partition.Layout(mesh, frozenset((users, items, users + items)))
     everywhere = meshes.replicated(mesh)
     frozen, varied = lifting.stack(frozen)
-    frozen, like_frozen = graph.place(frozen, layout, varied)
+    frozen, like_frozen = graph.place(frozen, layout, varied, put)
     constants, varied_constants = lifting.stack([one.consts for one in drawn])
-    constants = meshes.put(constants, everywhere)
+    constants = put(constants, everywhere)
 
     def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
         own = lifting.choose(constants, varied_constants, variant)
@@ -94,7 +97,7 @@ def build(
         keys=jnp.zeros(0),  # `given` says
         hypers={},
         variant=jnp.zeros(0),
-        data=meshes.put(data, everywhere),
+        data=put(data, everywhere),
         optimizer=chain,
         settings=settings,
         layout=layout,

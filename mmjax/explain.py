@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mmjax import ensemble, setup
+from mmjax import mesh as meshes
 from mmjax.data import dataset as datasets
 
 # `%name = f32[16,64]{1,0} all-gather(` of a compiled program, `-start(` where it does not wait.
@@ -27,7 +28,7 @@ def explain(config: setup.Config) -> str:
     """
     setup.check(config)
     data = datasets.load(setup.required(config, "dataset"))
-    trials = setup.trials(config, data, setup.features(config, data))
+    trials = setup.trials(config, data, setup.features(config, data), put=meshes.plan)
     mesh = ", ".join(f"{axis} {size}" for axis, size in trials.mesh.shape.items())
     lines = [f"mesh: {mesh} ({trials.mesh.size} x {trials.mesh.devices.flat[0].device_kind})", ""]
     rows, total = arrays(trials)

@@ -51,13 +51,17 @@ def _csr(matrix: sp.csr_matrix, dtype: np.dtype) -> Csr:
 
 
 def place(
-    tree: Any, layout: partition.Layout, varied: frozenset[int] = frozenset()
+    tree: Any,
+    layout: partition.Layout,
+    varied: frozenset[int] = frozenset(),
+    put: meshes.Put = meshes.put,
 ) -> tuple[Any, Any]:
     """Puts a tree on the devices: tables split by rows, graphs in pieces, all else whole.
 
     Args:
       varied: the numbers of leaves that have another axis before their own. Where there are any,
         graphs stay whole.
+      put: or `meshes.plan`, which puts nothing.
 
     Returns:
       The tree at rest, and shapes of what it is in programs; see `partition.Layout.whole`.
@@ -73,7 +77,7 @@ def place(
     like = jax.eval_shape(lambda: lifting.choose(tree, varied, 0))
     nodes, structure = jax.tree.flatten(tree, is_leaf=lambda node: isinstance(node, Pieces))
 
-    def put(number: int, node: Any) -> Any:
+    def laid(number: int, node: Any) -> Any:
         axis = int(number in varied)
         if isinstance(node, Pieces):
             spec = PartitionSpec(partition.AXES)
@@ -82,9 +86,9 @@ def place(
             node = partition.filled(node, many, axis)
         else:
             spec = PartitionSpec()
-        return meshes.put(node, NamedSharding(layout.mesh, spec))
+        return put(node, NamedSharding(layout.mesh, spec))
 
-    return structure.unflatten([put(n, node) for n, node in enumerate(nodes)]), like
+    return structure.unflatten([laid(n, node) for n, node in enumerate(nodes)]), like
 
 
 def incidence(user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:

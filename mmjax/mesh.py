@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmjax.errors import InputError
 
 AXES = ("trial", "data", "model")
+Put = Callable[[Any, NamedSharding], Any]
 
 
 def make(spec: str = "data=-1", *, own: bool = False) -> Mesh:
@@ -87,6 +88,16 @@ def put(tree: Any, where: NamedSharding) -> Any:
         own = where.addressable_devices_indices_map(x.shape).items()
         parts = [jax.device_put(x[at], device) for device, at in own]
         return jax.make_array_from_single_device_arrays(x.shape, where, parts)
+
+    return jax.tree.map(one, tree)
+
+
+def plan(tree: Any, where: NamedSharding) -> Any:
+    """What `put` would put there, as shapes: programs can be compiled for them, not run."""
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        kind = jax.typeof(x)
+        return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=where)
 
     return jax.tree.map(one, tree)
 

@@ -91,10 +91,11 @@ def trials(
     stores: Mapping[str, store.Store] | Sequence[Mapping[str, store.Store]],
     points: Sequence[Mapping[str, float]] = ({},),
     variant: Sequence[int] | None = None,
+    put: meshes.Put = meshes.put,
 ) -> ensemble.Ensemble:
     """The ensemble that a config describes: a trial for each point, which is what differs in it of
     `lr`, `seed` and the options of the recommender's `loss`; and where there are several sets of
-    stores, `variant` says which is whose."""
+    stores, `variant` says which is whose. `put` may be `meshes.plan`: see `assembly.build`."""
     grid = meshes.make(config["mesh"])
     recommender = core.find(config["recommender"])
     options, _ = core.split_options(recommender, config["model"])
@@ -111,6 +112,7 @@ def trials(
         settings=settings,
         mesh=grid,
         variant=variant,
+        put=put,
     )
 
 

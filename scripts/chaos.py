@@ -9,7 +9,8 @@ python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \\
 
 What follows `--` is a command of train.py, extract.py or sweep.py but for its --workdir or --out. A
 third of the kills are SIGTERM, the others SIGKILL. Several workers are one program under
-scripts/launch/local.py, or share the folder (sweep.py); one of them, drawn at random, is killed. Exit status 1 if the outcome differs, something is there twice, or a torn file is left.
+scripts/launch/local.py, or share the folder (sweep.py); one of them, drawn at random, is killed.
+Exit status 1 if the outcome differs, something is there twice, or a torn file is left.
 """
 
 import json
