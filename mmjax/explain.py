@@ -67,9 +67,8 @@ def collectives(text: str) -> list[tuple[tuple[str, ...], int]]:
     found: Counter[tuple[int, tuple[str, ...]]] = Counter()
     for inside, line in _lines(text):
         for match in COLLECTIVE.finditer(line):
-            parts = ARRAY.findall(match["result"])
-            number = sum(_bytes(kind, shape) for kind, shape in parts)
-            shown = ", ".join(f"{kind}[{shape}]" for kind, shape in parts)
+            number = bytes_of(match["result"])
+            shown = ", ".join(f"{kind}[{n}]" for kind, n in ARRAY.findall(match["result"]))
             when = "every step" if inside else "once an epoch"
             found[number, (when, match["kind"], shown, size(number))] += 1
     ordered = sorted(found.items(), key=lambda one: (one[0][1][0], -one[0][0]))  # largest first
@@ -85,9 +84,13 @@ def _lines(text: str) -> Iterator[tuple[bool, str]]:
         yield inside, line
 
 
-def _bytes(kind: str, shape: str) -> int:
-    width = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
-    return int(np.prod([int(n) for n in shape.split(",") if n])) * width // 8
+def bytes_of(result: str) -> int:
+    """Of all arrays in a text like `f32[16,64], pred[]`."""
+    found = 0
+    for kind, shape in ARRAY.findall(result):
+        width = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+        found += int(np.prod([int(n) for n in shape.split(",") if n])) * width // 8
+    return found
 
 
 def size(count: float) -> str:

@@ -8,12 +8,12 @@ both sides read the same file; before anything is timed their vectors are compar
 import csv
 import itertools
 import shutil
-import statistics
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from _timing import median, timed
 
 from mmjax import mesh as meshes
 from mmjax import store
@@ -119,10 +119,12 @@ def of_mmjax(name: str, weights: str, given: list[str], batch: int, repeats: int
     whole()  # compiles every shape that these inputs need
     first = time.perf_counter() - begin
     clock = Clock()
-    seconds = timed(lambda: whole(clock), repeats)
+    times = timed(lambda: whole(clock), repeats)
+    seconds = median(times)
     stages = stages_of(name, tower, params, given, batch, vectors, out)
     return vectors, {
         "items_s": len(given) / seconds,
+        "times": {"whole_s": times},
         "compile_s": first - seconds,
         "host_wait": clock.waited / repeats / seconds,
         "stages_ms": {key: 1e3 * value / len(given) for key, value in stages.items()},
@@ -133,17 +135,17 @@ def stages_of(name, tower, params, given, batch, vectors, out) -> dict[str, floa
     """Seconds of each stage by itself, all inputs one after the other in one thread."""
     stages = {}
     if name in IMAGES:
-        loaded = timed(lambda: [images.read(path, 10**9) for path in given], 1)
-        whole = timed(lambda: list(tower.batches(given, batch)), 1)
+        (loaded,) = timed(lambda: [images.read(path, 10**9) for path in given], 1)
+        (whole,) = timed(lambda: list(tower.batches(given, batch)), 1)
         stages |= {"decode": loaded, "resize": max(0.0, whole - loaded)}
     else:
-        stages["tokenise"] = timed(lambda: list(tower.batches(given, batch)), 1)
+        (stages["tokenise"],) = timed(lambda: list(tower.batches(given, batch)), 1)
     made = list(tower.batches(given, batch))
-    stages["device"] = timed(
+    (stages["device"],) = timed(
         lambda: [jax.block_until_ready(tower.encode(params, *b.arrays)) for b in made], 1
     )
     ids = [str(row) for row in range(len(given))]
-    stages["write"] = timed(
+    (stages["write"],) = timed(
         lambda: store.write_array(out / "store", vectors, item_ids=ids, overwrite=True), 1
     )
     return stages
@@ -200,15 +202,6 @@ def of_torch(name: str, weights: str, given: list[str], batch: int, repeats: int
                 vectors.append(encode(given[start : start + batch]).numpy())
 
     whole()
-    seconds = timed(whole, repeats)
-    return np.concatenate(vectors), {"items_s": len(given) / seconds}
-
-
-def timed(call, repeats: int) -> float:
-    """Median seconds."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    times = timed(whole, repeats)
+    items_s = len(given) / median(times)
+    return np.concatenate(vectors), {"items_s": items_s, "times": {"whole_s": times}}

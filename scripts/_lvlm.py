@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from _encoding import timed
+from _timing import median, timed
 from PIL import Image
 
 from mmjax.encoders import answering, generate, hub, qwen2_vl
@@ -116,7 +116,7 @@ def of_mmjax(
 
     Making the batches is the host's work and left out, on both sides.
     """
-    row, states = {}, {}
+    row, states, times = {}, {}, {}
 
     def load(prompt: str, pooling: str) -> tuple[Tower, Any]:
         tower = qwen2_vl.load(
@@ -137,8 +137,8 @@ def of_mmjax(
             for rows, (values,) in tower.stream(iter(made), tower.encode, params):
                 found[rows] = values
 
-        seconds, row[f"{task}_compile_s"] = warm(call, repeats)
-        row[f"{task}_images_s"] = len(paths[task]) / seconds
+        times[f"{task}_s"], row[f"{task}_compile_s"] = warmed(call, repeats)
+        row[f"{task}_images_s"] = len(paths[task]) / median(times[f"{task}_s"])
     tower, params = load("first.txt", "eos")
     made = list(tower.batches(paths["prefill"], batch))
     steps = tower.stream.args[0]
@@ -152,18 +152,19 @@ def of_mmjax(
         for part in made:
             jax.block_until_ready(steps.read(given, *part.arrays, line))
 
-    seconds, row["decode_compile_s"] = warm(speak, repeats)
-    row["decode_tokens_s"] = len(paths["prefill"]) * answer / (seconds - warm(read, repeats)[0])
-    return row, states
+    times["answer_s"], row["decode_compile_s"] = warmed(speak, repeats)
+    seconds = median(times["answer_s"]) - median(warmed(read, repeats)[0])
+    row["decode_tokens_s"] = len(paths["prefill"]) * answer / seconds
+    return row | {"times": times}, states
 
 
-def warm(call, repeats: int) -> tuple[float, float]:
-    """Median seconds after a first call, and what the first took longer."""
+def warmed(call, repeats: int) -> tuple[list[float], float]:
+    """Seconds of calls after a first one, and what the first took longer."""
     begin = time.perf_counter()
     call()
     first = time.perf_counter() - begin
-    seconds = timed(call, repeats)
-    return seconds, first - seconds
+    times = timed(call, repeats)
+    return times, first - median(times)
 
 
 def of_torch(
@@ -180,7 +181,7 @@ def of_torch(
     tokenizer.padding_side = "left"
     processor = Qwen2VLImageProcessorPil.from_pretrained(weights)
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    row, states = {}, {}
+    row, states, times = {}, {}, {}
 
     def batches(given, prompt):
         text = (weights / prompt).read_text()
@@ -213,8 +214,8 @@ def of_torch(
                 found[number * batch : number * batch + len(last)] = last.float().cpu().numpy()
 
         with torch.no_grad():
-            seconds = warm(call, repeats)[0]
-        row[f"{task}_images_s"] = len(paths[task]) / seconds
+            times[f"{task}_s"] = warmed(call, repeats)[0]
+        row[f"{task}_images_s"] = len(paths[task]) / median(times[f"{task}_s"])
         row[f"{task}_tokens"] = sum(int(part["attention_mask"].sum()) for part in made)
     made = list(batches(paths["prefill"], "first.txt"))
 
@@ -224,9 +225,10 @@ def of_torch(
             model.generate(**part, **fixed, do_sample=False, pad_token_id=0)
 
     with torch.no_grad():
-        seconds = warm(lambda: speak(answer + 1), repeats)[0] - warm(lambda: speak(1), repeats)[0]
+        times["answer_s"] = warmed(lambda: speak(answer + 1), repeats)[0]
+        seconds = median(times["answer_s"]) - median(warmed(lambda: speak(1), repeats)[0])
     row["decode_tokens_s"] = len(paths["prefill"]) * answer / seconds
-    return row, states
+    return row | {"times": times}, states
 
 
 def flops_a_token(name: str) -> float:

@@ -9,13 +9,13 @@ graph    the k-NN graph of many items against the bare product of the same matri
 import gc
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _encoding import timed
+from _timing import median, timed, warm
 
 from mmjax import assembly, ensemble, loop, neighbours, train
 from mmjax import mesh as meshes
@@ -84,8 +84,16 @@ def build(
 
 
 def of_mmjax(
-    model: str, catalog: core.Catalog, data: Any, task: Any, batch_size: int, repeats: int
+    model: str,
+    catalog: core.Catalog,
+    data: Any,
+    task: Any,
+    batch_size: int,
+    repeats: int,
+    parts: Sequence[str],
+    profile: str = "",
 ) -> dict[str, Any]:
+    """`parts` are of train and evaluate; one more epoch is traced into the folder `profile`."""
     begin = time.perf_counter()
     trials = build(model, catalog, batch_size)
     state = jax.block_until_ready(trials.init())
@@ -93,8 +101,8 @@ def of_mmjax(
     config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
     timing: dict[str, Any] = {"compile_s": 0.0}
     evaluate = loop.Evaluator(trials, {"test": task}, config, data, timing)
-    row = {"build_s": build_s, "compile_s": 0.0, "epoch_s": 0.0}
-    if trials.trainable:
+    row = {"build_s": build_s, "compile_s": 0.0, "times": {}}
+    if trials.trainable and "train" in parts:
         begin = time.perf_counter()
         epoch = trials.epoch().lower(*trials.arguments(state)).compile()
         row["compile_s"] = time.perf_counter() - begin
@@ -105,10 +113,16 @@ def of_mmjax(
             state, losses = epoch(*trials.arguments(state))
             losses.block_until_ready()
 
-        row["epoch_s"] = warm(one_epoch, repeats)
-    row["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
+        row["times"]["epoch_s"] = warm(one_epoch, repeats)
+        if profile:
+            with jax.profiler.trace(profile):
+                one_epoch()
+    if "evaluate" in parts:
+        row["times"]["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
+    row |= {name: median(times) for name, times in row["times"].items()}
     row |= {"compile_eval_s": timing["compile_s"], "peak_rss_mb": train.peak_rss_mb()}
-    return row | (limits() if trials.trainable else {})
+    held = jax.devices()[0].memory_stats() or {}  # a CPU has none
+    return row | ({"peak_device_mb": held["peak_bytes_in_use"] / 1e6} if held else {})
 
 
 def counted(trials: ensemble.Ensemble, state: Any) -> dict[str, float]:
@@ -123,26 +137,14 @@ def counted(trials: ensemble.Ensemble, state: Any) -> dict[str, float]:
     return {"step_flop": cost["flops"], "step_bytes": 2 * held, "steps": trials.steps}
 
 
-def limits() -> dict[str, float]:
-    """FLOPs a second of a float32 product of [2048, 2048], and bytes a second of reading 256 MB
-    and writing them in place, of the cores that this process is pinned to."""
-    square, long = jnp.ones((2048, 2048)), jnp.ones(2**26)
-    product, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1, donate_argnums=0)
-
-    def in_place() -> None:
-        nonlocal long
-        long = add(long)
-        long.block_until_ready()
-
-    product_s = warm(lambda: product(square, square).block_until_ready(), 5)
-    return {
-        "peak_flop_s": 2 * 2048**3 / product_s,
-        "peak_bytes_s": 2 * long.nbytes / warm(in_place, 5),
-    }
-
-
 def of_torch(
-    model: str, catalog: core.Catalog, data: Any, task: Any, batch_size: int, repeats: int
+    model: str,
+    catalog: core.Catalog,
+    data: Any,
+    task: Any,
+    batch_size: int,
+    repeats: int,
+    parts: Sequence[str],
 ) -> dict[str, Any]:
     import _peers
     import torch
@@ -158,10 +160,15 @@ def of_torch(
     def one_epoch():
         _peers.epoch(peer, adam, user, item, data.n_items, batch_size, options["l_w"])
 
+    calls = {
+        "train": ("epoch_s", one_epoch),
+        "evaluate": ("eval_s", lambda: _peers.evaluate(peer, task, LONGEST)),
+    }
+    times = {calls[part][0]: warm(calls[part][1], repeats) for part in parts}
     return {
         "build_s": build_s,
-        "epoch_s": warm(one_epoch, repeats),
-        "eval_s": warm(lambda: _peers.evaluate(peer, task, LONGEST), repeats),
+        "times": times,
+        **{name: median(found) for name, found in times.items()},
         "compile_s": 0.0,
         "compile_eval_s": 0.0,
         "peak_rss_mb": train.peak_rss_mb(),
@@ -201,6 +208,7 @@ def of_trials(model: str, catalog: core.Catalog, batch_size: int, epochs: int) -
         "epochs": epochs,
         "together_s": middle - begin,
         "apart_s": end - middle,
+        "times": {"together_s": [middle - begin], "apart_s": [end - middle]},
         "together_peak_rss_mb": peak,
     }
 
@@ -218,13 +226,8 @@ def of_graph(items: int, width: int, top_k: int, repeats: int) -> dict[str, Any]
         return jax.lax.map(lambda rows: (rows @ x.T).max(axis=1), blocks)
 
     bare = jax.jit(product).lower(x).compile()
-    seconds = timed(lambda: jax.block_until_ready(nearest(x)), repeats)
+    times = {"graph_s": timed(lambda: jax.block_until_ready(nearest(x)), repeats)}
     peak = train.peak_rss_mb()
-    bare_s = timed(lambda: jax.block_until_ready(bare(x)), repeats)
-    return {"graph_s": seconds, "product_s": bare_s, "compile_s": compile_s, "graph_mb": peak}
-
-
-def warm(call: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of `repeats` calls after one to warm up."""
-    call()
-    return timed(call, repeats)
+    times["product_s"] = timed(lambda: jax.block_until_ready(bare(x)), repeats)
+    medians = {name: median(found) for name, found in times.items()}
+    return {**medians, "times": times, "compile_s": compile_s, "graph_mb": peak}

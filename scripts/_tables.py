@@ -1,5 +1,9 @@
 """What benchmark.py measured, as Markdown."""
 
+import _timing
+
+from mmjax import explain
+
 
 def of_models(rows: list[dict]) -> str:
     """Seconds, memory; GFLOP of a step, GB that Adam moves in it, the least seconds that an epoch
@@ -13,15 +17,17 @@ def of_models(rows: list[dict]) -> str:
         cells = [
             row["model"],
             row["side"],
-            f"{row['epoch_s']:.3f}" if row["epoch_s"] else "",
-            f"{row['eval_s']:.3f}",
+            *(_timing.shown(row["times"].get(name, ())) for name in ("epoch_s", "eval_s")),
             f"{row['build_s']:.1f}",
             f"{compile_s:.1f}" if compile_s else "",
             f"{row['peak_rss_mb']:.0f}",
         ]
         cells += [f"{x:.2f}" for x in least(row)] if "step_flop" in row else [""] * 3
         compared = peer is not None and row["side"] != "torch"
-        cells += [f"{peer[k] / row[k]:.1f}" if compared else "" for k in ("epoch_s", "eval_s")]
+        cells += [
+            f"{peer[k] / row[k]:.1f}" if compared and k in row else ""
+            for k in ("epoch_s", "eval_s")
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -62,6 +68,31 @@ def of_sweeps(rows: list[dict]) -> str:
             f"{together['overhead']:.1%}",
             f"{together['apart']:.1e}",
         )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def of_growth(rows: list[dict]) -> str:
+    lines = ["| model | interactions | epoch s | s a million | peak MB |", "|:--|" + "--:|" * 4]
+    for row in rows:
+        count = row["train_interactions"]
+        lines.append(
+            f"| {row['model']} | {count:,} | {_timing.shown(row['times']['epoch_s'])} "
+            f"| {1e6 * row['epoch_s'] / count:.3g} | {row['peak_rss_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def of_scaling(rows: list[dict]) -> str:
+    """Of one device: what lies there, what the epoch needs beside it, what a step receives."""
+    head = ("model", "devices", "mesh", "held", "scratch", "together", "received a step")
+    head += ("build s", "compile s", "peak MB here")
+    lines = ["| " + " | ".join(head) + " |", "|:--|--:|:--|" + "--:|" * (len(head) - 3)]
+    for row in rows:
+        held, scratch = row["held_bytes"], row["scratch_bytes"]
+        sizes = [explain.size(n) for n in (held, scratch, held + scratch, row["received_bytes"])]
+        cells = (row["model"], str(row["devices"]), row["mesh"], *sizes)
+        cells += (f"{row['build_s']:.0f}", f"{row['compile_s']:.0f}", f"{row['peak_rss_mb']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

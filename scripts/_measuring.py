@@ -1,0 +1,243 @@
+"""What benchmark.py compares, and what it measures of each in a process of its own.
+
+`compare_KIND` starts those processes, prints a table and gives the rows; `measure_KIND` is what
+one of them does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import _encoding
+import _lvlm
+import _recommenders
+import _scaling
+import _sweeping
+import _tables
+import _timing
+import numpy as np
+from _app import arguments
+from absl import flags
+
+from mmjax import train
+from mmjax.errors import InputError
+from mmjax.recommenders import core
+
+FLAGS = flags.FLAGS
+PEERS = ("bprmf", "lightgcn", "vbpr", "freedom")  # what _peers.py has in plain torch
+
+
+def work(kind: str, side: str, name: str) -> dict:
+    """What one process measures, on the cores that it is pinned to."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
+    if side in ("torch", "padded"):
+        import torch
+
+        torch.set_num_threads(FLAGS.threads)
+    own = dict.fromkeys(("models", "train", "evaluate", "growth"), measure_models)
+    measure = own.get(kind) or globals()[f"measure_{kind}"]
+    row = {"model": name, "side": side, **measure(side, name)}
+    row.setdefault("peak_rss_mb", train.peak_rss_mb())
+    return row | (_timing.limits() if side == "mmjax" else {})
+
+
+def compare_models(kind: str = "models") -> tuple[list[dict], str]:
+    """Epoch, evaluation, compile time and memory of every model and its peer, if it has one."""
+    for name in FLAGS.models:
+        core.find(name)
+    torch = FLAGS.torch and has_torch()
+    rows = []
+    for name in FLAGS.models:
+        sides = ["mmjax", "torch"] if torch and name in PEERS else ["mmjax"]
+        rows += [spawn(side, name, kind) for side in sides]
+    return rows, _tables.of_models(rows)
+
+
+def compare_train() -> tuple[list[dict], str]:
+    return compare_models("train")
+
+
+def compare_evaluate() -> tuple[list[dict], str]:
+    return compare_models("evaluate")
+
+
+def compare_extract() -> tuple[list[dict], str]:
+    """Items/s of every encoder and side, and how far their vectors are apart."""
+    known = {**_encoding.TEXTS, **_encoding.IMAGES}
+    unknown = [name for name in FLAGS.encoders if name not in known]
+    if unknown:
+        raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(known)}")
+    if not FLAGS.raw or not Path(FLAGS.raw, "items.csv").exists():
+        raise InputError("extract needs --raw, a folder with items.csv and posters/")
+    if not has_torch():
+        raise InputError("extract needs torch, which makes the checkpoints: pip install torch")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FLAGS.encoders:
+            _encoding.checkpoint(name, Path(folder))
+            sides = ["mmjax", "torch"] + ["padded"] * (name in _encoding.TEXTS)
+            rows += [spawn(side, name, "extract", f"--folder={folder}") for side in sides]
+            for row in rows[-len(sides) :]:
+                ours, theirs = (
+                    np.load(Path(folder, f"{name}-{side}.npy")) for side in ("mmjax", row["side"])
+                )
+                row["apart"] = float(np.abs(ours[: len(theirs)] - theirs).max())
+    return rows, _tables.of_encoders(rows)
+
+
+def measure_extract(side: str, name: str) -> dict:
+    """Items/s of one side of one encoder; its unit vectors are left in the folder."""
+    folder = Path(FLAGS.folder)
+    given = _encoding.inputs(name, Path(FLAGS.raw), FLAGS.texts, FLAGS.images)
+    settings = (name, _encoding.checkpoint(name, folder), given, FLAGS.encoder_batch, FLAGS.repeats)
+    if side == "mmjax":
+        vectors, row = _encoding.of_mmjax(*settings, folder)
+    else:
+        vectors, row = _encoding.of_torch(*settings, side == "padded")
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.save(folder / f"{name}-{side}.npy", vectors)
+    return row
+
+
+def compare_lvlm() -> tuple[list[dict], str]:
+    """Reading and answering of both sides, and how far their states are apart."""
+    if not has_torch():
+        raise InputError("lvlm needs torch, which makes the checkpoint: pip install torch")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        _lvlm.checkpoint(FLAGS.shape, place, FLAGS.dtype)
+        rows = [
+            spawn(side, FLAGS.shape, "lvlm", f"--folder={folder}") for side in ("mmjax", "torch")
+        ]
+        for task in ("prefill", "mixed"):
+            ours, theirs = (np.load(place / f"{task}-{side}.npy") for side in ("mmjax", "torch"))
+            rows[1][f"{task}_apart"] = float(np.abs(ours - theirs).max())
+    _lvlm.finish(FLAGS.shape, rows, FLAGS.lvlm_batch, FLAGS.mixed)
+    return rows, _tables.of_lvlm(FLAGS.shape, rows)
+
+
+def measure_lvlm(side: str, name: str) -> dict:
+    """One side; the last states of its prompts are left in the folder."""
+    place = Path(FLAGS.folder)
+    paths = {
+        "prefill": _lvlm.pictures(place, FLAGS.lvlm_batch, mixed=False),
+        "mixed": _lvlm.pictures(place, FLAGS.mixed, mixed=True),
+    }
+    settings = (FLAGS.lvlm_batch, FLAGS.repeats, FLAGS.answer, FLAGS.dtype)
+    measured = _lvlm.of_mmjax if side == "mmjax" else _lvlm.of_torch
+    row, states = measured(place / name, paths, *settings)
+    for task, found in states.items():
+        np.save(place / f"{task}-{side}.npy", found)
+    return row
+
+
+def measure_models(side: str, model: str) -> dict:
+    """Seconds of compile, epoch and evaluation, and peak memory."""
+    shape = FLAGS.users, FLAGS.items, FLAGS.interactions
+    data, catalog, task = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
+    row = {"train_interactions": len(data.train.user), "evaluated_users": len(task.users)}
+    one = {"train": ["train"], "growth": ["train"], "evaluate": ["evaluate"]}
+    parts = one.get(arguments()[0], ["train", "evaluate"])
+    settings = (model, catalog, data, task, FLAGS.batch_size, FLAGS.repeats, parts)
+    if side == "mmjax":
+        return row | _recommenders.of_mmjax(*settings, FLAGS.profile)
+    return row | _recommenders.of_torch(*settings)
+
+
+def compare_trials() -> tuple[list[dict], str]:
+    """A grid as one program against the same points one by one."""
+    rows = [spawn("mmjax", model, "trials") for model in FLAGS.models]
+    return rows, _tables.of_trials(rows)
+
+
+def measure_trials(side: str, model: str) -> dict:
+    shape = FLAGS.users, FLAGS.items, FLAGS.interactions
+    _, catalog, _ = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
+    return _recommenders.of_trials(model, catalog, FLAGS.batch_size, FLAGS.grid_epochs)
+
+
+def compare_sweep() -> tuple[list[dict], str]:
+    """A grid by sweep.py against train.py for each of its points."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        shape = FLAGS.users, FLAGS.items, FLAGS.interactions
+        _sweeping.write_world(Path(folder, "data"), shape, [int(w) for w in FLAGS.widths])
+        for model in FLAGS.models:
+            begin = time.perf_counter()
+            together = spawn("together", model, "sweep", f"--folder={folder}")
+            together["wall_s"] = time.perf_counter() - begin
+            apart = spawn("apart", model, "sweep", f"--folder={folder}")
+            for row in (together, apart):
+                row["times"] = {"wall_s": [row["wall_s"]]}
+                row["apart"] = float(np.abs(np.subtract(row["valid"], apart["valid"])).max())
+            rows += [together, apart]
+    return rows, _tables.of_sweeps(rows)
+
+
+def measure_sweep(side: str, model: str) -> dict:
+    return _sweeping.measure(side, model, Path(FLAGS.folder), FLAGS.grid_epochs, FLAGS.devices)
+
+
+def compare_graph() -> tuple[list[dict], str]:
+    """The k-NN graph of --items rows, the first of --widths wide."""
+    row = spawn("mmjax", "neighbours", "graph")
+    return [row], _tables.of_graph(row)
+
+
+def measure_graph(side: str, model: str) -> dict:
+    return _recommenders.of_graph(FLAGS.items, int(FLAGS.widths[0]), FLAGS.top_k, FLAGS.repeats)
+
+
+def compare_growth() -> tuple[list[dict], str]:
+    """An epoch on worlds of so many interactions, ten a user and fifty an item."""
+    rows = []
+    for model in FLAGS.models:
+        for count in map(int, FLAGS.counts):
+            shape = {"users": count // 10, "items": count // 50, "interactions": count}
+            more = [f"--{name}={value}" for name, value in shape.items()]
+            rows.append(spawn("mmjax", model, "growth", *more))
+    return rows, _tables.of_growth(rows)
+
+
+def compare_scaling() -> tuple[list[dict], str]:
+    """What each of so many devices holds and receives; compiled only."""
+    every = [spawn(count, model, "scaling") for model in FLAGS.models for count in FLAGS.meshes]
+    return every, _tables.of_scaling(every)
+
+
+def measure_scaling(devices: str, model: str) -> dict:
+    config = _recommenders.config_of(model)
+    width = int(FLAGS.widths[0]) if config["features"] else 0
+    catalog = _scaling.drawn(FLAGS.users, FLAGS.items, FLAGS.interactions, width)
+    return _scaling.plan(model, config, catalog, FLAGS.batch_size, int(devices))
+
+
+def spawn(side: str, model: str, what: str, *more: str) -> dict:
+    """Measures one side of one model in a fresh process with the same flags."""
+    print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
+    own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models", "--encoders"))]
+    own = [a for a in own if a.startswith("-")]
+    script = str(Path(__file__).with_name("benchmark.py"))
+    command = [sys.executable, script, what, *own, *more, f"--worker={side}:{model}"]
+    # XLA and OpenMP size their pools when they start; the pinning in `work` then holds for all.
+    environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
+    devices = FLAGS.devices if side == "together" else int(side) if what == "scaling" else 1
+    if devices > 1:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise InputError(f"measuring {model} in {side} failed with exit status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def has_torch() -> bool:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        print("torch is not installed (extra `torch`): no peers are measured", file=sys.stderr)
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""Pictures of what benchmark.py measured, beside its JSON."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+COLORS = ("#2a6f97", "#e07a5f", "#8a8f98")
+TITLES = {"epoch_s": "an epoch, s", "eval_s": "an evaluation, s"}
+
+
+def of_times(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each time: a bar for each model and side, from the fastest to the slowest repeat
+    a line."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("times", {})))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    sides = list(dict.fromkeys(row["side"] for row in rows))
+    if not names:
+        return
+    height = 1.1 + 0.28 * len(models) * len(sides)
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(4.2 * len(names) + 1, height), squeeze=False, layout="constrained"
+    )
+    for name, panel in zip(names, panels[0], strict=True):
+        for row in rows:
+            times = row.get("times", {}).get(name)
+            if not times:
+                continue
+            side = sides.index(row["side"])
+            y = models.index(row["model"]) + (side - (len(sides) - 1) / 2) * 0.8 / len(sides)
+            color = COLORS[side % len(COLORS)]
+            panel.barh(y, median(times), 0.72 / len(sides), color=color, label=row["side"])
+            panel.plot([min(times), max(times)], [y, y], color="black", linewidth=1)
+            panel.annotate(
+                f"{median(times):.3g}",
+                (max(times), y),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        panel.set_yticks(range(len(models)), models)
+        panel.invert_yaxis()
+        panel.margins(x=0.14)
+        panel.set_xlim(left=0)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.set_title(TITLES.get(name, name.removesuffix("_s") + ", s"), loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    if len(sides) > 1:
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        own = dict(zip(labels, handles, strict=True))
+        figure.legend(own.values(), own.keys(), loc="outside lower center", ncols=len(own))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def of_growth(rows: list[dict[str, Any]], path: Path) -> None:
+    """Seconds of an epoch over interactions, both logarithmic, and a line that grows as they do."""
+    figure, panel = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        own = [row for row in rows if row["model"] == model]
+        x = [row["train_interactions"] for row in own]
+        y = [row["epoch_s"] for row in own]
+        color = COLORS[number % len(COLORS)]
+        panel.plot(x, y, "o-", color=color, label=model)
+        panel.plot(x, [y[0] * n / x[0] for n in x], ":", color=color, linewidth=1)
+    panel.set(xscale="log", yscale="log", xlabel="train interactions", ylabel="an epoch, s")
+    panel.set_title("dotted: linear growth from the first point", loc="left", fontsize=10)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
