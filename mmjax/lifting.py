@@ -65,15 +65,21 @@ def run_if(active: jax.Array, function: Callable[[Tree], Tree], otherwise: Tree)
     return jax.lax.fori_loop(0, active.astype(np.int32), lambda _, x: function(x), otherwise)
 
 
+def widths(total: int, mesh: Mesh) -> list[int]:
+    """T, T/2, T/4, ...: how many of T trials there are programs for."""
+    devices, found = mesh.shape["trial"], [total]
+    if devices == 1 and meshes.is_cpu(mesh):
+        return found
+    while (half := -(-found[-1] // (2 * devices)) * devices) < found[-1]:
+        found.append(half)
+    return found
+
+
 def places(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
     """Which of T trials to compute, each once: all of them, or once at most half are active, those
     and as many others as make T/2, T/4, ..., spread evenly over the mesh's `trial` axis."""
     total, devices = len(active), mesh.shape["trial"]
-    if devices == 1 and meshes.is_cpu(mesh):
-        return np.arange(total)
-    wanted, width = max(int(np.sum(active)), 1), total
-    while wanted <= (half := -(-width // (2 * devices)) * devices) < width:
-        width = half
+    width = min(n for n in widths(total, mesh) if n >= np.sum(active))
     if width == total:
         return np.arange(total)
     first = np.argsort(np.logical_not(active), kind="stable")[:width]

@@ -70,6 +70,10 @@ class Evaluator:
         self._timing["eval_s"].append(time.perf_counter() - begin)
         return rankings
 
+    def compile(self, split: str) -> None:
+        """Makes the program of a split; nothing is ranked."""
+        self._compile(self._trials, selection.weights(self._trials.shapes()), split)
+
     def select(self, found: ranking.Ranking | None) -> float:
         """The value that chooses the epoch, rounded where the protocol rounds it."""
         if found is None:

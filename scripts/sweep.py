@@ -3,12 +3,12 @@
   python scripts/sweep.py --config=configs/sweeps/noise_controls.py:small --workdir=SWEEP \\
     --config.dataset=DIR
 
-Run the same command again after a kill: it goes on, and does nothing twice. Run it several times
-at once, on one host or many that share the folder: they share the work. With --estimate it only
-says what it will take. Then `report.py --sweep=SWEEP` makes the page.
+Run the same command again after a kill: it goes on, and does nothing twice. Run it several times at
+once, on one host or many that share the folder: they share the work. With --estimate it only says
+what it will take; with --compile it only fills the cache of compiled programs (--compile_cache, or
+SWEEP/programs), from which all processes then start. `report.py --sweep=SWEEP` makes the page.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -16,8 +16,9 @@ from _app import run
 from absl import flags
 from ml_collections import config_flags
 
+from mmjax import compilation
 from mmjax import mesh as meshes
-from mmjax.sweep import estimate, running, space
+from mmjax.sweep import ahead, estimate, running, space
 from mmjax.sweep.shelf import Shelf
 from mmjax.sweep.survey import Plan
 
@@ -25,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/sweeps/N
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this sweep.", required=True)
 MOST = flags.DEFINE_integer("max_trials_per_program", 0, "0 for as many as memory holds.", 0)
 RETRY = flags.DEFINE_bool("retry_failed", False, "Train once more what failed.")
+COMPILE = flags.DEFINE_bool("compile", False, "Only compile all programs, into the cache.")
 ESTIMATE = flags.DEFINE_bool("estimate", False, "Only say what it will take.")
 EXPIRY = flags.DEFINE_float(
     "lease_seconds", 300.0, "After which what a lost process was doing is taken over.", 1.0
@@ -33,14 +35,17 @@ EXPIRY = flags.DEFINE_float(
 
 def main() -> None:
     workdir = Path(WORKDIR.value)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
+    if not jax.config.jax_compilation_cache_dir:
+        compilation.keep(workdir / "programs")
     sweep = CONFIG.value.to_dict()
     shelf = Shelf(sweep)
     cells, without = shelf.resolve(space.cells(sweep))
     for cell, store in without.items():
         print(f"left out: {cell}, there is no {store!r}")
     plan = Plan(sweep, cells, shelf, workdir)
+    if COMPILE.value:
+        print(f"{ahead.compile_all(plan, MOST.value)} programs are in the cache")
+        return
     if ESTIMATE.value:
         free = meshes.free_memory(meshes.make(cells[0].config["mesh"]))
         print(estimate.table(estimate.estimate(plan, MOST.value), free))

@@ -76,17 +76,23 @@ def _of_group(
 
 def every_trial(plan: Plan) -> list[space.Trial]:
     """All trials that a sweep will train, as far as what will be chosen does not matter."""
-    trials, seeds = [], plan.sweep["seeds"]
+    tuned, repeated = phases(plan)
+    return tuned + repeated
+
+
+def phases(plan: Plan) -> tuple[list[space.Trial], list[space.Trial]]:
+    """The trials of every point, and those that repeat, with other seeds, one point of each cell
+    in the place of what will be chosen."""
+    tuned, repeated, seeds = [], [], plan.sweep["seeds"]
     for cell in plan.cells:
         if cell.search == "grid" or not cell.axes:
             points = space.grid(cell)
         else:
             points = space.drawn(cell, plan.sweep["trials"], plan.sweep["search_seed"])
-        tuned = [(point, seeds[0]) for point in points]
-        repeated = [(points[0], seed) for seed in seeds[1:]]
-        for point, seed in [*tuned, *repeated]:
-            trials.append(space.trial(cell, point, seed, plan.shelf.hashes))
-    return trials
+        own = plan.shelf.hashes
+        tuned += [space.trial(cell, point, seeds[0], own) for point in points]
+        repeated += [space.trial(cell, points[0], seed, own) for seed in seeds[1:]]
+    return tuned, repeated
 
 
 def _measure(plan: Plan, group: Sequence[space.Trial], packer: Packer) -> tuple:

@@ -23,6 +23,27 @@ def test_an_estimate_and_nothing_else(folder, tmp_path):
     assert not (workdir / "ledger.jsonl").exists()
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_sweep_finds_every_program_compiled(devices, folder, tmp_path):
+    """Ahead of time, also those of half as many trials where two devices share them."""
+    workdir = tmp_path / "sweep"
+    flags = [KILLED, f"--config.dataset={folder}", f"--workdir={workdir}"]
+    if devices == 2:
+        flags += [f"--config.models.{name}.config.mesh=trial=2" for name in ("bprmf", "vbpr")]
+        flags += ["--config.models.bprmf.tune.lr=(0.00001,0.01,0.02,0.03)"]
+    programs = lambda: {path.name for path in (workdir / "programs").glob("jit_*-cache")}  # noqa: E731
+    ahead = script("sweep.py", *flags, "--compile", devices=devices)
+    assert ahead.returncode == 0, ahead.stderr
+    before = programs()
+    large = {name for name in before if name.startswith(("jit_call", "jit_split"))}
+    assert len(large) >= 3 * 4  # an epoch and two evaluations of each of the packs, and their inits
+    assert not (workdir / "ledger.jsonl").exists()
+    done = script("sweep.py", *flags, devices=devices)
+    assert done.returncode == 0, done.stderr
+    more = programs() - before
+    assert not [name for name in more if name.startswith(("jit_call", "jit_split"))]
+
+
 FAULTS = {
     "no dataset": ([], "give --config.dataset=..."),
     "a dataset that is not there": (["--config.dataset=/nowhere"], "/nowhere is not a prepared"),
