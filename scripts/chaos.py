@@ -68,7 +68,7 @@ def disturb(command: list[str], folder: Path) -> int:
         while time.monotonic() - begin < wait and alive(started):
             time.sleep(0.02)
         targets = workers(started)
-        if not targets:
+        if not targets or complete(folder):  # a kill would find nothing to disturb
             if any(one.wait() for one in started):
                 raise InputError(f"a run that went on failed by itself; see {folder}.log")
             return kill
@@ -120,6 +120,13 @@ def finish(started: list[subprocess.Popen], what: str) -> None:
     statuses = [one.wait() for one in started]
     if any(statuses):
         raise InputError(f"{what} failed; see the log beside its folder")
+
+
+def complete(folder: Path) -> bool:
+    """Whether a training or an extraction has written its last file."""
+    stores = [files.read_json(path) for path in folder.rglob("manifest.json")]
+    done = bool(stores) and all(one["complete"] for one in stores)
+    return done or (folder / "results.json").exists()
 
 
 def state(folder: Path) -> str:
