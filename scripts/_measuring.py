@@ -205,15 +205,20 @@ def compare_growth() -> tuple[list[dict], str]:
 
 def compare_scaling() -> tuple[list[dict], str]:
     """What each of so many devices holds and receives; compiled only."""
-    every = [spawn(count, model, "scaling") for model in FLAGS.models for count in FLAGS.meshes]
-    return every, _tables.of_scaling(every)
+    rows = []
+    for model in FLAGS.models:
+        found = spawn("mmjax", model, "scaling")
+        about = {"model": model, "peak_rss_mb": found["peak_rss_mb"]}
+        rows += [about | {"side": f"{one['devices']} devices"} | one for one in found["plans"]]
+    return rows, _tables.of_scaling(rows)
 
 
-def measure_scaling(devices: str, model: str) -> dict:
+def measure_scaling(side: str, model: str) -> dict:
     config = _recommenders.config_of(model)
     width = int(FLAGS.widths[0]) if config["features"] else 0
     catalog = _scaling.drawn(FLAGS.users, FLAGS.items, FLAGS.interactions, width)
-    return _scaling.plan(model, config, catalog, FLAGS.batch_size, int(devices))
+    given = (model, config, catalog, FLAGS.batch_size)
+    return {"plans": [_scaling.plan(*given, int(count)) for count in FLAGS.meshes]}
 
 
 def spawn(side: str, model: str, what: str, *more: str) -> dict:
@@ -225,7 +230,8 @@ def spawn(side: str, model: str, what: str, *more: str) -> dict:
     command = [sys.executable, script, what, *own, *more, f"--worker={side}:{model}"]
     # XLA and OpenMP size their pools when they start; the pinning in `work` then holds for all.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
-    devices = FLAGS.devices if side == "together" else int(side) if what == "scaling" else 1
+    devices = {"together": FLAGS.devices}.get(side, 1)
+    devices = max(map(int, FLAGS.meshes)) if what == "scaling" else devices
     if devices > 1:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
