@@ -1,15 +1,20 @@
 """Measures side by side with plain PyTorch in the same call: training and evaluation, extraction.
 
 python scripts/benchmark.py models --models=bprmf,lightgcn,vbpr --threads=1 --json=FILE
+python scripts/benchmark.py train … ; python scripts/benchmark.py evaluate …     # halves of models
+python scripts/benchmark.py sweep --models=lightgcn,vbpr --threads=2 --grid_epochs=20 --json=FILE
+python scripts/benchmark.py growth --models=lightgcn --counts=100000,1000000 --json=FILE
+python scripts/benchmark.py scaling --models=lightgcn --users=10000000 --items=2000000 …
 python scripts/benchmark.py extract --raw=movielens100k-posters --threads=1 --json=FILE
 python scripts/benchmark.py lvlm --shape=100m --threads=2 --json=FILE
-python scripts/benchmark.py sweep --models=lightgcn,vbpr --threads=2 --grid_epochs=20 --json=FILE
+python scripts/benchmark.py --compare OLD.json NEW.json
 
 Every measurement runs in a process of its own, pinned to the same cores, one after the other:
-compile time apart, a warm-up, then the median of `--repeats`. The data of `models` is a world of
-the shape on which MMRec was timed, with random features of its widths; that of `extract` are real
-plots and posters; `lvlm` reads and answers under a prompt of the papers, with random weights;
-`sweep` starts the scripts themselves, once for ten points and ten times for one.
+compile time apart, a warm-up, then every one of `--repeats`. The data of `models` is a world of the
+shape on which MMRec was timed, with random features of its widths; that of `extract` are real plots
+and posters; `lvlm` reads and answers under a prompt of the papers, with random weights; `sweep`
+starts the scripts themselves, once for ten points and ten times for one; `scaling` compiles for
+virtual devices and runs nothing.
 """
 
 import json
