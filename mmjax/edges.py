@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.graph import Graph
+from mmjax.integers import distinct
 from mmjax.sparse import Csr, multiply
 
 BLOCK = 2048  # edges whose rows a CPU reads at once
@@ -43,7 +44,7 @@ class Pattern(NamedTuple):
 
 def pattern(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Pattern:
     """Of the distinct pairs (row, column), on the host; arrays stay in NumPy."""
-    pairs = np.unique(np.asarray(rows, np.int64) * shape[1] + np.asarray(columns, np.int64))
+    pairs = distinct(np.asarray(rows, np.int64) * shape[1] + np.asarray(columns, np.int64))
     rows, columns = (x.astype(np.int32) for x in np.divmod(pairs, shape[1]))
     order = np.lexsort((rows, columns)).astype(np.int32)
     back = np.empty_like(order)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmjax import bisection
 from mmjax.errors import InputError
+from mmjax.integers import distinct
 
 SAMPLERS = ("interactions", "users")
 ROUNDS = 8
@@ -47,8 +48,9 @@ def positives(user: np.ndarray, item: np.ndarray, n_users: int) -> Positives:
     """
     if len(user) == 0:
         raise InputError("the train split is empty")
-    pool, place = np.unique(item, return_inverse=True)
-    pairs = np.unique(user.astype(np.int64) * len(pool) + place)
+    seen = np.bincount(item) > 0
+    pool, place = np.flatnonzero(seen), np.cumsum(seen) - 1
+    pairs = distinct(user.astype(np.int64) * len(pool) + place[item])
     user, place = (x.astype(np.int32) for x in np.divmod(pairs, len(pool)))
     counts = np.bincount(user, minlength=n_users)
     if counts.max() == len(pool):

@@ -193,11 +193,13 @@ def measure_graph(side: str, model: str) -> dict:
 
 
 def compare_growth() -> tuple[list[dict], str]:
-    """An epoch on worlds of so many interactions, ten a user and fifty an item."""
+    """An epoch on worlds of so many interactions, ten a user and fifty an item, in as many steps:
+    each step updates whole tables, so that at one batch size time would grow as their square."""
     rows = []
     for model in FLAGS.models:
         for count in map(int, FLAGS.counts):
             shape = {"users": count // 10, "items": count // 50, "interactions": count}
+            shape["batch_size"] = max(1, FLAGS.batch_size * count // 100_000)
             more = [f"--{name}={value}" for name, value in shape.items()]
             rows.append(spawn("mmjax", model, "growth", *more))
     return rows, _tables.of_growth(rows)

@@ -8,7 +8,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {"errors", "files", "bisection", "mesh", "heartbeat", "processes", "partition", "lifting"}
+    {
+        "errors",
+        "files",
+        "bisection",
+        "integers",
+        "mesh",
+        "heartbeat",
+        "processes",
+        "partition",
+        "lifting",
+    }
     | {"optimizer", "checkpoint", "progress", "compilation"},
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},

@@ -17,6 +17,7 @@ import numpy as np
 from mmjax.data import drawing, wording
 from mmjax.data.raw import Raw
 from mmjax.errors import InputError
+from mmjax.integers import distinct
 
 WORDS = {
     "category": tuple(drawing.SHAPES),
@@ -156,7 +157,7 @@ def _interact(
     while lacking.any():
         user = np.repeat(np.arange(users), lacking)
         item = _draw(user, tastes, shelves, rng, blind=rounds >= ROUNDS)
-        pairs = np.unique((user * items + item)[item >= 0])
+        pairs = distinct((user * items + item)[item >= 0])
         place = np.searchsorted(have, pairs)
         new = pairs[np.append(have, -1)[place] != pairs]
         lacking -= np.bincount(new // items, minlength=users)

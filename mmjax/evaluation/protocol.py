@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.errors import InputError
+from mmjax.integers import distinct
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def build(
     users, first, counts = np.unique(user, return_index=True, return_counts=True)
     starts = np.append(first, len(user)).astype(np.int32)
     seen_user, seen_item = (np.concatenate(x).astype(np.int64) for x in zip(*masked, strict=True))
-    pairs = np.unique(seen_user * n_items + seen_item)
+    pairs = distinct(seen_user * n_items + seen_item)
     clash = np.isin(user * n_items + item, pairs)
     if clash.any():
         u, i = user[clash][0], item[clash][0]
