@@ -91,6 +91,8 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
     all go round in a ring, so that none ever holds more than its own block and a passing one."""
     count, many = x.shape[0], partition.pieces(mesh)
     size = -(-count // (many * PART)) * PART
+    # Any cycle will do, since a block brings its first column; JAX 0.12 wants the mesh's order.
+    axes = tuple(axis for axis in mesh.axis_names if axis in partition.AXES)
     ring = [(n, (n - 1) % many) for n in range(many)]
     chunk = next(n for n in range(min(size, LARGEST), 0, -1) if size % n == 0)
 
@@ -114,7 +116,7 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
             cut = lambda a: a.reshape(-1, chunk, a.shape[1])  # noqa: E731
             some = jax.lax.map(lambda part: meet(*part, block), (cut(x), jax.tree.map(cut, best)))
             best = jax.tree.map(lambda a: a.reshape(size, k), some)
-            return best, jax.lax.ppermute(block, partition.AXES, ring)
+            return best, jax.lax.ppermute(block, axes, ring)
 
         none = jnp.full((size, k), -jnp.inf, x.dtype), jnp.full((size, k), count, jnp.int32)
         best, _ = jax.lax.fori_loop(0, many, turn, (Neighbours(*none), (x, there, first)))
