@@ -4,6 +4,7 @@ Each process runs the same script and holds some of the devices; arrays are glob
 other processes here must be called by all of them, in the same order.
 """
 
+import itertools
 import json
 import os
 import re
@@ -14,13 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from jax._src import distributed  # whose store has no public name
 from jax.experimental import multihost_utils
 
 from mmjax.errors import InputError
 from mmjax.heartbeat import Heartbeat
 
+GATHERED = "mmjax/gathered/"  # in the key-value store of jax.distributed
+LONGEST = 30 * 24 * 3600 * 1000  # ms to wait for a process that lives; `Heartbeat` sees if it does
+_turns = itertools.count()  # of `gather`, which all processes call equally often
 LOST = 76  # exit status of a process whose others died or hang
 Result = TypeVar("Result")
 
@@ -129,20 +132,23 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(what: str) -> None:
-    """Returns when all processes have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
 def gather(value: Any) -> list[Any]:
     """The JSON value of each process, in their order."""
     if jax.process_count() == 1:
         return [value]
-    text = json.dumps(value).encode()
-    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
-    padded = np.frombuffer(text.ljust(longest), np.uint8)
-    return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
+    # Not by a collective: those give up after half a minute, and a share may be hours longer.
+    client, turn, own = distributed.global_state.client, next(_turns), jax.process_index()
+    client.key_value_set(f"{GATHERED}{turn}/{own}", json.dumps(value))
+    client.wait_at_barrier(f"{GATHERED}{turn}", LONGEST)
+    if turn:  # all have read what was before this
+        client.key_value_delete(f"{GATHERED}{turn - 1}/{own}")
+    places = [f"{GATHERED}{turn}/{index}" for index in range(jax.process_count())]
+    return [json.loads(client.key_value_try_get(place)) for place in places]
+
+
+def wait() -> None:
+    """Returns when all processes have come here."""
+    gather(None)
 
 
 def everywhere(fact: bool) -> bool:
@@ -198,9 +204,7 @@ def alone(step: Callable[[], Result]) -> Result | None:
 
 def told(fact: bool) -> bool:
     """Whether it holds in the first process, which decides for all."""
-    if jax.process_count() == 1:
-        return fact
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(fact)))
+    return gather(bool(fact))[0]
 
 
 class Notice:

@@ -69,7 +69,7 @@ def _run(config: Config, workdir: Path, count: compilation.Count) -> dict[str, A
     if processes.first():
         save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
         files.write_json(workdir / "results.json", found)
-    processes.wait("results")
+    processes.wait()
     return found
 
 

@@ -154,6 +154,13 @@ def test_a_script_of_one_process_refuses_to_be_many(tmp_path):
     assert "this script is a single process" in said
 
 
+def test_one_may_take_longer_than_a_collective_waits(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    code, said = finished(together(2, ["tests/slow_first.py"]))
+    assert code == 0, said
+    assert said.count("[['done', True], [None, True]]") == 2
+
+
 def test_open_mpi(folder, alone, tmp_path):
     """The real mpirun, through its launch script."""
     run = mpirun(train(folder, tmp_path / "run"))
