@@ -18,10 +18,11 @@ import jax
 from jax._src import distributed  # whose store has no public name
 from jax.experimental import multihost_utils
 
-from mmjax.errors import InputError
+from mmjax.errors import InputError, Preempted
 from mmjax.heartbeat import Heartbeat
 
 GATHERED = "mmjax/gathered/"  # in the key-value store of jax.distributed
+ENDING = "mmjax/ending/"
 LONGEST = 30 * 24 * 3600 * 1000  # ms to wait for a process that lives; `Heartbeat` sees if it does
 _turns = itertools.count()  # of `gather`, which all processes call equally often
 LOST = 76  # exit status of a process whose others died or hang
@@ -64,7 +65,6 @@ def join(
     *,
     seconds: int = 120,
     beat: int = 20,
-    lost: Callable[[str], None] | None = None,
 ) -> None:
     """Joins the others; to be called before anything asks for a device.
 
@@ -72,9 +72,7 @@ def join(
       coordinator: HOST:PORT of process 0. Without it JAX asks the cluster (SLURM, Open MPI, GKE,
         Cloud TPU) for all three.
       seconds: how long to wait for the others.
-      beat: after how many seconds of silence a process counts as dead, which ends all.
-      lost: called with a few words when one is silent; by default it says so and ends this process
-        with status 76. JAX, if it is first, aborts it.
+      beat: after how many seconds of silence a process counts as dead, which ends all (`leave`).
 
     When they do not come, one sentence is printed and this process ends with status 2: JAX itself
     would abort it.
@@ -112,7 +110,7 @@ def join(
         late.cancel()
     if jax.process_count() > 1:
         client = distributed.global_state.client
-        Heartbeat(client, jax.process_index(), jax.process_count(), beat, lost or leave).start()
+        Heartbeat(client, jax.process_index(), jax.process_count(), beat, leave).start()
 
 
 def leave(about: str) -> None:
@@ -178,18 +176,22 @@ def together(step: Callable[[], Result]) -> Result:
 
     Raises:
       InputError: in all of them, what it raised in one.
+      Preempted: in all of them, if it was raised in one and nothing else was.
     """
     value, error = None, None
     try:
         value = step()
-    except InputError as raised:
+    except (InputError, Preempted) as raised:
         error = raised
-    every = gather(None if error is None else str(error))
-    if error is not None:
+    every = gather(None if error is None else [isinstance(error, InputError), str(error)])
+    if isinstance(error, InputError):
         raise error
-    for index, text in enumerate(every):
-        if text is not None:
+    stopped = [(index, *told) for index, told in enumerate(every) if told is not None]
+    for index, fault, text in stopped:
+        if fault:
             raise InputError(f"process {index} of {len(every)} stopped: {text}")
+    for _, _, text in stopped:
+        raise Preempted(text)
     return value
 
 
@@ -211,29 +213,35 @@ class Notice:
     """Whether these processes were asked to end (SIGTERM, a cloud's preemption); a context manager.
 
     JAX passes what one process is told on to all, and names a step that none of them has passed.
-    With `own` a process hears what it is told itself, and may ask when it likes.
+    With `own` each may ask when it likes, and hears of the others' notices in the key-value store.
     """
 
     def __init__(self, *, own: bool = False) -> None:
         self._given, self._asked = False, 0
-        self._own = own or jax.process_count() == 1
+        self._several = jax.process_count() > 1
+        self._own, self._listens = own or not self._several, False
         self._before: Any = None
 
     def __enter__(self) -> "Notice":
         main = threading.current_thread() is threading.main_thread()
         if self._own and main:  # else JAX listens
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before, self._listens = signal.signal(signal.SIGTERM, self._note), True
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._listens:  # None is JAX's own, which Python cannot put back
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def _note(self, *_: Any) -> None:
         self._given = True
 
     def given(self) -> bool:
-        """Whether to save and end now; all processes ask equally often, unless it is their own."""
+        """Whether to save and end now; all processes ask equally often, unless it is `own`."""
+        if self._own and self._several:
+            client = distributed.global_state.client
+            if self._given:
+                client.key_value_set(f"{ENDING}now", "", True)
+            return self._given or bool(client.key_value_dir_get(ENDING))
         if self._own:
             return self._given
         # JAX counts from 1: a notice from before the first question is for that one.

@@ -20,7 +20,6 @@ import _sweeping
 import _tables
 import _timing
 import numpy as np
-from _app import arguments
 from absl import flags
 
 from mmjax import train
@@ -28,6 +27,12 @@ from mmjax.errors import InputError
 from mmjax.recommenders import core
 
 FLAGS = flags.FLAGS
+PARTS = {  # what these kinds measure of a model
+    "models": ["train", "evaluate"],
+    "train": ["train"],
+    "growth": ["train"],
+    "evaluate": ["evaluate"],
+}
 PEERS = ("bprmf", "lightgcn", "vbpr", "freedom")  # what _peers.py has in plain torch
 
 
@@ -38,9 +43,11 @@ def work(kind: str, side: str, name: str) -> dict:
         import torch
 
         torch.set_num_threads(FLAGS.threads)
-    own = dict.fromkeys(("models", "train", "evaluate", "growth"), measure_models)
-    measure = own.get(kind) or globals()[f"measure_{kind}"]
-    row = {"model": name, "side": side, **measure(side, name)}
+    if kind in PARTS:
+        found = measure_models(side, name, PARTS[kind])
+    else:
+        found = globals()[f"measure_{kind}"](side, name)
+    row = {"model": name, "side": side, **found}
     row.setdefault("peak_rss_mb", train.peak_rss_mb())
     return row | (_timing.limits() if side == "mmjax" else {})
 
@@ -135,13 +142,11 @@ def measure_lvlm(side: str, name: str) -> dict:
     return row
 
 
-def measure_models(side: str, model: str) -> dict:
+def measure_models(side: str, model: str, parts: list[str]) -> dict:
     """Seconds of compile, epoch and evaluation, and peak memory."""
     shape = FLAGS.users, FLAGS.items, FLAGS.interactions
     data, catalog, task = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
     row = {"train_interactions": len(data.train.user), "evaluated_users": len(task.users)}
-    one = {"train": ["train"], "growth": ["train"], "evaluate": ["evaluate"]}
-    parts = one.get(arguments()[0], ["train", "evaluate"])
     settings = (model, catalog, data, task, FLAGS.batch_size, FLAGS.repeats, parts)
     if side == "mmjax":
         return row | _recommenders.of_mmjax(*settings, FLAGS.profile)
@@ -201,7 +206,9 @@ def compare_growth() -> tuple[list[dict], str]:
             shape = {"users": count // 10, "items": count // 50, "interactions": count}
             shape["batch_size"] = max(1, FLAGS.batch_size * count // 100_000)
             more = [f"--{name}={value}" for name, value in shape.items()]
-            rows.append(spawn("mmjax", model, "growth", *more))
+            # A name of its own, by which --compare finds it.
+            side = {"side": f"{count} interactions"}
+            rows.append(spawn("mmjax", model, "growth", *more) | side)
     return rows, _tables.of_growth(rows)
 
 
@@ -216,11 +223,10 @@ def compare_scaling() -> tuple[list[dict], str]:
 
 
 def measure_scaling(side: str, model: str) -> dict:
-    config = _recommenders.config_of(model)
-    width = int(FLAGS.widths[0]) if config["features"] else 0
+    width = int(FLAGS.widths[0]) if _recommenders.config_of(model)["features"] else 0
     catalog = _scaling.drawn(FLAGS.users, FLAGS.items, FLAGS.interactions, width)
-    given = (model, config, catalog, FLAGS.batch_size)
-    return {"plans": [_scaling.plan(*given, int(count)) for count in FLAGS.meshes]}
+    counts = map(int, FLAGS.meshes)
+    return {"plans": [_scaling.plan(model, catalog, FLAGS.batch_size, n) for n in counts]}
 
 
 def spawn(side: str, model: str, what: str, *more: str) -> dict:

@@ -63,6 +63,8 @@ def build(
     catalog: core.Catalog,
     batch_size: int,
     hypers: dict[str, list[float]] | None = None,
+    mesh: str = "data=1",
+    put: meshes.Put = meshes.put,
     **options: Any,
 ) -> ensemble.Ensemble:
     """The ensemble of a model's config; `hypers` makes it as many trials as they have values."""
@@ -79,7 +81,8 @@ def build(
         seeds=[0] * count,
         hypers=every,
         settings=ensemble.Settings(batch_size, config["sampler"], config["optimizer"]),
-        mesh=meshes.make("data=1"),
+        mesh=meshes.make(mesh),
+        put=put,
     )
 
 

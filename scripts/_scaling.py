@@ -4,13 +4,13 @@ Nothing is put on a device, so a world for a pod is planned on one machine: its 
 drawn, the ensemble is built as shapes (`mesh.plan`), and XLA compiles the epoch and tells.
 """
 
-import re
 import time
 from typing import Any
 
+import _recommenders
 import numpy as np
 
-from mmjax import assembly, ensemble, explain
+from mmjax import explain
 from mmjax import mesh as meshes
 from mmjax.recommenders import core
 
@@ -29,41 +29,27 @@ def drawn(users: int, items: int, count: int, width: int) -> core.Catalog:
     return core.Catalog(users, items, user, item, np.ones(0, np.float32), features)
 
 
-def plan(
-    model: str, config: dict[str, Any], catalog: core.Catalog, batch_size: int, devices: int
-) -> dict[str, Any]:
-    """Bytes, FLOPs and what travels in a step, of each of so many devices."""
-    recommender = core.find(model)
-    options, traced = core.split_options(recommender, config["model"])
-    hypers = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
-    begin = time.perf_counter()
-    trials = assembly.build(
-        recommender,
-        catalog,
-        options,
-        seeds=[0],
-        hypers=hypers,
-        settings=ensemble.Settings(batch_size, config["sampler"], config["optimizer"]),
-        mesh=meshes.make(MESHES.get(devices, f"data={devices}")),
-        put=meshes.plan,
-    )
+def plan(model: str, catalog: core.Catalog, batch_size: int, devices: int) -> dict[str, Any]:
+    """Bytes that each of so many devices holds, needs beside it, and receives in a step."""
+    begin, mesh = time.perf_counter(), MESHES.get(devices, f"data={devices}")
+    trials = _recommenders.build(model, catalog, batch_size, mesh=mesh, put=meshes.plan)
     built = time.perf_counter()
     compiled = trials.program
     memory = compiled.memory_analysis()
-    rows, _ = explain.arrays(trials)
+    sent = explain.collectives(compiled.as_text())
     received = sum(
         explain.bytes_of(result) * times
-        for (when, _, result, _), times in explain.collectives(compiled.as_text())
+        for (when, _, result, _), times in sent
         if when == "every step"
     )
     return {
         "devices": devices,
-        "mesh": MESHES.get(devices, f"data={devices}"),
+        "mesh": mesh,
         "held_bytes": memory.argument_size_in_bytes,
         "scratch_bytes": memory.temp_size_in_bytes,
-        "step_flop": compiled.cost_analysis()["flops"],
         "received_bytes": received,
-        "arrays": [row for row in rows if not re.search(r"\b(?:k?B)$", row[-1])],
+        "arrays": explain.arrays(trials)[0],
+        "collectives": sent,
         "build_s": built - begin,
         "compile_s": time.perf_counter() - built,
     }

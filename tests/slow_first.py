@@ -5,14 +5,6 @@ import time
 
 from mmjax import processes
 
-processes.join(
-    *(
-        cast(os.environ[f"JAX_{name}"])
-        for name, cast in (
-            ("COORDINATOR_ADDRESS", str),
-            ("NUM_PROCESSES", int),
-            ("PROCESS_ID", int),
-        )
-    )
-)
+count, index = (int(os.environ[f"JAX_{name}"]) for name in ("NUM_PROCESSES", "PROCESS_ID"))
+processes.join(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
 print(processes.gather([processes.alone(lambda: time.sleep(40) or "done"), processes.told(True)]))

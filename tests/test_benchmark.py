@@ -89,6 +89,7 @@ def test_growth_and_scaling(scripts, tmp_path):
     done = scripts("benchmark", "growth", "--counts=1000,3000", "--repeats=1", *common)
     assert done.code == 0, done.err
     few, many = files.read_json(kept)["rows"]
+    assert few["side"] != many["side"]  # by which two measurements are compared
     assert 0 < few["train_interactions"] < many["train_interactions"]
     assert kept.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     shape = ("--users=400", "--items=200", "--interactions=4000", "--meshes=1,8")

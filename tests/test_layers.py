@@ -8,18 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {
-        "errors",
-        "files",
-        "bisection",
-        "integers",
-        "mesh",
-        "heartbeat",
-        "processes",
-        "partition",
-        "lifting",
-    }
-    | {"optimizer", "checkpoint", "progress", "compilation"},
+    {"errors", "files", "bisection", "integers", "mesh", "partition", "lifting"}
+    | {"heartbeat", "processes", "optimizer", "checkpoint", "progress", "compilation"},
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},

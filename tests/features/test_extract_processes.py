@@ -64,6 +64,13 @@ def command(folder, out, *more):
     return ["scripts/extract.py", f"--dataset={folder}", f"--out={out}", *job, *more]
 
 
+def workers(out):
+    """The processes that fill it, without their launcher."""
+    words = f"--out={out}"
+    mine = [one for one in psutil.process_iter(["cmdline"]) if words in (one.info["cmdline"] or [])]
+    return [one.pid for one in mine if not any("local.py" in word for word in one.cmdline())]
+
+
 def contents(folder):
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -107,12 +114,16 @@ def test_what_one_cannot_read_stops_all(folder, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_keeps_whole_chunks(count, folder, tmp_path):
+@pytest.mark.parametrize(("count", "victims"), [(1, "all"), (2, "all"), (2, "the last")])
+def test_sigterm_keeps_whole_chunks(count, victims, folder, tmp_path):
+    """Told to one of two, both end so."""
     slow(tmp_path, 0.3)
     run = together(count, command(folder, tmp_path / "out"))
     until(lambda: len(list(tmp_path.glob("out/parts/*.json"))) > 1)
-    run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    if victims == "all":
+        run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    else:
+        os.kill(workers(tmp_path / "out")[-1], signal.SIGTERM)
     code, said = finished(run)
     assert code == 75, said
     assert "whole chunks" in said
@@ -129,10 +140,7 @@ def test_a_killed_process_ends_the_others_and_costs_nothing(folder, tmp_path):
     slow(tmp_path, 0.3)
     run = together(2, command(folder, tmp_path / "out"))
     until(lambda: len(list(tmp_path.glob("out/parts/*.json"))) > 2)
-    words = f"--out={tmp_path / 'out'}"
-    mine = [one for one in psutil.process_iter(["cmdline"]) if words in (one.info["cmdline"] or [])]
-    others = [one.pid for one in mine if not any("local.py" in word for word in one.cmdline())]
-    os.kill(others[-1], signal.SIGKILL)
+    os.kill(workers(tmp_path / "out")[-1], signal.SIGKILL)
     code, said = finished(run, 120)
     assert code not in (0, 75), said
     slow(tmp_path, 0)
