@@ -1,27 +1,46 @@
-"""Files that appear whole or not at all: written aside, then renamed."""
+"""Files that appear whole or not at all: written aside, then renamed.
+
+Paths may be URLs of buckets (`buckets`), where an object is whole by itself.
+"""
 
 import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+from mmjax import buckets
 from mmjax.errors import InputError
 
 
 @contextlib.contextmanager
-def folder_aside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def folder_aside(out: str | Path, *, overwrite: bool = False, last: str = "") -> Iterator[Path]:
     """Yields a new folder beside `out` that becomes `out` when the block ends without an error.
+
+    If `out` is a URL, the folder is a temporary one, whose files are copied there then.
+
+    Args:
+      last: the file without which the folder is not taken for whole.
 
     Raises:
       InputError: `out` exists already, is not empty and `overwrite` is not set; or it cannot be
         made there.
     """
+    if buckets.remote(out):
+        with tempfile.TemporaryDirectory() as aside:
+            if not overwrite:
+                refuse_filled(out)
+            yield Path(aside)
+            _remove(buckets.path(out), last)
+            copy(Path(aside), buckets.path(out), last)
+        return
     out = Path(out).resolve()  # "." has no name, and a link is no folder to remove
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out} exists already; choose another folder or pass --overwrite")
+    if not overwrite:
+        refuse_filled(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another name")
     aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -39,20 +58,63 @@ def folder_aside(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def refuse_filled(
+    out: str | Path, why: str = "exists already; choose another folder or pass --overwrite"
+) -> None:
+    """Raises InputError if `out` is a folder with something in it."""
+    out = buckets.path(out)
+    with reading(out):
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} {why}")
+
+
+def copy(folder: Path, out: Path, last: str) -> None:
+    """Copies a folder's files to a URL, several at a time, and the one that completes it last.
+
+    Raises:
+      InputError: one cannot be written there.
+    """
+    paths = [path for path in folder.rglob("*") if path.is_file() and path != folder / last]
+
+    def put(path: Path) -> None:
+        write_bytes(out / path.relative_to(folder).as_posix(), path.read_bytes())
+
+    with futures.ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(put, sorted(paths)):
+            pass
+    put(folder / last)
+
+
+def _remove(out: Path, last: str) -> None:
+    """Takes away what lies at a URL, what completes it first."""
+    try:
+        (out / last).unlink(missing_ok=True)
+        if out.exists():
+            out.rmtree()
+    except buckets.faults() as error:
+        raise InputError(f"{out} cannot be replaced ({buckets.reason(error)})") from None
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a file by rename, so that a reader or a kill never sees half of it.
 
     Raises:
       InputError: it cannot be written there.
     """
-    path = Path(path)
+    path = buckets.path(path)
+    if buckets.remote(path):
+        try:
+            path.write_bytes(content)
+        except buckets.faults() as error:
+            raise InputError(f"{path} cannot be written ({buckets.reason(error)})") from None
+        return
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})") from None
+        raise InputError(f"{path} cannot be written ({buckets.reason(error)})") from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -63,15 +125,46 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def exists(path: str | Path) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+      InputError: a bucket does not say.
+    """
+    path = buckets.path(path)
+    with reading(path):
+        return path.exists()
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Reads a file whole.
+
+    Raises:
+      InputError: it is missing or cannot be read.
+    """
+    path = buckets.path(path)
+    with reading(path):
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Says in an InputError why something at a path, or at a URL, cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except buckets.faults() as error:
+        raise InputError(f"{path} cannot be read ({buckets.reason(error)})") from None
+
+
+def read_json(path: str | Path) -> Any:
     """Reads JSON.
 
     Raises:
       InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
+        return json.loads(read_bytes(path).decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.data.dataset import Dataset
 from mmjax.encoders import images
 from mmjax.errors import InputError
@@ -76,19 +76,19 @@ class Described(NamedTuple):
     lines: dict[str, dict[str, Any]]  # item id -> its line of parsed.jsonl
 
 
-def load(folders: Sequence[Path]) -> list[Described]:
+def load(folders: Sequence[str | Path]) -> list[Described]:
     """Reads the folders.
 
     Raises:
       InputError: one is not what describe.py makes, or two have one name.
     """
     found = []
-    for folder in map(Path, folders):
-        if not (folder / "summary.json").exists():
+    for folder in map(buckets.path, folders):
+        if not files.exists(folder / "summary.json"):
             raise InputError(f"{folder} has no summary.json; make it with scripts/describe.py")
         summary = files.read_json(folder / "summary.json")
         try:
-            with open(folder / "parsed.jsonl", encoding="utf-8") as lines:
+            with buckets.open_file(folder / "parsed.jsonl") as lines:
                 parsed = {line["id"]: line for line in map(json.loads, lines)}
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
@@ -102,7 +102,12 @@ def load(folders: Sequence[Path]) -> list[Described]:
 
 
 def write(
-    described: Sequence[Described], dataset: Dataset, out: Path, *, items: int = 60, seed: int = 0
+    described: Sequence[Described],
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    items: int = 60,
+    seed: int = 0,
 ) -> Path:
     """Writes `descriptions.html` into the folder `out`; returns its path.
 
@@ -133,7 +138,7 @@ def write(
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
-    path = Path(out) / "descriptions.html"
+    path = buckets.path(out) / "descriptions.html"
     files.write_bytes(path, page.encode())
     return path
 

@@ -2,19 +2,24 @@
 
 import json
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from mmjax import files, processes
+from mmjax import buckets, files, processes
 from mmjax.progress import Progress
 
 
 class Journal:
     """Writes one JSON line an epoch, the same numbers to TensorBoard, and progress for people; of
-    several processes only the first does."""
+    several processes only the first does.
+
+    Of a workdir in a bucket, whose objects do not grow, they are kept aside and copied whole by
+    `keep`.
+    """
 
     def __init__(self, workdir: Path, total: int, done: int = 0):
         """Goes on after `done` epochs; lines of later epochs, from before a kill, are dropped."""
@@ -22,11 +27,17 @@ class Journal:
         self._progress = Progress("epoch", total, unit="epoch", done=done, silent=not self._writes)
         if not self._writes:
             return
-        self._path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(self._path) if json.loads(line)["epoch"] <= done]
-        files.write_bytes(self._path, "".join(kept).encode())
-        self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1)
+        self._workdir, self._aside = workdir, None
+        folder = workdir
+        if buckets.remote(workdir):
+            self._aside = tempfile.TemporaryDirectory()
+            folder = Path(self._aside.name)
+        kept = [
+            line for line in _lines(workdir / "metrics.jsonl") if json.loads(line)["epoch"] <= done
+        ]
+        files.write_bytes(folder / "metrics.jsonl", "".join(kept).encode())
+        self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def epoch(self, epoch: int, record: dict[str, Any], say: str) -> None:
         """Records one epoch, lists (a value a trial) as lines only; `say` is short, for people."""
@@ -40,21 +51,34 @@ class Journal:
             self._board.add_scalar(name.replace("@", "_"), value, epoch)
         self._progress.add(epoch - self._progress.done, say)
 
+    def keep(self) -> None:
+        """Returns when all that was said is where a run that goes on will look for it."""
+        if self._writes and self._aside is not None:
+            self._board.flush()
+            files.copy(Path(self._aside.name), self._workdir, last="metrics.jsonl")
+
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *failure: Any) -> None:
         if self._writes:
+            self.keep()
             self._lines.close()
             self._board.close()
+            if self._aside is not None:
+                self._aside.cleanup()
         self._progress.__exit__(*failure)
 
 
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file; a last line cut off by a kill is left out."""
-    if not path.exists():
+    if not files.exists(path):
         return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        line
+        for line in files.read_bytes(path).decode().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def versions(*names: str) -> dict[str, Any]:

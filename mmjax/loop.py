@@ -161,6 +161,7 @@ def fit(
             ends = notice.given() and not last
             due = processes.told(time.monotonic() - saved >= config["checkpoint_seconds"])
             if last or ends or due:
+                log.keep()
                 checkpoints.save(epoch, {"state": state, "best": best}, progress)
                 saved = time.monotonic()
             if ends:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from mmjax import files, partition, processes
+from mmjax import buckets, files, partition, processes
 from mmjax import mesh as meshes
 from mmjax.errors import InputError
 
@@ -200,13 +200,13 @@ def build(
     content = np.ascontiguousarray(features)
     mark = hashlib.sha256(f"1 {k} {content.shape} {content.dtype}".encode())
     mark.update(content.view(np.uint8).data)
-    path = Path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
+    path = buckets.path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
     # All processes of a mesh find them together, or none does.
-    if not processes.everywhere(path.exists()):
+    if not processes.everywhere(files.exists(path)):
         found, made = find(), io.BytesIO()
         np.savez(made, values=found.values, columns=found.columns)
         files.write_bytes(path, made.getvalue())
-    with np.load(path) as kept:
+    with buckets.open_file(path) as file, np.load(file) as kept:
         return Neighbours(kept["values"], kept["columns"])
 
 

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.errors import InputError
 from mmjax.recommenders import core
 
@@ -24,7 +24,7 @@ KEYS += ("timing", "memory", "versions", "device", "data")
 INK, QUIET, BEST, REST = "#1f2937", "#6b7280", "#2563eb", "#a9c1f5"
 
 
-def load(workdirs: Sequence[Path]) -> list[Results]:
+def load(workdirs: Sequence[str | Path]) -> list[Results]:
     """Reads the results.json of each run.
 
     Raises:
@@ -32,8 +32,8 @@ def load(workdirs: Sequence[Path]) -> list[Results]:
         which no table may mix.
     """
     runs = []
-    for path in (Path(workdir) / "results.json" for workdir in workdirs):
-        if not path.exists():
+    for path in (buckets.path(workdir) / "results.json" for workdir in workdirs):
+        if not files.exists(path):
             raise InputError(f"{path.parent} has no results.json; train it to the end first")
         run = files.read_json(path)
         if isinstance(run, dict):
@@ -211,9 +211,9 @@ def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) ->
     files.write_bytes(path, drawn.getvalue())
 
 
-def write(runs: Sequence[Results], out: Path, columns: Sequence[str] = ()) -> list[Path]:
+def write(runs: Sequence[Results], out: str | Path, columns: Sequence[str] = ()) -> list[Path]:
     """Writes table.md, table.csv and table.png into `out`; returns their paths."""
-    paths = [Path(out) / f"table.{kind}" for kind in ("md", "csv", "png")]
+    paths = [buckets.path(out) / f"table.{kind}" for kind in ("md", "csv", "png")]
     files.write_bytes(paths[0], markdown(runs, columns).encode())
     files.write_bytes(paths[1], as_csv(runs).encode())
     picture(runs, paths[2], columns)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mmjax import assembly, ensemble, files, store
+from mmjax import assembly, buckets, ensemble, files, store
 from mmjax import mesh as meshes
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
@@ -58,7 +58,7 @@ def verify(workdir: Path, mine: dict[str, Any]) -> None:
       InputError: it belongs to another; the first difference is named.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    if not files.exists(path):
         return
     theirs, ours = flatten(files.read_json(path)), flatten(mine)
     for key in sorted(theirs.keys() | ours.keys()):
@@ -139,7 +139,9 @@ def catalog(
     rows, present = {}, {}
     for name, opened in stores.items():
         rows[name], present[name] = opened.read(where, jnp.dtype(dtype))
-    return core.Catalog.of(data, rows, present, str(Path(config["dataset"]) / "derived"), grid)
+    return core.Catalog.of(
+        data, rows, present, str(buckets.path(config["dataset"]) / "derived"), grid
+    )
 
 
 def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
@@ -147,7 +149,7 @@ def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
     the dataset's own features/, in the order of their names; every one must be in item order."""
     text = config["features"]
     if text == "auto":
-        pairs = derived.named("", Path(config["dataset"]))
+        pairs = derived.named("", config["dataset"])
         if not pairs:
             raise InputError(
                 f"{config['recommender']} needs item features and {config['dataset']}/features "

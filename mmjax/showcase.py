@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.data.dataset import Dataset
 from mmjax.encoders import images
 from mmjax.errors import InputError
@@ -23,7 +23,9 @@ WRONG = "#b45309"
 COLUMNS = 3
 
 
-def write(one: Described, dataset: Dataset, out: Path, *, items: int = 9, seed: int = 0) -> Path:
+def write(
+    one: Described, dataset: Dataset, out: str | Path, *, items: int = 9, seed: int = 0
+) -> Path:
     """Writes `descriptions.png` into the folder `out`: each item's image, beside it its slots.
 
     A value that is known to be wrong, by the dataset's attributes, is marked with the true one.
@@ -73,7 +75,7 @@ def write(one: Described, dataset: Dataset, out: Path, *, items: int = 9, seed: 
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130, facecolor="white")
         plt.close(figure)
-    path = Path(out) / "descriptions.png"
+    path = buckets.path(out) / "descriptions.png"
     files.write_bytes(path, picture.getvalue())
     return path
 

@@ -1,5 +1,6 @@
 """One run from a config to results.json: read, build, train, choose on valid, read test once."""
 
+import io
 import resource
 import sys
 import time
@@ -11,7 +12,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax import __version__, compilation, files, journal, loop, processes, selection, setup, store
+from mmjax import (
+    __version__,
+    buckets,
+    compilation,
+    files,
+    journal,
+    loop,
+    processes,
+    selection,
+    setup,
+    store,
+)
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
@@ -21,7 +33,7 @@ Config = setup.Config
 PROVENANCE = ("encoder", "revision", "layer", "pooling", "shape", "content_hash")
 
 
-def run(config: Config, workdir: Path) -> dict[str, Any]:
+def run(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Trains and evaluates one configuration; run again after a kill, it goes on where it was.
 
     Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, per_user.npz and results.json.
@@ -34,7 +46,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         finite; a workdir that belongs to another config.
     """
     with compilation.Count() as count:
-        return _run(config, Path(workdir), count)
+        return _run(config, buckets.path(workdir), count)
 
 
 def _run(config: Config, workdir: Path, count: compilation.Count) -> dict[str, Any]:
@@ -45,7 +57,7 @@ def _run(config: Config, workdir: Path, count: compilation.Count) -> dict[str, A
     identity = setup.identity(config, data, stores)
     processes.agree(setup.flatten(identity) | {"mmjax": __version__, "jax": jax.__version__})
     setup.verify(workdir, identity)
-    if processes.everywhere((workdir / "results.json").exists()):
+    if processes.everywhere(files.exists(workdir / "results.json")):
         print(f"{workdir} is finished already; delete it to run again")
         return files.read_json(workdir / "results.json")
     tasks, trials = setup.tasks(config, data), setup.trials(config, data, stores)
@@ -101,21 +113,22 @@ def results(
     }
 
 
-def evaluate(workdir: Path, split: str, change: dict[str, Any]) -> ranking.Ranking:
+def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking.Ranking:
     """Ranks the best parameters of a run again, with parts of its config changed.
 
     Raises:
       InputError: the workdir holds no run or no checkpoint, or its dataset has changed.
     """
-    config = files.read_json(Path(workdir) / "config.json")
+    workdir = buckets.path(workdir)
+    config = files.read_json(workdir / "config.json")
     data = datasets.load(config["dataset"])
     stores = setup.features(config, data)
-    setup.verify(Path(workdir), setup.identity(_of_run(config), data, stores))
+    setup.verify(workdir, setup.identity(_of_run(config), data, stores))
     config |= change
     config["metric"] = f"recall@{config['cutoffs'][0]}"  # nothing is chosen here
     setup.check(config)
     tasks, trials = setup.tasks(config, data), setup.trials(config, data, stores)
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         latest = checkpoints.latest()
         if latest is None:
@@ -134,9 +147,9 @@ def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:
     for split, one in found.items():
         arrays |= {f"{split}/users": one.users, f"{split}/ranked": one.ranked}
         arrays |= {f"{split}/{k}": v.astype(np.float32) for k, v in one.per_user.items()}
-    aside = path.with_suffix(".partial.npz")
-    np.savez_compressed(aside, **arrays)
-    aside.replace(path)
+    made = io.BytesIO()
+    np.savez_compressed(made, **arrays)
+    files.write_bytes(path, made.getvalue())
 
 
 def peak_rss_mb() -> float:

@@ -3,12 +3,10 @@
 python scripts/evaluate.py --workdir=RUN [--split=test] [--protocol=mmrec] [--cutoffs=10,20]
 """
 
-from pathlib import Path
-
 from _app import run
 from absl import flags
 
-from mmjax import files, processes, report, train
+from mmjax import buckets, files, processes, report, train
 from mmjax.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of train.py", required=True)
@@ -22,8 +20,8 @@ JSON = flags.DEFINE_string("json", "", "also write the metrics to this file")
 
 
 def main() -> None:
-    workdir = Path(WORKDIR.value)
-    if not (workdir / "config.json").exists():
+    workdir = buckets.path(WORKDIR.value)
+    if not files.exists(workdir / "config.json"):
         raise InputError(f"--workdir={workdir} is no run of train.py (it has no config.json)")
     for cutoff in CUTOFFS.value:
         if not cutoff.isdecimal():
@@ -37,7 +35,7 @@ def main() -> None:
     found = train.evaluate(workdir, SPLIT.value, change)
     print(report.listing(found.rounded()))
     if JSON.value and processes.first():
-        files.write_json(Path(JSON.value), found.rounded())
+        files.write_json(JSON.value, found.rounded())
         print(f"wrote {JSON.value}")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from _app import run
 from absl import flags
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.data import (
     amazon,
     dataset,
@@ -102,15 +102,15 @@ def main() -> None:
         raise InputError("--reviews needs the reviews of an Amazon dump, --dump=reviews")
     if DOWNLOAD.value and SOURCE.value not in AMAZON:
         raise InputError(f"--download does not know where {SOURCE.value} is; fetch it by hand")
-    out = Path(OUT.value)
-    if out.is_dir() and any(out.iterdir()) and not (out / "dataset.json").exists():
-        raise InputError(f"--out={out} holds files but no prepared dataset; choose another folder")
+    out = buckets.path(OUT.value)
+    if not files.exists(out / "dataset.json"):  # what --overwrite may replace
+        files.refuse_filled(out, "holds files but no prepared dataset; choose another folder")
     clock = time.perf_counter()
 
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - clock:6.1f} s] {what}", flush=True)
 
-    with files.folder_aside(out, overwrite=OVERWRITE.value) as aside:
+    with files.folder_aside(out, overwrite=OVERWRITE.value, last="dataset.json") as aside:
         say(f"reading {SOURCE.value}")
         raw = read(aside)
         say(f"preparing {len(raw.user):,} interactions")
@@ -135,7 +135,7 @@ def main() -> None:
 def run_steps(raw: Raw, **instead: Any) -> dataset.Dataset:
     """The steps of mmjax/data/prepare.py, as the flags say or as `instead` does."""
     options = dict(
-        name=NAME.value or Path(OUT.value).resolve().name,
+        name=NAME.value or buckets.path(OUT.value).resolve().name,
         split=SPLIT.value,
         k_core=K_CORE.value,
         min_rating=MIN_RATING.value,

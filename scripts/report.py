@@ -11,7 +11,7 @@ from pathlib import Path
 from _app import arguments, run
 from absl import flags
 
-from mmjax import gallery, report, showcase
+from mmjax import buckets, gallery, report, showcase
 from mmjax.ablation import page
 from mmjax.data.dataset import load
 from mmjax.errors import InputError
@@ -40,8 +40,8 @@ def main() -> None:
 def show_descriptions() -> None:
     if not DATASET.value:
         raise InputError("--dataset is missing: whose items the descriptions are of")
-    described = gallery.load([Path(name) for name in DESCRIPTIONS.value])
-    out = Path(OUT.value or DESCRIPTIONS.value[0])
+    described = gallery.load(DESCRIPTIONS.value)
+    out = OUT.value or DESCRIPTIONS.value[0]
     shown = {"items": ITEMS.value, "seed": SEED.value}
     dataset = load(DATASET.value)
     print("wrote", gallery.write(described, dataset, out, **shown))
@@ -62,12 +62,12 @@ def report_sweep() -> None:
 
 
 def compare_runs() -> None:
-    workdirs = [Path(name) for name in arguments()]
+    workdirs = [buckets.path(name) for name in arguments()]
     if not workdirs:
         raise InputError("no run is named; call report.py RUN RUN ...")
     runs = report.load(workdirs)
     print(report.markdown(runs, COLUMNS.value))
-    paths = report.write(runs, Path(OUT.value or workdirs[0].parent), COLUMNS.value)
+    paths = report.write(runs, OUT.value or workdirs[0].parent, COLUMNS.value)
     print("wrote", ", ".join(str(path) for path in paths))
 
 

@@ -4,8 +4,6 @@ python scripts/train.py --config=configs/vbpr.py --config.dataset=DIR --workdir=
 python scripts/train.py ... --explain_sharding   # what lies where, what travels; nothing is trained
 """
 
-from pathlib import Path
-
 from _app import run
 from absl import flags
 from ml_collections import config_flags
@@ -21,7 +19,7 @@ def main() -> None:
     if EXPLAIN.value:
         print(explain.explain(CONFIG.value))
         return
-    results = train.run(CONFIG.value, Path(WORKDIR.value))
+    results = train.run(CONFIG.value, WORKDIR.value)
     print(report.card(results))
     print(
         f"wrote {WORKDIR.value}/results.json, metrics.jsonl, per_user.npz, checkpoints, tensorboard"

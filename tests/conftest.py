@@ -52,3 +52,12 @@ def parity() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference numbers at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """A bucket of an S3-compatible store on this machine, see `objects`."""
+    import objects
+
+    with objects.serving() as found:
+        yield found

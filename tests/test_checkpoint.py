@@ -1,5 +1,6 @@
 """Checkpoints come back as they were, or not at all."""
 
+import itertools
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax import mesh
+from mmjax import buckets, mesh
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import InputError
 
@@ -25,9 +26,17 @@ def tree(value, sharding=None):
     return made
 
 
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """Where checkpoints may lie."""
+    if request.param == "folder":
+        return buckets.path(tmp_path / "checkpoints")
+    return buckets.path(request.getfixturevalue("bucket").new()) / "checkpoints"
+
+
 @pytest.fixture
-def checkpoints(tmp_path):
-    opened = Checkpoints(tmp_path / "checkpoints")
+def checkpoints(place):
+    opened = Checkpoints(place)
     yield opened
     opened.close()
 
@@ -39,7 +48,7 @@ def same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def test_save_load_latest(checkpoints, tmp_path):
+def test_save_load_latest(checkpoints, place):
     assert checkpoints.latest() is None
     progress = {"epoch": 1, "best": [0.125, None], "done": False}
     for epoch in (1, 2, 3):
@@ -50,19 +59,19 @@ def test_save_load_latest(checkpoints, tmp_path):
     assert checkpoints.latest() == (3, {"epoch": 3, "best": [0.125, None], "done": False})
     same(checkpoints.load(3, tree(0.0)), tree(3))
     same(checkpoints.load(2, tree(0.0)), tree(2))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    assert sorted(path.name for path in place.iterdir()) == ["2", "3"]
 
 
-def test_looking_makes_no_folder(checkpoints, tmp_path):
+def test_looking_makes_no_folder(checkpoints, place):
     assert checkpoints.latest() is None
     checkpoints.close()
-    assert list(tmp_path.iterdir()) == []
+    assert not place.exists()
 
 
-def test_another_process_finds_them(checkpoints, tmp_path):
+def test_another_process_finds_them(checkpoints, place):
     checkpoints.save(5, tree(5), {"epoch": 5})
     checkpoints.wait()
-    again = Checkpoints(tmp_path / "checkpoints")
+    again = Checkpoints(place)
     assert again.latest() == (5, {"epoch": 5})
     same(again.load(5, tree(0.0)), tree(5))
     again.close()
@@ -120,3 +129,80 @@ def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
     same(again.load(2, tree(0.0)), tree(2))
     again.close()
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_what_a_killed_save_left_in_a_bucket_is_not_a_checkpoint(bucket):
+    """Without its last object it is none, whatever its arrays hold; the next save clears it away,
+    since another mesh may have cut them otherwise."""
+    place = buckets.path(bucket.new())
+    first = Checkpoints(place)
+    first.save(1, tree(1), {"epoch": 1})
+    first.save(2, tree(2, mesh.rows(mesh.make("data=8"))), {"epoch": 2})
+    first.close()
+    (place / "2/checkpoint.json").unlink()
+    again = Checkpoints(place)
+    assert again.latest() == (1, {"epoch": 1})
+    assert (place / "2").exists()  # who only looks takes nothing away
+    again.save(2, tree(3), {"epoch": 2})
+    again.close()
+    assert again.latest() == (2, {"epoch": 2})
+    same(again.load(2, tree(0.0)), tree(3))
+
+
+def test_rows_that_a_mesh_adds_are_filled_and_cut_in_a_bucket(bucket):
+    rows = mesh.rows(mesh.make("data=8"))
+    more = jax.device_put(jnp.pad(jnp.arange(20.0).reshape(10, 2), ((0, 6), (0, 0))), rows)
+    saved = Checkpoints(bucket.new())
+    saved.save(1, {"user": more}, {})
+    saved.wait()
+    for count in (10, 12, 24):
+        found = saved.load(1, {"user": jnp.zeros((count, 2))}, fits=lambda one, other: True)
+        np.testing.assert_array_equal(found["user"][:10], more[:10])
+        assert not np.any(found["user"][10:])
+    saved.close()
+
+
+def test_a_damaged_object_is_named(bucket):
+    place = buckets.path(bucket.new())
+    saved = Checkpoints(place)
+    saved.save(1, tree(1), {})
+    saved.wait()
+    chunk = place / "1/params.user/c/0/0"
+    content = chunk.read_bytes()
+    chunk.write_bytes(b"x" + content[1:])
+    with pytest.raises(InputError, match=r"checkpoint 1 in s3://.* is damaged"):
+        saved.load(1, tree(0.0))
+    chunk.unlink()
+    with pytest.raises(InputError, match=r"checkpoint 1 in s3://.* is damaged"):
+        saved.load(1, tree(0.0))
+    saved.close()
+
+
+def test_a_bucket_that_may_not_be_written(bucket):
+    saved = Checkpoints(bucket.new())
+
+    def save():
+        saved.save(1, tree(1), {"epoch": 1})
+        saved.wait()
+
+    with (
+        bucket.failing(lambda method, path: 403 if method == "PUT" else None),
+        pytest.raises(InputError, match=r"s3://bucket.* cannot be written: .*AccessDenied"),
+    ):
+        save()
+    save()  # it may again
+    saved.close()
+    assert saved.latest() == (1, {"epoch": 1})
+
+
+def test_a_bucket_that_fails_now_and_then(bucket):
+    turns = itertools.count()
+    saved = Checkpoints(bucket.new())
+    with bucket.failing(lambda *_: 503 if next(turns) % 3 == 0 else None) as proxy:
+        for epoch in (1, 2, 3):
+            saved.save(epoch, tree(epoch), {"epoch": epoch})
+        saved.wait()
+        assert saved.latest() == (3, {"epoch": 3})
+        same(saved.load(3, tree(0.0)), tree(3))
+    assert proxy.failed > 10
+    saved.close()

@@ -9,7 +9,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
     {"errors", "files", "bisection", "integers", "mesh", "partition", "lifting"}
-    | {"heartbeat", "processes", "optimizer", "checkpoint", "progress", "compilation"},
+    | {
+        "heartbeat",
+        "processes",
+        "optimizer",
+        "buckets",
+        "checkpoint",
+        "bucket_checkpoint",
+        "progress",
+        "compilation",
+    },
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.errors import InputError
 
 FORMAT = 1
@@ -139,26 +139,27 @@ def save(dataset: Dataset, folder: Path) -> None:
 
 
 def load(folder: Path | str) -> Dataset:
-    """Reads a prepared folder and checks it against its hashes.
+    """Reads a prepared folder, or one at a URL, and checks it against its hashes.
 
     Raises:
       InputError: a file is missing or damaged, or does not belong to the others.
     """
-    folder = Path(folder)
-    if not (folder / "dataset.json").exists():
+    folder = buckets.path(folder)
+    if not files.exists(folder / "dataset.json"):
         raise InputError(f"{folder} is not a prepared dataset (no dataset.json); run prepare.py")
     about = files.read_json(folder / "dataset.json")
     if about.get("format") != FORMAT:
         raise InputError(f"{folder}/dataset.json has format {about.get('format')}, not {FORMAT}")
     try:
-        with open(folder / "interactions.npz", "rb") as stream, np.load(stream) as arrays:
+        with buckets.open_file(folder / "interactions.npz") as stream, np.load(stream) as arrays:
             splits = {
                 name: Interactions(*(arrays[f"{name}_{c}"] for c in Interactions._fields))
                 for name in SPLITS
             }
-        with open(folder / "items.jsonl", encoding="utf-8") as lines:
+        with buckets.open_file(folder / "items.jsonl") as lines:
             items = [json.loads(line) for line in lines]
-        user_ids = (folder / "users.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        with buckets.open_file(folder / "users.txt") as stream:
+            user_ids = stream.read().decode().split("\n")[:-1]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}); prepare it again") from None
     names = list(items[0].get("attributes", {})) if items else []

@@ -20,6 +20,7 @@ from flax import nnx
 from scipy.io import wavfile
 from scipy.signal import upfirdn
 
+from mmjax import buckets
 from mmjax.encoders import outputs
 from mmjax.encoders.core import Batch, Tower, pad_to
 from mmjax.errors import InputError
@@ -204,7 +205,8 @@ def duration(path: str) -> float:
     """Seconds that a file lasts by its header, 0 where that cannot be read."""
     try:
         if soundfile is not None:
-            header = soundfile.info(path)
+            with buckets.open_file(path) as file:
+                header = soundfile.info(file)
             return header.frames / header.samplerate
         rate, samples = _read_wav(path)
         return len(samples) / rate
@@ -240,7 +242,7 @@ def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
 def _decode(path: str, seconds: float) -> tuple[np.ndarray, int]:
     """Samples [n, C], float32 in [-1, 1), and their rate, of at most the first `seconds`."""
     if soundfile is not None:
-        with soundfile.SoundFile(path) as file:
+        with buckets.open_file(path) as raw, soundfile.SoundFile(raw) as file:
             count = int(min(file.frames, seconds * file.samplerate))
             return file.read(count, dtype="float32", always_2d=True), file.samplerate
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageOps
 
+from mmjax import buckets
 from mmjax.encoders import outputs
 from mmjax.encoders.core import Batch, Tower, pad_to
 from mmjax.encoders.pixels import Options, Pixels
@@ -120,7 +121,7 @@ def read(path: str, max_pixels: int, draft: Shape | None = None) -> Image.Image:
       draft: JPEGs may shrink while they decode, to no less than this (height, width): much
         faster, but not what a resize of the whole image gives.
     """
-    with Image.open(path) as image:
+    with buckets.open_file(path) as file, Image.open(file) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax import store
+from mmjax import buckets, files, store
 from mmjax.data.dataset import Dataset
 from mmjax.errors import InputError
 from mmjax.features import controls, impute
@@ -28,11 +28,15 @@ from mmjax.features import controls, impute
 PARTS = re.compile(r",(?![^(]*\))")  # commas outside parentheses
 
 
-def named(text: str, folder: Path) -> dict[str, str]:
+def named(text: str, folder: str | Path) -> dict[str, str]:
     """Stores by name: of "NAME=STORE,NAME=STORE", or where it is empty all under features/ of a
     prepared folder."""
     if not text:
-        found = sorted(folder.glob("features/*/")) if (folder / "features").is_dir() else []
+        place = buckets.path(folder) / "features"
+        with files.reading(place):
+            found = (
+                sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+            )
         return {path.name: str(path) for path in found if not path.name.startswith(".")}
     return pairs(text)
 
@@ -106,10 +110,13 @@ def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, fo
         about["data_hash"] = dataset.interaction_hash()
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     out = folder / f"{kind}-{digest}"
-    if out.exists():
+    if files.exists(out / "manifest.json"):
         return str(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=folder) as place:
+    distant = buckets.remote(out)
+    if not distant:
+        folder.mkdir(parents=True, exist_ok=True)
+    where = None if distant else folder
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=where) as place:
         aside = Path(place) / out.name
         if kind in controls.CONTROLS:
             if set(options) - {"seed"}:
@@ -119,8 +126,11 @@ def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, fo
             mask = {key: options.pop(key) for key in ("mask_rate", "mask_seed") if key in options}
             other = sources.get("other")
             impute.impute(dataset, url, aside, method=kind, options=options, other=other, **mask)
-        with contextlib.suppress(OSError):  # another process was first, with the same content
-            aside.rename(out)
+        if distant:
+            files.copy(aside, out, last="manifest.json")
+        else:
+            with contextlib.suppress(OSError):  # another process was first, with the same content
+                aside.rename(out)
     return str(out)
 
 

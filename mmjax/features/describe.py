@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import files, store
+from mmjax import buckets, files, store
 from mmjax import mesh as meshes
 from mmjax.data.dataset import Dataset
 from mmjax.data.tables import column_names
@@ -158,8 +158,8 @@ def describe(
     summary = summarise(texts, parsed, made)
     scores = accuracy(texts, parsed, slots, truth or {})
     summary |= {"accuracy": scores} if scores else {}
-    summary = {"name": name or Path(out).resolve().name, **summary, "made": options}
-    with files.folder_aside(Path(out), overwrite=overwrite) as aside:
+    summary = {"name": name or buckets.path(out).resolve().name, **summary, "made": options}
+    with files.folder_aside(out, overwrite=overwrite, last="summary.json") as aside:
         store.write_array(
             aside / "attributes",
             made.hot.astype(np.float32),

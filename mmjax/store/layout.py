@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
+from mmjax import buckets
 from mmjax.errors import InputError
 
 FORMAT = 1
@@ -28,11 +29,10 @@ DTYPES = {
 
 def kvstore(url: str | Path, context: ts.Context | None) -> ts.KvStore:
     """The place a path or URL names: files of a folder, objects of a bucket, one interface."""
-    url = str(url)
-    spec: Any = url.rstrip("/") + "/"
-    if "://" not in url:
-        spec = {"driver": "file", "path": os.path.abspath(os.path.expanduser(url)) + "/"}
-        if os.path.isfile(spec["path"][:-1]):
+    spec: Any = str(url)  # memory:// and other kinds of TensorStore
+    if buckets.remote(url) or "://" not in spec:
+        spec = buckets.key_values(url)
+        if spec["driver"] == "file" and os.path.isfile(spec["path"][:-1]):
             raise InputError(f"{url} is a file, not a store; choose another name")
     try:
         return ts.KvStore.open(spec, context=context).result()
