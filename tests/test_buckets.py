@@ -117,7 +117,7 @@ def test_the_scripts_end_to_end(bucket):
 
 def test_killed_at_any_moment_it_ends_as_undisturbed(folder, bucket, tmp_path):
     """SIGKILL while it trains and saves; then SIGTERM, which saves; then to the end."""
-    command = (*VBPR, f"--config.dataset={folder}", "--config.epochs=60")
+    command = (*VBPR, f"--config.dataset={folder}", "--config.epochs=40")
     command += ("--config.checkpoint_seconds=0.2",)
     code, said = finished(start(*command, f"--workdir={tmp_path}/run"))
     assert code == 0, said
@@ -135,8 +135,9 @@ def test_killed_at_any_moment_it_ends_as_undisturbed(folder, bucket, tmp_path):
         process.kill()
         process.communicate()
     process = start(*command, f"--workdir={run}")
-    line = next(line for line in process.stdout if "resumed" in line or "error" in line)
-    assert "resumed s3://" in line
+    resumed, first = (line for line in itertools.islice(process.stdout, 2))
+    assert "resumed s3://" in resumed
+    assert first.startswith("epoch")
     process.send_signal(signal.SIGTERM)
     code, said = finished(process)
     assert code == 75, said
@@ -147,12 +148,12 @@ def test_killed_at_any_moment_it_ends_as_undisturbed(folder, bucket, tmp_path):
     )
     same_users(run, tmp_path / "run")
     lines = files.read_bytes(f"{run}/metrics.jsonl").decode().splitlines()
-    assert len(lines) == 60
+    assert len(lines) == 40
 
 
 def test_two_processes_and_another_mesh(folder, url, bucket, tmp_path):
     """Two processes write one run's checkpoints; SIGTERM; one process of two devices goes on."""
-    change = ("--config.mesh=data=1,model=2", "--config.epochs=40")
+    change = ("--config.mesh=data=1,model=2", "--config.epochs=20")
     command = (*VBPR, f"--config.dataset={url}", *change, "--config.checkpoint_seconds=0.5")
     run = bucket.new()
     process = together(2, (*command, f"--workdir={run}"))
@@ -177,13 +178,13 @@ def test_two_processes_and_another_mesh(folder, url, bucket, tmp_path):
 def test_errors_now_and_then_change_nothing(folder, url, bucket, tmp_path):
     local = train.run(config(vbpr_config, folder), tmp_path / "run")
     turns, data = itertools.count(), dataset.load(folder)
-    with bucket.failing(lambda *_: 503 if next(turns) % 4 == 0 else None) as proxy:
+    with bucket.failing(lambda *_: 503 if next(turns) % 9 == 0 else None) as proxy:
         found = train.run(config(vbpr_config, url), bucket.new())
         place = bucket.new()
         rows = np.arange(data.n_items * 3, dtype=np.float32).reshape(-1, 3)
         store.write_array(place, rows, item_ids=data.item_ids, chunk_rows=7)
         np.testing.assert_array_equal(store.open_store(place).read()[0], rows)
-    assert proxy.failed > 20
+    assert proxy.failed > 5
     assert numbers(found) == numbers(local)
 
 
