@@ -7,8 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from mmjax import buckets, files, processes
 from mmjax.progress import Progress
 
@@ -27,6 +25,8 @@ class Journal:
         self._progress = Progress("epoch", total, unit="epoch", done=done, silent=not self._writes)
         if not self._writes:
             return
+        from tensorboardX import SummaryWriter  # imports torch where that is installed: seconds
+
         self._workdir, self._aside = workdir, None
         folder = workdir
         if buckets.remote(workdir):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax import setup, store
+from mmjax import buckets, setup, store
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
 from mmjax.features import derived
@@ -66,7 +66,7 @@ class Shelf:
             if not text:
                 ready.append(cell)
                 continue
-            folder = Path(cell.config["dataset"])
+            folder = buckets.path(cell.config["dataset"])
             stores = derived.named(self._stores, folder)
             everything = self._all or ",".join(f"{name}={name}" for name in stores)
             if text == "auto" or text.startswith("*"):

@@ -103,7 +103,8 @@ class Program:
 
     def __init__(self, trials, task):
         self.trials, self.task = trials, task
-        self.epoch = trials.epoch() if trials.trainable else None
+        # As the loop does: jitted, it would compile again for a state that it has returned itself.
+        self.epoch = trials.program if trials.trainable else None
         self.rank = trials.evaluate((20,), map_capped=False)
         self.score = jax.jit(functools.partial(score, trials))
 
