@@ -49,6 +49,17 @@ def path(place: str | os.PathLike[str]) -> Path:
     return epath.Path(text)
 
 
+def local(place: str | os.PathLike[str]) -> Path:
+    """A path of a file system, where a bucket's would not do.
+
+    Raises:
+      InputError: it is a URL.
+    """
+    if "://" in str(place):
+        raise InputError(f"{place} must be on a file system here, not a URL")
+    return Path(place)
+
+
 def faults() -> tuple[type[Exception], ...]:
     """What is raised where a file or an object cannot be read or written."""
     found: list[type[Exception]] = [OSError]
@@ -60,11 +71,13 @@ def faults() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
-def reason(error: Exception) -> str:
-    """Why, for people."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return error.strerror
-    return f"{str(error).splitlines()[0]}; check the URL, your credentials and the connection"
+def reason(error: Exception, place: str | os.PathLike[str]) -> str:
+    """Why something at a place cannot be read or written, for people."""
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    why = why.splitlines()[0]
+    if remote(place):
+        return f"{why}; check the URL, your credentials and the connection"
+    return why
 
 
 def open_file(place: str | os.PathLike[str]) -> IO[bytes]:

@@ -68,31 +68,34 @@ def refuse_filled(
             raise InputError(f"{out} {why}")
 
 
-def copy(folder: Path, out: Path, last: str) -> None:
-    """Copies a folder's files to a URL, several at a time, and the one that completes it last.
+def copy(folder: Path, out: Path, last: str = "") -> None:
+    """Copies a folder's files to a URL, several at a time, and one that completes it last.
 
     Raises:
       InputError: one cannot be written there.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file() and path != folder / last]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    ends = [path for path in paths if path == folder / last]
 
     def put(path: Path) -> None:
         write_bytes(out / path.relative_to(folder).as_posix(), path.read_bytes())
 
     with futures.ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(put, sorted(paths)):
+        for _ in pool.map(put, (path for path in paths if path not in ends)):
             pass
-    put(folder / last)
+    for path in ends:
+        put(path)
 
 
 def _remove(out: Path, last: str) -> None:
     """Takes away what lies at a URL, what completes it first."""
     try:
-        (out / last).unlink(missing_ok=True)
+        if last:
+            (out / last).unlink(missing_ok=True)
         if out.exists():
             out.rmtree()
     except buckets.faults() as error:
-        raise InputError(f"{out} cannot be replaced ({buckets.reason(error)})") from None
+        raise InputError(f"{out} cannot be replaced ({buckets.reason(error, out)})") from None
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -106,7 +109,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         try:
             path.write_bytes(content)
         except buckets.faults() as error:
-            raise InputError(f"{path} cannot be written ({buckets.reason(error)})") from None
+            raise InputError(f"{path} cannot be written ({buckets.reason(error, path)})") from None
         return
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -114,7 +117,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({buckets.reason(error)})") from None
+        raise InputError(f"{path} cannot be written ({buckets.reason(error, path)})") from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -155,7 +158,7 @@ def reading(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except buckets.faults() as error:
-        raise InputError(f"{path} cannot be read ({buckets.reason(error)})") from None
+        raise InputError(f"{path} cannot be read ({buckets.reason(error, path)})") from None
 
 
 def read_json(path: str | Path) -> Any:

@@ -21,7 +21,7 @@ from _app import run
 from absl import flags
 
 from configs import attributeitemknn, bm3, bprmf, itemknn, mostpop, vbpr
-from mmjax import files, mesh, train
+from mmjax import buckets, files, mesh, train
 from mmjax.data import dataset as datasets
 from mmjax.data import elliot
 from mmjax.data.prepare import prepare
@@ -72,7 +72,7 @@ RIVALS = {
 
 
 def main() -> None:
-    raw, out = Path(RAW.value), Path(OUT.value)
+    raw, out = buckets.local(RAW.value), buckets.local(OUT.value)
     rows = ONLY.value or list(ROWS)
     for row in rows:
         core.choice("only", row, ROWS)

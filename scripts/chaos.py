@@ -28,7 +28,7 @@ import psutil
 from _app import arguments, run
 from absl import flags
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.errors import InputError
 
 OUT = flags.DEFINE_string("out", None, "Folder for both runs.", required=True)
@@ -42,7 +42,7 @@ TORN = ("*.partial*", "*.orbax-checkpoint-tmp*")
 
 
 def main() -> None:
-    command, out = arguments(), Path(OUT.value)
+    command, out = arguments(), buckets.local(OUT.value)
     script = Path(command[0]).name if command else ""
     if script not in COMPARE:
         raise InputError(f"give a command of {', '.join(COMPARE)} after --, not {script!r}")

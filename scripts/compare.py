@@ -20,7 +20,7 @@ import _tuning
 from _app import run
 from absl import flags
 
-from mmjax import files, train
+from mmjax import buckets, files, train
 from mmjax.recommenders import core
 
 DATASET = flags.DEFINE_string("dataset", None, "A prepared folder.", required=True)
@@ -64,7 +64,7 @@ METRICS = ("recall@20", "ndcg@20")
 
 
 def main() -> None:
-    out = Path(OUT.value)
+    out = buckets.local(OUT.value)
     models = MODELS.value or (CLASSICAL + MULTIMODAL).split()
     for model in models:
         core.find(model)

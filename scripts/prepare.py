@@ -123,7 +123,7 @@ def main() -> None:
         dataset.save(prepared, aside)
         write_features(raw, prepared, aside / "features")
         if REVIEWS.value:
-            tables = amazon.reviews(Path(RAW.value), SOURCE.value, CATEGORY.value)
+            tables = amazon.reviews(buckets.local(RAW.value), SOURCE.value, CATEGORY.value)
             count = amazon.write_reviews(prepared, tables, aside / "reviews.tsv")
             say(f"{count:,} reviews")
     say("done")
@@ -157,7 +157,7 @@ def prepare_amazon(
     # What the k-core leaves out of all items, it leaves out of fewer: its images are not needed.
     unsplit = dict(split="random", test=0, valid=0, cold_users="keep") if DROP_MISSING.value else {}
     prepared = run_steps(raw, **unsplit)
-    urls, folder = prepared.attributes["image_url"], Path(RAW.value) / "images"
+    urls, folder = prepared.attributes["image_url"], buckets.local(RAW.value) / "images"
     failed = {}
     if DOWNLOAD.value:
         say(f"fetching images of {prepared.n_items:,} items")
@@ -189,9 +189,9 @@ def read(aside: Path) -> Raw:
             images=aside if IMAGES.value else None,
             missing=MISSING.value,
         )
-    raw = Path(RAW.value)
+    raw = buckets.local(RAW.value)
     if SOURCE.value == "movielens":
-        return movielens.read(raw, posters=Path(POSTERS.value) if POSTERS.value else None)
+        return movielens.read(raw, posters=buckets.local(POSTERS.value) if POSTERS.value else None)
     if SOURCE.value == "elliot":
         return elliot.read(raw)
     if SOURCE.value == "mmrec":
@@ -209,7 +209,7 @@ def read(aside: Path) -> Raw:
         rating_column=RATING_COLUMN.value,
         time_column=TIME_COLUMN.value,
         split_column=SPLIT_COLUMN.value,
-        items_file=Path(ITEMS_FILE.value) if ITEMS_FILE.value else None,
+        items_file=buckets.local(ITEMS_FILE.value) if ITEMS_FILE.value else None,
     )
 
 

@@ -6,7 +6,6 @@ python scripts/report.py --descriptions=DIR,DIR --dataset=DIR --out=DIR   # desc
 """
 
 import shlex
-from pathlib import Path
 
 from _app import arguments, run
 from absl import flags
@@ -53,8 +52,8 @@ def report_sweep() -> None:
     given = {"sweep": SWEEP.value, "out": OUT.value, "reference": REFERENCE.value}
     words = [f"--{name}={shlex.quote(value)}" for name, value in given.items() if value]
     paths = page.write(
-        Path(SWEEP.value),
-        Path(OUT.value or SWEEP.value),
+        buckets.local(SWEEP.value),
+        OUT.value or SWEEP.value,
         reference=REFERENCE.value,
         command=" ".join(["python scripts/report.py", *words]),
     )

@@ -9,14 +9,12 @@ what it will take; with --compile it only fills the cache of compiled programs (
 SWEEP/programs), from which all processes then start. `report.py --sweep=SWEEP` makes the page.
 """
 
-from pathlib import Path
-
 import jax
 from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax import compilation
+from mmjax import buckets, compilation
 from mmjax import mesh as meshes
 from mmjax.sweep import ahead, estimate, running, space
 from mmjax.sweep.shelf import Shelf
@@ -34,7 +32,7 @@ EXPIRY = flags.DEFINE_float(
 
 
 def main() -> None:
-    workdir = Path(WORKDIR.value)
+    workdir = buckets.local(WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
         compilation.keep(workdir / "programs")
     sweep = CONFIG.value.to_dict()

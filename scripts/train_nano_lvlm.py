@@ -27,7 +27,7 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.data import drawing, world
 from mmjax.encoders import hub, lvlm, prompts, qwen_tower, qwen_vl
 from mmjax.encoders.pixels import BICUBIC
@@ -98,7 +98,7 @@ def main() -> None:
             if progress.done == FLAGS.steps:
                 break
 
-    with files.folder_aside(Path(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
+    with files.folder_aside(buckets.local(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
         checkpoint(folder, params, module, tokenizer)
         right = check(folder)
         right |= {"seconds": round(time.perf_counter() - begin), "seed": FLAGS.seed}

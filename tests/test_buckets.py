@@ -213,3 +213,15 @@ def test_places_that_are_not_there(folder, bucket, monkeypatch):
     monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="gs://a/b needs the package gcsfs: pip install gcsfs"):
         dataset.load("gs://a/b")
+
+
+def test_where_a_file_system_is_needed(url, bucket):
+    """Else a folder called "s3:" would appear."""
+    with pytest.raises(InputError, match="s3://a/b must be on a file system here, not a URL"):
+        buckets.local("s3://a/b")
+    opened = store.open_store(f"{url}/features/visual")
+    with pytest.raises(InputError, match="must be on a file system"):
+        store.export_npy(opened, f"{url}/visual.npy")
+    place = bucket.new()
+    store.export_folder(opened, place)
+    assert len(list(buckets.path(place).iterdir())) == opened.shape[0]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.ablation import facts, plots, stats, tables
 from mmjax.ablation.stats import Comparison, Summary
 from mmjax.ablation.study import Study, read
@@ -60,7 +60,7 @@ td small.marked { padding-right: 1.85em; }
 """
 
 
-def write(folder: Path, out: Path, *, reference: str = "", command: str = "") -> list[Path]:
+def write(folder: Path, out: str | Path, *, reference: str = "", command: str = "") -> list[Path]:
     """Writes report.html, report.md, report.csv and report.tex into `out`; returns their paths.
 
     Args:
@@ -81,7 +81,7 @@ def write(folder: Path, out: Path, *, reference: str = "", command: str = "") ->
         "csv": tables.as_csv(study, found, compared),
         "tex": tables.latex(study, rows, compared, command),
     }
-    paths = [Path(out) / f"report.{kind}" for kind in texts]
+    paths = [buckets.path(out) / f"report.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         files.write_bytes(path, text.encode())
     return paths

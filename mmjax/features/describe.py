@@ -40,7 +40,7 @@ def read_table(path: str | Path, id_column: str | None, text_column: str | None)
     Raises:
       InputError: no such file or column, or an id that repeats.
     """
-    columns = column_names(Path(path))
+    columns = column_names(buckets.local(path))
     found = []
     for flag, given, usual in (
         ("id_column", id_column, ID_COLUMNS),

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mmjax import buckets
 from mmjax.data.dataset import Dataset
 from mmjax.data.tables import read_table
 from mmjax.errors import InputError
@@ -95,7 +96,7 @@ def of_files(folder: str | Path, modality: str) -> Inputs:
     Raises:
       InputError: no such folder, no such file in it, or two of one item.
     """
-    folder = Path(folder)
+    folder = buckets.local(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of {modality} files")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES[modality])
@@ -117,7 +118,7 @@ def of_table(path: str | Path, keys: Sequence[str], text: str) -> Inputs:
       InputError: no such table or column, or an id that repeats.
     """
     roles = {f"id from {key}": key for key in keys}
-    table = read_table(Path(path), {**roles, "text": text})
+    table = read_table(buckets.local(path), {**roles, "text": text})
     columns = [table.column(role).to_pylist() for role in roles]
     ids = [SEPARATOR.join(parts) for parts in zip(*columns, strict=True)]
     if len(set(ids)) < len(ids):

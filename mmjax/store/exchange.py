@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import files
+from mmjax import buckets, files
 from mmjax.errors import InputError
 from mmjax.store.creating import create
 from mmjax.store.reading import Store
@@ -19,7 +19,7 @@ def export_npy(store: Store, path: str | Path, *, overwrite: bool = False) -> No
     Raises:
       InputError: the file is there already, or the store is damaged.
     """
-    path = Path(path)
+    path = buckets.local(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another name or pass --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def export_folder(store: Store, folder: str | Path, *, overwrite: bool = False) 
       InputError: the folder is not empty, an id cannot name a file, or the store is damaged.
     """
     item_ids = store.item_ids()
-    with files.folder_aside(Path(folder), overwrite=overwrite) as aside:
+    with files.folder_aside(folder, overwrite=overwrite) as aside:
         for start, rows, present in store.blocks():
             for i in np.flatnonzero(present):
                 name = item_ids[start + i]
@@ -58,7 +58,7 @@ def import_npy(path: str | Path, url: str | Path, item_ids: Sequence[str], **abo
     Raises:
       InputError: no such array, another item count, a NaN, or what `create` raises.
     """
-    array = _load(Path(path))
+    array = _load(buckets.local(path))
     if array.ndim != 2:
         raise InputError(f"{path} has shape {array.shape}; one row of features an item is needed")
     if len(array) != len(item_ids):
@@ -84,7 +84,7 @@ def import_folder(
       InputError: a file of no item, one that is no vector of the same width, none at all, a NaN,
         or what `create` raises.
     """
-    folder = Path(folder)
+    folder = buckets.local(folder)
     names = {path.name.removesuffix(".npy") for path in folder.glob("*.npy")}
     if not names:
         raise InputError(f"{folder} holds no .npy file")
