@@ -35,6 +35,7 @@ def base(recommender: str, **model) -> ConfigDict:
             "seed": 0,
             "mesh": "data=-1",
             "checkpoint_seconds": 30.0,
+            "part_steps": 0,  # an epoch can be saved after every so many steps; 0: at its end only
         }
     )
 

@@ -33,6 +33,7 @@ class Settings:
     sampler: str = "interactions"
     optimizer: str = "scale_by_adam()"
     lr_decay: tuple[float, float] = (1.0, 50.0)  # rate times f0^(epoch / f1), MMRec's schedule
+    part_steps: int = 0  # an epoch runs, and can be saved, in parts of so many steps; 0: whole
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Ensemble:
     like: tuple[Tree, Tree]  # shapes of one trial's state without its epoch, and of what is frozen
     trainable: bool
     initialise: Callable[[jax.Array, jax.Array], Tree]  # of keys and variants
-    programs: dict[int, Any] = field(default_factory=dict)  # `epoch`, compiled, by T
+    programs: dict[tuple[str, int], Any] = field(default_factory=dict)  # compiled, by name and T
 
     @property
     def mesh(self) -> Mesh:
@@ -122,58 +123,135 @@ class Ensemble:
         """
         steps = steps or self.steps
 
+        def train(state: Tree, own: tuple, frozen: Tree, data: sampling.Positives):
+            redrawn = self._redraw(state, own, frozen)
+            return self._run(state, redrawn, own, 0, steps, frozen, data)
+
         def one(state: Tree, own: tuple, active: jax.Array, *shared: Tree):
             if len(self.keys) == 1:
                 return train(state, own, *shared)
             turn = lambda carry: train(carry[0], own, *shared)  # noqa: E731
             return lifting.run_if(active, turn, (state, jnp.zeros(steps)))
 
-        def train(state: Tree, own: tuple, frozen: Tree, data: sampling.Positives):
-            key, hyper, variant = own
-            state, frozen = self._whole(state), self._frozen(frozen, variant)
-            key = jax.random.fold_in(key, state["epoch"])
-            of_batches, of_epoch, of_loss = jax.random.split(key, 3)
-            model = self.merge(state, frozen)
-            redrawn = model.epoch(of_epoch) if hasattr(model, "epoch") else {}
-            factor, period = self.settings.lr_decay
-            rate = hyper["lr"] * factor ** (state["epoch"] / period)
-            options = {name: value for name, value in hyper.items() if name != "lr"}
-
-            def step(carry: tuple[Tree, Tree], t: jax.Array) -> tuple[tuple[Tree, Tree], jax.Array]:
-                params, opt = carry
-                batch = sampling.batch(
-                    of_batches, t, data, self.settings.batch_size, self.settings.sampler
-                )
-                batch = jax.tree.map(self.layout.of_batch, batch) | {"step": t}
-
-                def objective(params: Tree) -> jax.Array:
-                    model = self.merge(state | {"params": params}, frozen)
-                    return model.loss(batch, redrawn, **options, key=jax.random.fold_in(of_loss, t))
-
-                loss, gradients = jax.value_and_grad(objective)(params)
-                updates, opt = self.optimizer.update(gradients, opt, params)
-                params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
-                return (params, opt), loss
-
-            carry = (state["params"], state["opt"])
-            count = jnp.arange(steps, dtype=jnp.uint32)
-            (params, opt), losses = jax.lax.scan(step, carry, count)
-            after = {"params": params, "opt": opt, "epoch": state["epoch"] + 1}
-            return self.layout.fill(state | after), losses
-
         where = partition.shardings(self.shapes()), meshes.replicated(self.mesh)
         lifted = lifting.over_trials(one, 3, self.mesh)
         return jax.jit(lifted, donate_argnums=0, out_shardings=where)
 
+    def redraw(self) -> Callable[..., Tree]:
+        """A jitted `(state, own, frozen) -> redrawn`: what `part` keeps through an epoch."""
+        lifted = lifting.over_trials(self._redraw, 2, self.mesh)
+        return jax.jit(lifted, out_shardings=meshes.trials(self.mesh))
+
+    def part(self, steps: int) -> Callable[..., tuple[Tree, jax.Array]]:
+        """A jitted `(state, own, active, redrawn, first, frozen, data) -> (state, losses
+        [T, steps])`: so many steps of an epoch from its step `first` on; see `epoch`."""
+
+        def one(state: Tree, own: tuple, active: jax.Array, redrawn: Tree, first, *shared: Tree):
+            def train(carry: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
+                return self._run(carry[0], redrawn, own, first, steps, *shared)
+
+            carry = (state, jnp.zeros(steps))
+            return train(carry) if len(self.keys) == 1 else lifting.run_if(active, train, carry)
+
+        where = partition.shardings(self.shapes()), meshes.replicated(self.mesh)
+        lifted = lifting.over_trials(one, 4, self.mesh)
+        return jax.jit(lifted, donate_argnums=0, out_shardings=where)
+
+    def _redraw(self, state: Tree, own: tuple, frozen: Tree) -> Tree:
+        """What one trial's recommender draws or rebuilds for an epoch."""
+        key, _, variant = own
+        model = self.merge(self._whole(state), self._frozen(frozen, variant))
+        of_epoch = jax.random.split(jax.random.fold_in(key, state["epoch"]), 3)[1]
+        return model.epoch(of_epoch) if hasattr(model, "epoch") else {}
+
+    def _run(
+        self,
+        state: Tree,
+        redrawn: Tree,
+        own: tuple,
+        first: int | jax.Array,
+        steps: int,
+        frozen: Tree,
+        data: sampling.Positives,
+    ) -> tuple[Tree, jax.Array]:
+        """One trial's state after so many steps of an epoch from its step `first` on, and their
+        losses; with the last step the epoch is counted."""
+        key, hyper, variant = own
+        state, frozen = self._whole(state), self._frozen(frozen, variant)
+        key = jax.random.fold_in(key, state["epoch"])
+        of_batches, _, of_loss = jax.random.split(key, 3)
+        factor, period = self.settings.lr_decay
+        rate = hyper["lr"] * factor ** (state["epoch"] / period)
+        options = {name: value for name, value in hyper.items() if name != "lr"}
+
+        def step(carry: tuple[Tree, Tree], t: jax.Array) -> tuple[tuple[Tree, Tree], jax.Array]:
+            params, opt = carry
+            batch = sampling.batch(
+                of_batches, t, data, self.settings.batch_size, self.settings.sampler
+            )
+            batch = jax.tree.map(self.layout.of_batch, batch) | {"step": t}
+
+            def objective(params: Tree) -> jax.Array:
+                model = self.merge(state | {"params": params}, frozen)
+                return model.loss(batch, redrawn, **options, key=jax.random.fold_in(of_loss, t))
+
+            loss, gradients = jax.value_and_grad(objective)(params)
+            updates, opt = self.optimizer.update(gradients, opt, params)
+            params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+            return (params, opt), loss
+
+        carry = (state["params"], state["opt"])
+        count = first + jnp.arange(steps, dtype=jnp.uint32)
+        (params, opt), losses = jax.lax.scan(step, carry, count)
+        epoch = state["epoch"] + 1
+        if not isinstance(first, int):
+            epoch = jnp.where(first + steps == self.steps, epoch, state["epoch"])
+        after = {"params": params, "opt": opt, "epoch": epoch}
+        return self.layout.fill(state | after), losses
+
+    def parts(self, done: int = 0) -> list[range]:
+        """The steps of the parts of an epoch of which so many are done; one part unless
+        `part_steps` says otherwise."""
+        most = self.settings.part_steps or self.steps
+        return [range(n, min(n + most, self.steps)) for n in range(done, self.steps, most)]
+
     @property
     def program(self) -> Any:
         """`epoch`, compiled once for each T; nothing is allocated for it."""
-        count = len(self.keys)
-        if count not in self.programs:
-            arguments = self.arguments(self.shapes())
+        return self._compiled("epoch", self.epoch, *self.arguments(self.shapes()))
+
+    @property
+    def redraw_program(self) -> Any:
+        """`redraw`, compiled once for each T."""
+        state, own, _, frozen, _ = self.arguments(self.shapes())
+        return self._compiled("redraw", self.redraw, state, own, frozen)
+
+    def part_program(self, steps: int) -> Any:
+        """`part`, compiled once for each T and number of steps."""
+        state, own, active, *shared = self.arguments(self.shapes())
+        arguments = (state, own, active, self.redrawn_shapes(), self.place(0), *shared)
+        return self._compiled(f"part {steps}", lambda: self.part(steps), *arguments)
+
+    def place(self, step: int) -> jax.Array:
+        """A step's number, on the devices."""
+        return meshes.put(np.uint32(step), meshes.replicated(self.mesh))
+
+    def redrawn_shapes(self) -> Tree:
+        """What `redraw` gives, as shapes and where they lie."""
+        state, own, _, frozen, _ = self.arguments(self.shapes())
+        with meshes.use(self.mesh):
+            shapes = jax.eval_shape(self.redraw(), state, own, frozen)
+        where = meshes.trials(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+        )
+
+    def _compiled(self, name: str, make: Callable[[], Any], *arguments: Any) -> Any:
+        key = (name, len(self.keys))
+        if key not in self.programs:
             with meshes.use(self.mesh):
-                self.programs[count] = self.epoch().lower(*arguments).compile()
-        return self.programs[count]
+                self.programs[key] = make().lower(*arguments).compile()
+        return self.programs[key]
 
     def shapes(self) -> Tree:
         """The state that `init` gives, as shapes and where they lie."""

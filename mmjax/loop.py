@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import ensemble, journal, lifting, processes, selection, setup
+from mmjax import ensemble, epochs, journal, lifting, processes, selection, setup
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
@@ -117,7 +117,8 @@ def fit(
     """Trains T trials together, each until it is finished; returns the best states.
 
     Of several trials, one that diverges ends there with the best state it had; when none is left,
-    InputError. Asked to end (`processes.Notice`) it saves after the epoch in flight: Preempted.
+    InputError. Asked to end (`processes.Notice`) it saves after the epoch in flight, or the part of
+    one (`part_steps`): Preempted.
 
     The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
     every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
@@ -126,21 +127,43 @@ def fit(
     total = config["epochs"] if trials.trainable else 0
     best = jax.tree.map(jnp.copy, selection.weights(state))
     progress = selection.begin(len(trials.keys))
-    latest = checkpoints.latest()
+    latest, middle = checkpoints.latest(), None
     if latest is not None:
-        step, progress = latest
-        like = trials.shapes()
-        like = {"state": like, "best": selection.weights(like)}
-        restored = checkpoints.load(step, like, trials.layout.fits)
+        number, progress = latest
+        restored = load(checkpoints, number, trials, progress, config)
         state, best = restored["state"], restored["best"]
-        print(f"resumed {workdir} after epoch {step}", flush=True)
+        middle = epochs.resumed(trials, restored, active_of(progress, config))
+        steps = f" and {progress.pop('step')} steps" if middle else ""
+        print(f"resumed {workdir} after epoch {progress['epoch']}{steps}", flush=True)
     timing["epoch_s"], saved = [], time.monotonic()
     if total > progress["epoch"] and not all(selection.finished(progress, config)):
-        compiled(trials, timing)
+        epochs.compile_programs(trials, timing)
+
+    def save(middle: epochs.Middle | None = None) -> None:
+        nonlocal saved
+        log.keep()
+        steps = {"step": middle.step} if middle else {}
+        number = progress["epoch"] * trials.steps + (middle.step if middle else 0)
+        checkpoints.save(number, epochs.kept(trials, state, best, middle), progress | steps)
+        saved = time.monotonic()
+
+    def due() -> bool:
+        return processes.told(time.monotonic() - saved >= config["checkpoint_seconds"])
+
     with processes.Notice() as notice, journal.Journal(workdir, total, progress["epoch"]) as log:
         while progress["epoch"] < total and not all(ended := selection.finished(progress, config)):
             active = np.logical_not(ended)
-            state, losses = epoch_of(trials, state, active, timing)
+            parts = epochs.run(trials, state, active, timing, middle)
+            for state, losses, middle in parts:  # noqa: B007 (the last ones are used below)
+                ends = middle is not None and notice.given()
+                if middle is not None and (ends or due()):
+                    save(middle)
+                if ends:
+                    checkpoints.wait()
+                    raise Preempted(
+                        f"{workdir} is saved after step {middle.step} of {trials.steps} of epoch "
+                        f"{progress['epoch'] + 1}"
+                    )
             epoch = progress["epoch"] = progress["epoch"] + 1
             state = selection.drop_diverged(state, best, losses, progress)
             active &= np.equal(progress["diverged"], 0)
@@ -159,11 +182,9 @@ def fit(
             log.epoch(epoch, record, say)
             last = epoch == total or all(selection.finished(progress, config))
             ends = notice.given() and not last
-            due = processes.told(time.monotonic() - saved >= config["checkpoint_seconds"])
-            if last or ends or due:
-                log.keep()
-                checkpoints.save(epoch, {"state": state, "best": best}, progress)
-                saved = time.monotonic()
+            wanted = due()
+            if last or ends or wanted:
+                save()
             if ends:
                 checkpoints.wait()
                 raise Preempted(f"{workdir} is saved after epoch {epoch} of {total}")
@@ -173,35 +194,22 @@ def fit(
     return best, progress
 
 
-def epoch_of(
-    trials: ensemble.Ensemble, state: Tree, active: np.ndarray, timing: dict[str, Any]
-) -> tuple[Tree, np.ndarray]:
-    """The state after an epoch of the active trials, and losses [T, steps], zeros of the others."""
-    places = lifting.places(active, trials.mesh)
-    few = trials if len(places) == len(active) else trials.take(places)
-    train = compiled(few, timing)
-    begin = time.perf_counter()
-    if few is trials:
-        with jax.transfer_guard("disallow"):
-            state, losses = train(*trials.arguments(state, active))
-        found = jax.device_get(losses)
-    else:
-        part = lifting.take(state, places)
-        with jax.transfer_guard("disallow"):
-            part, losses = train(*few.arguments(part, active[places]))
-        state = lifting.put(state, places, part)
-        found = np.zeros((len(active), trials.steps), np.float32)
-        found[places] = jax.device_get(losses)
-    timing["epoch_s"].append(time.perf_counter() - begin)
-    return state, found
+def load(
+    checkpoints: Checkpoints,
+    number: int,
+    trials: ensemble.Ensemble,
+    progress: selection.Progress,
+    config: Config,
+) -> Tree:
+    """A checkpoint of `fit`, which has this progress: "state", "best" and, from the middle of an
+    epoch, what `epochs.resumed` wants."""
+    like = epochs.like(trials, progress, active_of(progress, config))
+    return checkpoints.load(number, like, trials.layout.fits)
 
 
-def compiled(trials: ensemble.Ensemble, timing: dict[str, Any]) -> Any:
-    """The program of an epoch, and the time that it takes to make it, if it is not there yet."""
-    begin = time.perf_counter()
-    program = trials.program
-    timing["compile_s"] += time.perf_counter() - begin
-    return program
+def active_of(progress: selection.Progress, config: Config) -> np.ndarray:
+    """Which trials go on, bool [T]."""
+    return np.logical_not(selection.finished(progress, config))
 
 
 def summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:

@@ -19,6 +19,8 @@ from mmjax.recommenders import core
 
 Config = Mapping[str, Any]
 Tasks = dict[str, protocols.Task]  # by split
+# Where a run lies and how it is done: no part of what it is, so it may go on with others.
+PLACES = ("dataset", "features", "mesh", "checkpoint_seconds", "part_steps")
 
 
 def required(config: Config, key: str) -> Any:
@@ -30,7 +32,7 @@ def required(config: Config, key: str) -> Any:
 
 def check(config: Config) -> None:
     """Raises InputError for a value that no run could use, before anything is read or written."""
-    smallest = {"epochs": 0, "patience": 0, "eval_every": 1, "batch_size": 1}
+    smallest = {"epochs": 0, "patience": 0, "eval_every": 1, "batch_size": 1, "part_steps": 0}
     for key, least in smallest.items():
         if config[key] < least:
             raise InputError(f"{key}={config[key]} must be at least {least}")
@@ -61,7 +63,7 @@ def verify(workdir: Path, mine: dict[str, Any]) -> None:
     if not files.exists(path):
         return
     theirs, ours = flatten(files.read_json(path)), flatten(mine)
-    for key in sorted(theirs.keys() | ours.keys()):
+    for key in sorted((theirs.keys() | ours.keys()) - set(PLACES)):
         if theirs.get(key) != ours.get(key):
             raise InputError(
                 f"{workdir} belongs to another config: {key} is {theirs.get(key)!r} there and "
@@ -100,7 +102,7 @@ def trials(
     recommender = core.find(config["recommender"])
     options, _ = core.split_options(recommender, config["model"])
     settings = ensemble.Settings(
-        **{name: config[name] for name in ("batch_size", "sampler", "optimizer")},
+        **{name: config[name] for name in ("batch_size", "sampler", "optimizer", "part_steps")},
         lr_decay=tuple(config["lr_decay"]),
     )
     every = [stores] if isinstance(stores, Mapping) else stores

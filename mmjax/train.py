@@ -20,7 +20,6 @@ from mmjax import (
     journal,
     loop,
     processes,
-    selection,
     setup,
     store,
 )
@@ -133,9 +132,8 @@ def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking
         latest = checkpoints.latest()
         if latest is None:
             raise InputError(f"{workdir} has no checkpoint yet; train it first")
-        like = trials.shapes()
-        like = {"state": like, "best": selection.weights(like)}
-        best = checkpoints.load(latest[0], like, trials.layout.fits)["best"]
+        number, progress = latest
+        best = loop.load(checkpoints, number, trials, progress, config)["best"]
     finally:
         checkpoints.close()
     return loop.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]

@@ -22,7 +22,17 @@ LAYERS = (
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {"features", "ensemble", "assembly", "selection", "setup", "loop", "train", "explain"},
+    {
+        "features",
+        "ensemble",
+        "assembly",
+        "selection",
+        "epochs",
+        "setup",
+        "loop",
+        "train",
+        "explain",
+    },
     {"sweep"},
     {"report", "gallery", "showcase", "ablation"},
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from mmjax import lifting, loop, setup
+from mmjax import epochs, lifting, loop, setup
 from mmjax.progress import Progress
 from mmjax.sweep import estimate, space
 from mmjax.sweep.packing import Packer
@@ -51,6 +51,6 @@ def _compile(plan: Plan, pack: Sequence[space.Trial], packer: Packer) -> None:
         trials = whole if width == len(whole.keys) else whole.take(range(width))
         evaluate = loop.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})
         if trials.trainable:
-            loop.compiled(trials, {"compile_s": 0.0})
+            epochs.compile_programs(trials, {"compile_s": 0.0})
         for split in tasks:
             evaluate.compile(split)

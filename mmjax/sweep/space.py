@@ -27,7 +27,6 @@ from mmjax.recommenders import core
 
 Config = dict[str, Any]
 Point = dict[str, Any]  # dotted key of a training config -> value
-PLACES = ("dataset", "features", "mesh", "checkpoint_seconds")  # no part of what a trial is
 
 
 class Range(NamedTuple):
@@ -179,7 +178,7 @@ def _draw(axis: Axis, rng: np.random.Generator) -> Any:
 def trial(cell: Cell, point: Point, seed: int, hashes: Callable[[Config], Any]) -> Trial:
     """The trial of a point; `hashes` gives the content that a config names, as JSON."""
     config = changed(cell.config, point | {"seed": seed})
-    what = {key: value for key, value in setup.plain(config).items() if key not in PLACES}
+    what = {key: value for key, value in setup.plain(config).items() if key not in setup.PLACES}
     text = json.dumps([what, hashes(config)], sort_keys=True)
     # The point as the ledger gives it back, so that the two compare.
     return Trial(
