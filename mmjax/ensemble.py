@@ -6,6 +6,7 @@ shared. State is a plain pytree with a leading trial axis, {"params", "drawn", "
 single run is T = 1 and takes the same path.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -218,19 +219,21 @@ class Ensemble:
     @property
     def program(self) -> Any:
         """`epoch`, compiled once for each T; nothing is allocated for it."""
-        return self._compiled("epoch", self.epoch, *self.arguments(self.shapes()))
+        return self._compiled("epoch", self.epoch, lambda: self.arguments(self.shapes()))
 
     @property
     def redraw_program(self) -> Any:
         """`redraw`, compiled once for each T."""
-        state, own, _, frozen, _ = self.arguments(self.shapes())
-        return self._compiled("redraw", self.redraw, state, own, frozen)
+        return self._compiled("redraw", self.redraw, self._of_redraw)
 
     def part_program(self, steps: int) -> Any:
         """`part`, compiled once for each T and number of steps."""
-        state, own, active, *shared = self.arguments(self.shapes())
-        arguments = (state, own, active, self.redrawn_shapes(), self.place(0), *shared)
-        return self._compiled(f"part {steps}", lambda: self.part(steps), *arguments)
+
+        def arguments() -> tuple:
+            state, own, active, *shared = self.arguments(self.shapes())
+            return (state, own, active, self.redrawn_shapes(), self.place(0), *shared)
+
+        return self._compiled(f"part of {steps}", lambda: self.part(steps), arguments)
 
     def place(self, step: int) -> jax.Array:
         """A step's number, on the devices."""
@@ -238,19 +241,20 @@ class Ensemble:
 
     def redrawn_shapes(self) -> Tree:
         """What `redraw` gives, as shapes and where they lie."""
-        state, own, _, frozen, _ = self.arguments(self.shapes())
         with meshes.use(self.mesh):
-            shapes = jax.eval_shape(self.redraw(), state, own, frozen)
-        where = meshes.trials(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
-        )
+            shapes = jax.eval_shape(self.redraw(), *self._of_redraw())
+        lie = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.trials(self.mesh))
+        return jax.tree.map(lambda x: lie(x.shape, x.dtype), shapes)
 
-    def _compiled(self, name: str, make: Callable[[], Any], *arguments: Any) -> Any:
+    def _of_redraw(self) -> tuple:
+        state, own, _, frozen, _ = self.arguments(self.shapes())
+        return state, own, frozen
+
+    def _compiled(self, name: str, make: Callable[[], Any], arguments: Callable[[], tuple]) -> Any:
         key = (name, len(self.keys))
         if key not in self.programs:
             with meshes.use(self.mesh):
-                self.programs[key] = make().lower(*arguments).compile()
+                self.programs[key] = make().lower(*arguments()).compile()
         return self.programs[key]
 
     def shapes(self) -> Tree:

@@ -47,10 +47,10 @@ def run(
     losses = np.zeros((len(active), trials.steps), np.float32)
     losses[:, :done] = middle.losses if middle else 0
     compile_programs(few, timing, done)
-    begin = time.perf_counter()
-    redrawn = middle.redrawn if middle else None
+    redrawn, spent = middle.redrawn if middle else None, 0.0
     whole = middle is None and len(trials.parts()) == 1
     for part in trials.parts(done):
+        begin = time.perf_counter()
         with jax.transfer_guard("disallow"):
             arguments = few.arguments(own, active[places])
             if whole:
@@ -58,13 +58,15 @@ def run(
             else:
                 if redrawn is None:
                     redrawn = few.redraw_program(*arguments[:2], arguments[3])
-                where = redrawn, few.place(part.start)
-                own, found = few.part_program(len(part))(*arguments[:3], *where, *arguments[3:])
+                own, found = few.part_program(len(part))(
+                    *arguments[:3], redrawn, few.place(part.start), *arguments[3:]
+                )
         state = own if few is trials else lifting.put(state, places, own)
         losses[places, part.start : part.stop] = jax.device_get(found)
+        spent += time.perf_counter() - begin
         if part.stop < trials.steps:
             yield state, losses, Middle(redrawn, losses[:, : part.stop])
-    timing["epoch_s"].append(time.perf_counter() - begin)
+    timing["epoch_s"].append(spent)
     yield state, losses, None
 
 

@@ -8,31 +8,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmjax"
 LAYERS = (
-    {"errors", "files", "bisection", "integers", "mesh", "partition", "lifting"}
-    | {
-        "heartbeat",
-        "processes",
-        "optimizer",
-        "buckets",
-        "checkpoint",
-        "bucket_checkpoint",
-        "progress",
-        "compilation",
-    },
+    {"errors", "files", "bisection", "integers", "mesh", "partition", "lifting", "optimizer"}
+    | {"heartbeat", "processes", "buckets", "checkpoint", "bucket_checkpoint", "progress"}
+    | {"compilation"},
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},
-    {
-        "features",
-        "ensemble",
-        "assembly",
-        "selection",
-        "epochs",
-        "setup",
-        "loop",
-        "train",
-        "explain",
-    },
+    {"features", "ensemble", "assembly", "selection", "epochs", "setup", "loop", "train"}
+    | {"explain"},
     {"sweep"},
     {"report", "gallery", "showcase", "ablation"},
 )
