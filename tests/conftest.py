@@ -1,10 +1,8 @@
 """Eight CPU devices, strict JAX, and where the real data and the reference numbers lie."""
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -18,26 +16,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
-# Scripts that tests start share what they have compiled, for as long as the tests run. The tests'
-# own process, whose JAX is imported by now, does not: a file that another is just writing would be
-# a warning there, an error.
-if "MMJAX_TEST_PROGRAMS" not in os.environ:
-    os.environ["MMJAX_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="mmjax-programs-")
-PROGRAMS = os.environ["MMJAX_TEST_PROGRAMS"]
-os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Started in the background, a suite ignores SIGINT, and so would the processes that it interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):  # the one that started the others
-        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)
