@@ -82,8 +82,9 @@ def reason(error: Exception, place: str | os.PathLike[str]) -> str:
 
 def open_file(place: str | os.PathLike[str]) -> IO[bytes]:
     """A file to read as it lies; an object as it was read, whole, since readers seek."""
-    where = path(place)
-    return io.BytesIO(where.read_bytes()) if remote(place) else open(where, "rb")
+    if remote(place):
+        return io.BytesIO(path(place).read_bytes())
+    return open(place, "rb")  # as it was named: Path("") would be this folder
 
 
 def key_values(place: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,19 +2,16 @@
 
 JAX notices a dead process by its closed connections, and one that was stopped, or whose host is
 gone, after a silence; its own end is then an abort. Here every process says that it is there by a
-number in the key-value store of `jax.distributed`, reads the next one's, and tells all if that is
-silent: so many processes cost the store a few requests each, not one for every two of them.
+number in the key-value store of `jax.distributed` and reads the others'.
 """
 
 import atexit
-import contextlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 PLACE = "mmjax/beat/"
-SILENT = "mmjax/silent/"
 
 
 class Heartbeat:
@@ -22,7 +19,7 @@ class Heartbeat:
 
     Args:
       client: of `jax.distributed`; any object with its `key_value_set` and `key_value_dir_get`.
-      own: the number of this process of `count`, at least two.
+      own: the number of this process of `count`.
       seconds: of silence that mean a process hangs; also how long the store may take to answer,
         which lies in the first process.
     """
@@ -30,11 +27,9 @@ class Heartbeat:
     def __init__(
         self, client: Any, own: int, count: int, seconds: float, lost: Callable[[str], None]
     ):
-        self._client, self._seconds, self._lost = client, seconds, lost
-        self._own, self._next = own, (own + 1) % count
+        self._client, self._own, self._seconds, self._lost = client, own, seconds, lost
         now = time.monotonic()
-        self._heard = "", now  # what the next one said last, and when
-        self._told = ""  # who is silent, by another's word
+        self._heard = {n: ("", now) for n in range(count) if n != own}  # what each said last, when
         self._answered, self._leaving = now, False
 
     def start(self) -> None:
@@ -51,16 +46,17 @@ class Heartbeat:
         number = 0
         while True:
             try:
-                self._client.key_value_set(f"{PLACE}{self._own}/at", str(number), True)
-                said = [v for _, v in self._client.key_value_dir_get(f"{PLACE}{self._next}/")]
-                told = [v for _, v in self._client.key_value_dir_get(SILENT)]
+                self._client.key_value_set(f"{PLACE}{self._own}", str(number), True)
+                found = dict(self._client.key_value_dir_get(PLACE))
             except Exception:  # the first process is gone, which is what `_judge` will see
-                said = told = None
+                found = {}
             now, number = time.monotonic(), number + 1
-            if said is not None:
-                self._answered, self._told = now, told[0] if told else ""
-            if said and said[0] != self._heard[0]:
-                self._heard = said[0], now
+            for other, (said, _) in self._heard.items():
+                saying = found.get(f"{PLACE}{other}", said)
+                if saying != said:
+                    self._heard[other] = saying, now
+            if found:
+                self._answered = now
             time.sleep(self._seconds / 6)
 
     def _judge(self) -> None:
@@ -70,14 +66,13 @@ class Heartbeat:
             time.sleep(self._seconds / 6)
             now = time.monotonic()
             if now - before > self._seconds / 2:  # it was this process that was stopped
-                self._answered, self._heard = now, (self._heard[0], now)
-            before, silent = now, self._told
+                self._answered = now
+                self._heard = {other: (said, now) for other, (said, _) in self._heard.items()}
+            before = now
+            heard = self._heard.items()  # of others only as much is known as the store has told
+            silent = [str(n) for n, (_, when) in heard if self._answered - when > self._seconds]
             if now - self._answered > self._seconds:
-                silent = "0"
-            elif self._answered - self._heard[1] > self._seconds:  # as the store has told, no later
-                silent = str(self._next)
-                with contextlib.suppress(Exception):  # the first process goes at this very moment
-                    self._client.key_value_set(f"{SILENT}{self._own}", silent, True)
+                silent = ["0"]
             if silent and not self._leaving:
-                self._lost(f"process {silent} said nothing for {self._seconds:g} s")
+                self._lost(f"process {', '.join(silent)} said nothing for {self._seconds:g} s")
                 return

@@ -105,7 +105,6 @@ def serving():
     thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
     thread.start()
     os.environ |= KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}
-    os.environ["no_proxy"] = "127.0.0.1"
     try:
         client = session.get_session().create_client("s3")
         client.create_bucket(Bucket=BUCKET)

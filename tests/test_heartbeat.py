@@ -41,7 +41,7 @@ def three():
 
 def beats(kept, count):
     for number in range(count):
-        kept.kept[f"{PLACE}2/at"] = str(number)
+        kept.kept[f"{PLACE}2"] = str(number)
         time.sleep(SECONDS / 6)
 
 

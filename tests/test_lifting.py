@@ -53,9 +53,9 @@ def test_trials_over_devices_equal_those_of_one(mesh, folder, tmp_path):
     best, progress, trials = fit(config(bprmf, folder, mesh=mesh), points, tmp_path / "split")
     one, own, _ = fit(config(bprmf, folder), points, tmp_path / "one")
     assert progress["best_epoch"] == own["best_epoch"]
-    assert max(trials.programs) == 8
+    assert max(width for _, width in trials.programs) == 8
     assert len(trials.programs) > 1 or mesh == "trial=8"
-    assert all(width % int(mesh[6]) == 0 for width in trials.programs)
+    assert all(width % int(mesh[6]) == 0 for _, width in trials.programs)
     shapes = jax.tree.leaves(selection.weights(trials.shapes()))
     for x, shape in zip(jax.tree.leaves(best), shapes, strict=True):
         assert x.sharding.is_equivalent_to(shape.sharding, x.ndim)
@@ -86,11 +86,12 @@ def test_side_by_side_those_that_stopped_are_left_out(folder, tmp_path, monkeypa
     points = [{"lr": rate} for rate in (*RATES[:4], 0.0, 0.0, 0.0, 0.0)]
     made = config(vbpr, folder, epochs=16)
     one, own, alone = fit(made, points, tmp_path / "in turn")
-    assert set(alone.programs) == {8}
+    assert set(alone.programs) == {("epoch", 8)}
     monkeypatch.setattr(meshes, "is_cpu", lambda mesh: False)
     best, progress, trials = fit(made, points, tmp_path / "abreast")
-    assert 8 in trials.programs
-    assert {1, 2} & set(trials.programs)
+    widths = {width for _, width in trials.programs}
+    assert 8 in widths
+    assert {1, 2} & widths
     np.testing.assert_allclose(progress["best"][1], own["best"][1], atol=1e-6)
     assert [b == 1 for b in progress["best_epoch"]] == [b == 1 for b in own["best_epoch"]]
     for mine, theirs in zip(*map(jax.tree.leaves, (best, one)), strict=True):

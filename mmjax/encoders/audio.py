@@ -186,7 +186,7 @@ def read(path: str, rate: int, seconds: float = math.inf) -> np.ndarray | str:
     Args:
       seconds: the file is cut there, before its rate is changed.
     """
-    if not os.path.isfile(path):
+    if not buckets.remote(path) and not os.path.isfile(path):
         return "no such file"
     try:
         samples, own = _decode(path, seconds)
