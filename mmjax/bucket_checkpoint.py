@@ -100,7 +100,7 @@ class Bucket:
         try:
             return [key.decode().split("/") for key in self._kv().list().result()]
         except ValueError as error:
-            text = str(error).split(" [")[0]
+            text = buckets.first_line(error)
             raise InputError(f"{self._folder} cannot be read: {text}") from None
 
     def _steps(self) -> list[int]:
@@ -131,7 +131,7 @@ class Bucket:
         }
 
     def _unwritable(self, error: Exception) -> InputError:
-        return InputError(f"{self._folder} cannot be written: {str(error).split(' [')[0]}")
+        return InputError(f"{self._folder} cannot be written: {buckets.first_line(error)}")
 
 
 def by_place(tree: Tree) -> dict[str, Any]:

@@ -80,6 +80,11 @@ def reason(error: Exception, place: str | os.PathLike[str]) -> str:
     return why
 
 
+def first_line(error: Exception) -> str:
+    """TensorStore's message without the specification it appends."""
+    return str(error).split(" [")[0].strip()
+
+
 def open_file(place: str | os.PathLike[str]) -> IO[bytes]:
     """A file to read as it lies; an object as it was read, whole, since readers seek."""
     if remote(place):

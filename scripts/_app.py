@@ -60,7 +60,7 @@ def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -
         except InputError as error:
             _stop(str(error))
         except PermissionError as error:
-            _stop(f"{error.filename or 'permission denied'}: {error.strerror or error}")
+            _stop(f"{error.filename}: {error.strerror}; check who owns it")
         except Preempted as notice:
             print(f"stopped: {notice}; the same command goes on", file=sys.stderr)
             sys.exit(PREEMPTED)

@@ -28,7 +28,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, port):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.store, self.asked, self.failed = port, [], 0
+        self.store, self.failed = port, 0
         self.fail = lambda method, path: None
 
     def handle_error(self, request, client_address):
@@ -41,7 +41,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self):
         server, length = self.server, int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
-        server.asked.append((self.command, self.path))
         status = server.fail(self.command, self.path)
         if status is not None:
             server.failed += 1

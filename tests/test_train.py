@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,14 @@ def test_a_loss_that_is_not_finite_names_its_step(folder, tmp_path):
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of \d+ of epoch \d+"):
         train.run(config(vbpr, folder, lr=1e30), tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_run_goes_on_where_its_data_was_moved(folder, tmp_path):
+    """Content counts, not the path; nor how often it is saved."""
+    results = train.run(config(itemknn, folder), tmp_path / "run")
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = config(itemknn, tmp_path / "moved", checkpoint_seconds=1.0)
+    assert train.run(moved, tmp_path / "run") == results
 
 
 def test_a_workdir_of_another_config_is_refused(folder, tmp_path):

@@ -37,7 +37,7 @@ def kvstore(url: str | Path, context: ts.Context | None) -> ts.KvStore:
     try:
         return ts.KvStore.open(spec, context=context).result()
     except ValueError as error:
-        raise InputError(f"{url} cannot hold a store: {first_line(error)}") from None
+        raise InputError(f"{url} cannot hold a store: {buckets.first_line(error)}") from None
 
 
 def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
@@ -49,7 +49,7 @@ def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
     try:
         answer = kv.read(key).result()
     except ValueError as error:
-        raise InputError(f"{url}/{key} cannot be read: {first_line(error)}") from None
+        raise InputError(f"{url}/{key} cannot be read: {buckets.first_line(error)}") from None
     return answer.value if answer.state == "value" else None
 
 
@@ -68,7 +68,7 @@ def write(kv: ts.KvStore, key: str, value: bytes) -> None:
     try:
         kv.write(key, value).result()
     except ValueError as error:
-        raise InputError(f"{kv.url}{key} cannot be written: {first_line(error)}") from None
+        raise InputError(f"{kv.url}{key} cannot be written: {buckets.first_line(error)}") from None
 
 
 def zarr(
@@ -149,8 +149,3 @@ def prune(kv: ts.KvStore) -> None:
         for folder, _, _ in os.walk(spec["path"], topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-
-
-def first_line(error: Exception) -> str:
-    """TensorStore's message without the specification it appends."""
-    return str(error).split(" [")[0].strip()

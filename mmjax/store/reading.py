@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore as ts
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from mmjax import buckets
 from mmjax.data.dataset import hash_ids
 from mmjax.errors import InputError
 from mmjax.store import layout
@@ -62,7 +63,7 @@ def open_store(
     try:
         features, present = (layout.zarr(kv, part, context) for part in layout.ARRAYS)
     except ValueError as error:
-        raise InputError(f"the store {url} is damaged: {layout.first_line(error)}") from None
+        raise InputError(f"the store {url} is damaged: {buckets.first_line(error)}") from None
     if list(features.shape) != manifest["shape"] or list(present.shape) != manifest["shape"][:1]:
         raise InputError(f"{url}: arrays of shape {features.shape} and {present.shape} contradict")
     return Store(str(url), manifest, kv, features, present)
@@ -201,7 +202,7 @@ class Store:
             for first, last in self.spans():
                 if first < stop and start < last:
                     self._check_chunk(first, last)
-            raise InputError(f"{self.url} cannot be read: {layout.first_line(error)}") from None
+            raise InputError(f"{self.url} cannot be read: {buckets.first_line(error)}") from None
 
     def _check_chunk(self, start: int, stop: int) -> None:
         number = start // self.manifest["chunk_rows"]

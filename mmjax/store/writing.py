@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from mmjax import buckets
 from mmjax.errors import InputError
 from mmjax.store import layout
 from mmjax.store.reading import Store
@@ -182,7 +183,7 @@ class Writer:
                 future.result()
             except ValueError as error:
                 raise InputError(
-                    f"{self.store.url} cannot be written: {layout.first_line(error)}"
+                    f"{self.store.url} cannot be written: {buckets.first_line(error)}"
                 ) from None
         if self._lock is None and self.store.kv.read("writer").result().value != self._token:
             raise InputError(f"another process has begun to write {self.store.url}; this one stops")
