@@ -1,8 +1,7 @@
 """The script that kills: what it compares, and a run of it."""
 
-import importlib.util
+import importlib
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,14 +9,10 @@ import worlds
 from scripting import ROOT, script
 
 
-@pytest.fixture(scope="module")
-def chaos():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("chaos", ROOT / "scripts" / "chaos.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "scripts"))
+@pytest.fixture
+def chaos(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("chaos")  # once in a process: its flags may not be defined again
 
 
 def trained(folder, value=0.5, epochs=(1, 2), ranked=(3, 1)):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fitting import same
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax import buckets, mesh
@@ -39,13 +40,6 @@ def checkpoints(place):
     opened = Checkpoints(place)
     yield opened
     opened.close()
-
-
-def same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 def test_save_load_latest(checkpoints, place):

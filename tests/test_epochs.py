@@ -2,14 +2,13 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import worlds
+from fitting import fit, same
 
 from configs import bprmf, freedom, lattice, vbpr
-from mmjax import ensemble, files, loop, processes, setup, train
-from mmjax.checkpoint import Checkpoints
+from mmjax import ensemble, files, processes, setup, train
 from mmjax.data import dataset
 from mmjax.errors import InputError, Preempted
 
@@ -24,21 +23,6 @@ def config(module, folder, **change):
     made.update({"dataset": str(folder), "epochs": 3, "batch_size": 640, "mesh": "data=1"})
     made.update({"cutoffs": (10, 20), "lr": 1e-2, **change})
     return made
-
-
-def fit(made, points, where):
-    data, checkpoints = dataset.load(made.dataset), Checkpoints(where / "checkpoints")
-    trials, timing = setup.trials(made, data, {}, points), {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
-    try:
-        return loop.fit(trials, trials.init(), evaluate, checkpoints, made, where, timing)
-    finally:
-        checkpoints.close()
-
-
-def same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def losses(workdir):
@@ -98,7 +82,7 @@ def test_trials_that_have_stopped_are_no_part_of_it(folder, tmp_path, monkeypatc
     ends = Ends(monkeypatch)
     made = config(bprmf, folder, epochs=5, patience=1, mesh="trial=2", part_steps=2)
     points = [{"lr": rate} for rate in (0.0, 0.05, 0.0, 0.03)]
-    whole, progress = fit(made, points, tmp_path / "whole")
+    whole, progress, _ = fit(made, points, tmp_path / "whole")
     assert progress["best_epoch"][::2] == [1, 1]
     assert max(progress["best_epoch"]) > 2
     parts = ends.looks // progress["epoch"]
@@ -106,7 +90,7 @@ def test_trials_that_have_stopped_are_no_part_of_it(folder, tmp_path, monkeypatc
     with pytest.raises(Preempted, match=r"step 4 of .* of epoch 3"):
         fit(made, points, tmp_path / "ended")
     ends.after(None)
-    again, told = fit(made, points, tmp_path / "ended")
+    again, told, _ = fit(made, points, tmp_path / "ended")
     assert told == progress
     for trial in range(4):
         same(ensemble.pick(again, trial), ensemble.pick(whole, trial))

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import worlds
+from fitting import fit, same
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import bprmf, freedom, vbpr
-from mmjax import ensemble, lifting, loop, selection, setup
+from mmjax import ensemble, lifting, selection, setup
 from mmjax import mesh as meshes
-from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
 from mmjax.errors import InputError
 
@@ -26,24 +26,6 @@ def folder(tmp_path_factory):
 def config(module, folder, **changes):
     made = module.get_config().to_dict() | {"dataset": str(folder), "epochs": 8, "patience": 2}
     return made | {"batch_size": 512, "cutoffs": (10, 20), "mesh": "data=1"} | changes
-
-
-def fit(made, points, workdir, stores=None, variant=None):
-    """Best states and progress, and the ensemble, after training of these points together."""
-    data = dataset.load(made["dataset"])
-    stores = setup.features(made, data) if stores is None else stores
-    trials = setup.trials(made, data, stores, points, variant)
-    timing = {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    best, progress = loop.fit(trials, trials.init(), evaluate, checkpoints, made, workdir, timing)
-    checkpoints.close()
-    return best, progress, trials
-
-
-def same(trees, others):
-    for mine, theirs in zip(*map(jax.tree.leaves, (trees, others)), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("mesh", ["trial=2", "trial=4,data=2", "trial=8"])

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 import worlds
+from fitting import fit, same
 
 from configs import bprmf, itemknn, lightgcn, vbpr
-from mmjax import ensemble, files, loop, optimizer, report, selection, setup, store, train
+from mmjax import ensemble, files, optimizer, report, selection, setup, store, train
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
 from mmjax.errors import InputError
@@ -48,11 +49,6 @@ def trained(workdir):
     return jax.tree.map(np.asarray, tree), progress
 
 
-def same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_a_run_and_what_it_writes(folder, tmp_path):
     results = train.run(config(vbpr, folder), tmp_path / "run")
     assert results == files.read_json(tmp_path / "run" / "results.json")
@@ -78,27 +74,16 @@ def test_a_run_and_what_it_writes(folder, tmp_path):
     assert train.run(config(vbpr, folder), tmp_path / "run") == results  # finished: nothing to do
 
 
-def fit(made, points, where):
-    """The best weights and the progress of trials that differ in these values."""
-    data, checkpoints = dataset.load(made.dataset), Checkpoints(where / "checkpoints")
-    trials, timing = setup.trials(made, data, {}, points), {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
-    try:
-        return loop.fit(trials, trials.init(), evaluate, checkpoints, made, where, timing)
-    finally:
-        checkpoints.close()
-
-
 def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_path):
     """Three learning rates as one program: each trial stops, and is best, as it is alone."""
     made = config(bprmf, folder, epochs=12, patience=2)
     points = [{"lr": rate} for rate in (0.05, 0.0, 0.003)]
-    together, progress = fit(made, points, tmp_path / "together")
+    together, progress, _ = fit(made, points, tmp_path / "together")
     assert progress["best_epoch"][1] == 1  # nothing moves, so nothing improves on the first
     assert selection.finished(progress, made)[1]
     assert len(set(progress["best_epoch"])) > 1
     for trial, point in enumerate(points):
-        alone, own = fit(made, [point], tmp_path / f"alone-{trial}")
+        alone, own, _ = fit(made, [point], tmp_path / f"alone-{trial}")
         assert own["best_epoch"][0] == progress["best_epoch"][trial]
         assert own["best"][0] == progress["best"][trial]
         same(ensemble.pick(together, trial), ensemble.pick(alone, 0))
@@ -118,8 +103,8 @@ def test_a_trial_that_diverges_ends_alone(folder, tmp_path):
     """The other goes on as if it were not there; its own best is from before."""
     made = config(bprmf, folder)
     points = [{"lr": 0.01}, {"lr": 1e30}]
-    together, progress = fit(made, points, tmp_path / "together")
-    alone, own = fit(made, points[:1], tmp_path / "alone")
+    together, progress, _ = fit(made, points, tmp_path / "together")
+    alone, own, _ = fit(made, points[:1], tmp_path / "alone")
     assert progress["diverged"] == [0, 1]
     assert selection.finished(progress, made) == [False, True]
     assert progress["best"] == [own["best"][0], None]  # it was never ranked
@@ -132,7 +117,7 @@ def test_a_trial_that_diverges_ends_alone(folder, tmp_path):
 def test_the_last_trial_diverges_after_the_other_has_stopped(folder, tmp_path):
     """Nobody is left to train or to rank; both have their best."""
     made = config(bprmf, folder, epochs=40, patience=2, lr_decay=(1e6, 1.0))
-    _, progress = fit(made, [{"lr": 0.0}, {"lr": 1e-4}], tmp_path)
+    _, progress, _ = fit(made, [{"lr": 0.0}, {"lr": 1e-4}], tmp_path)
     assert progress["best_epoch"][0] == 1
     assert progress["diverged"][0] == 0
     assert 3 < progress["diverged"][1] == progress["epoch"] < 10
