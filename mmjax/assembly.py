@@ -70,21 +70,24 @@ def build(
 
         return *jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0)), *found
 
-    drawn, like, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
-    if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
-        raise lifting.Unlike("these catalogues make different programs")
     users, items = catalogs[0].shape
     layout = partition.Layout(mesh, frozenset((users, items, users + items)))
-    everywhere = meshes.replicated(mesh)
-    frozen, varied = lifting.stack(frozen)
-    frozen, like_frozen = graph.place(frozen, layout, varied, put)
-    constants, varied_constants = lifting.stack([one.consts for one in drawn])
-    constants = put(constants, everywhere)
+    with meshes.aside(mesh):
+        drawn, like, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
+        if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
+            raise lifting.Unlike("these catalogues make different programs")
+        frozen, varied = lifting.stack(frozen)
+        frozen, like_frozen = graph.place(frozen, layout, varied, put)
+        constants, varied_constants = lifting.stack([one.consts for one in drawn])
+        constants, like_constants = graph.place(constants, layout, varied_constants, put)
 
     def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
         own = lifting.choose(constants, varied_constants, variant)
-        values = jax.core.eval_jaxpr(drawn[0].jaxpr, own, key)
+        own = layout.whole(own, like_constants)
         if not trainable:  # a solver, not a table of noise: each device does the same
+            own = [layout.lay(x) for x in own]
+        values = jax.core.eval_jaxpr(drawn[0].jaxpr, own, key)
+        if not trainable:
             values = [layout.lay(x) for x in values]
         return layout.fill(jax.tree.structure(like[0]).unflatten(values))
 
@@ -97,7 +100,7 @@ def build(
         keys=jnp.zeros(0),  # `given` says
         hypers={},
         variant=jnp.zeros(0),
-        data=put(data, everywhere),
+        data=put(data, meshes.replicated(mesh)),
         optimizer=chain,
         settings=settings,
         layout=layout,

@@ -102,6 +102,17 @@ def plan(tree: Any, where: NamedSharding) -> Any:
     return jax.tree.map(one, tree)
 
 
+def aside(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Where that is made which several devices will share: on the host, where there is room for it
+    whole. One device makes its own."""
+    if mesh.size == 1:
+        return contextlib.nullcontext()
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the host out
+        return contextlib.nullcontext()
+
+
 def use(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Where programs for a mesh of several devices are traced, so that they can ask for it."""
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mmjax import buckets, files, partition, processes
 from mmjax import mesh as meshes
@@ -164,10 +164,13 @@ def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:
 _nearest = jax.jit(nearest, static_argnums=1)
 
 
-def _on_mesh(x: jax.Array, k: int, mesh: Mesh) -> Neighbours:
+def _on_mesh(x: np.ndarray, k: int, mesh: Mesh) -> Neighbours:
+    """`nearest` of rows on the host, of which each device is given its own."""
+    rows = partition.filled(x, partition.pieces(mesh))
+    rows = meshes.put(rows, NamedSharding(mesh, PartitionSpec(partition.AXES)))
     with meshes.use(mesh):
-        whole = jax.jit(nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))
-        return whole(x, k)
+        found = jax.jit(nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))(rows, k)
+    return Neighbours(*(np.asarray(part)[: len(x)] for part in found))
 
 
 def build(
@@ -192,8 +195,7 @@ def build(
             return Neighbours(*map(np.asarray, _nearest(wide, k)))
         # A thread of its own, since a recommender builds its graphs while it is being traced.
         with futures.ThreadPoolExecutor(1) as thread:
-            found = thread.submit(_on_mesh, np.asarray(wide), k, mesh).result()
-        return Neighbours(*map(np.asarray, found))
+            return thread.submit(_on_mesh, np.asarray(wide), k, mesh).result()
 
     if not folder:
         return find()

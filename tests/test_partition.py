@@ -99,6 +99,28 @@ def test_tables_features_and_graphs_lie_in_pieces(folder):
     assert any(x.shape[1] == 104 for x in jax.tree.leaves(trained))
 
 
+@pytest.mark.parametrize("name", ["vbpr", "bm3", "lattice"])
+def test_no_device_but_the_host_is_given_features_whole(name, folder, monkeypatch):
+    """Frozen ones, trained ones, and those that neighbours are found by."""
+    given, original = [], meshes.put
+
+    def put(tree, where):
+        laid = original(tree, where)
+        given.extend(jax.tree.leaves(laid))
+        return laid
+
+    monkeypatch.setattr(meshes, "put", put)
+    made = config(name, folder, mesh="data=2,model=4")
+    data = dataset.load(folder)
+    stores = setup.features(made, data)
+    widths = {opened.shape[1] for opened in stores.values()}
+    setup.trials(made, data, stores, put=put)
+    features = [x for x in given if x.ndim == 2 and x.shape[1] in widths | {sum(widths)}]
+    assert features
+    for x in features:
+        assert {shard.data.shape[0] for shard in x.addressable_shards} == {104 // 8}
+
+
 def test_no_table_travels_where_a_batch_does(folder):
     """Of BPRMF's step no collective moves as much as a table has, though Adam updates all of it."""
     trials = build(config("bprmf", folder, mesh="data=2,model=4", batch_size=16))
@@ -168,8 +190,9 @@ def test_neighbours_round_a_ring(grid, count, k):
     expected = neighbours.nearest(jnp.asarray(x), k)
     with jax.set_mesh(meshes.make(grid)):
         found = jax.jit(neighbours.nearest, static_argnums=1)(x, k)
-    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
-    np.testing.assert_array_equal(found.columns, expected.columns)
+    for one in (found, neighbours.build(x, k, mesh=meshes.make(grid))):
+        np.testing.assert_allclose(one.values, expected.values, atol=1e-6)
+        np.testing.assert_array_equal(one.columns, expected.columns)
 
 
 def test_one_device_splits_nothing(folder):
