@@ -75,3 +75,31 @@ def of_growth(rows: list[dict[str, Any]], path: Path) -> None:
     panel.legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def of_scaling(rows: list[dict[str, Any]], path: Path) -> None:
+    """What a device holds, needs beside it and receives over the number of devices, both
+    logarithmic, and what it would hold if everything divided."""
+    names = {"held_bytes": "held, GB", "scratch_bytes": "scratch, GB"}
+    names |= {"received_bytes": "received a step, GB"}
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        own = [row for row in rows if row["model"] == model]
+        color = COLORS[number % len(COLORS)]
+        for name, panel in zip(names, panels, strict=True):
+            points = [(row["devices"], row[name] / 1e9) for row in own if row[name]]
+            panel.plot(*zip(*points, strict=True), "o-", color=color, label=model)
+            if name != "received_bytes":
+                first, value = points[0]
+                ideal = [value * first / devices for devices, _ in points]
+                panel.plot([n for n, _ in points], ideal, ":", color=color, linewidth=1)
+    devices = sorted({row["devices"] for row in rows})
+    for title, panel in zip(names.values(), panels, strict=True):
+        panel.set(xscale="log", yscale="log", xlabel="devices")
+        panel.set_xticks(devices, devices)
+        panel.minorticks_off()
+        panel.set_title(f"{title} a device", loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, title="dotted: 1 / devices")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -115,7 +115,7 @@ def keep(kind: str, rows: list[dict]) -> None:
     }
     files.write_json(FLAGS.json, about | {"rows": rows})
     picture = Path(FLAGS.json).with_suffix(".png")
-    (_plots.of_growth if kind == "growth" else _plots.of_times)(rows, picture)
+    getattr(_plots, f"of_{kind}", _plots.of_times)(rows, picture)
     print(f"wrote {FLAGS.json}" + f", {picture}" * picture.exists())
 
 

@@ -91,7 +91,9 @@ def test_growth_and_scaling(scripts, tmp_path):
     few, many = files.read_json(kept)["rows"]
     assert few["side"] != many["side"]  # by which two measurements are compared
     assert 0 < few["train_interactions"] < many["train_interactions"]
-    assert kept.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    picture = kept.with_suffix(".png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
     shape = ("--users=400", "--items=200", "--interactions=4000", "--meshes=1,8")
     done = scripts("benchmark", "scaling", *shape, *common)
     assert done.code == 0, done.err
@@ -99,3 +101,4 @@ def test_growth_and_scaling(scripts, tmp_path):
     assert eight["held_bytes"] < one["held_bytes"] / 3
     assert one["received_bytes"] == 0 < eight["received_bytes"]
     assert "| lightgcn | 8 | data=2,model=4 |" in done.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
