@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid, sigmoid
 
+torch.sparse.check_sparse_tensor_invariants.disable()  # unsaid, torch warns of it
+
 
 class Peer(torch.nn.Module):
     """BPR-MF, LightGCN, VBPR or FREEDOM by name, with the options of its config."""
