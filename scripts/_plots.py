@@ -79,10 +79,13 @@ def of_growth(rows: list[dict[str, Any]], path: Path) -> None:
 
 def of_scaling(rows: list[dict[str, Any]], path: Path) -> None:
     """What a device holds, needs beside it and receives over the number of devices, both
-    logarithmic, and what it would hold if everything divided."""
+    logarithmic, and what it would hold and need if everything divided."""
     names = {"held_bytes": "held, GB", "scratch_bytes": "scratch, GB"}
-    names |= {"received_bytes": "received a step, GB"}
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    if any(row["received_bytes"] for row in rows):  # one device receives nothing
+        names["received_bytes"] = "received a step, GB"
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(3.4 * len(names), 3.4), layout="constrained"
+    )
     for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         own = [row for row in rows if row["model"] == model]
         color = COLORS[number % len(COLORS)]

@@ -1,23 +1,18 @@
 """What the benchmark says of two measurements, what it plans, and its pictures."""
 
 import os
-import sys
 
 import forks
 import pytest
-from scripting import ROOT
+from scripting import imported
 
 from mmjax import files
 from mmjax.errors import InputError
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def timing():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import _timing
-
-    yield _timing
-    sys.path.remove(str(ROOT / "scripts"))
+    return imported("_timing")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +75,12 @@ def test_two_files_and_their_exit_status(scripts, tmp_path):
     done = scripts("benchmark", f"--compare={old}", str(tmp_path / "none.json"))
     assert done.code == 2
     assert "none.json is missing" in done.err
+
+
+def test_a_picture_of_one_device_which_receives_nothing(tmp_path):
+    row = {"model": "vbpr", "devices": 1, "held_bytes": 2e9, "scratch_bytes": 1e9}
+    imported("_plots").of_scaling([row | {"received_bytes": 0}], tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_growth_and_scaling(scripts, tmp_path):

@@ -1,18 +1,16 @@
 """The script that kills: what it compares, and a run of it."""
 
-import importlib
 import json
 
 import numpy as np
 import pytest
 import worlds
-from scripting import ROOT, script
+from scripting import imported, script
 
 
 @pytest.fixture
-def chaos(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module("chaos")  # once in a process: its flags may not be defined again
+def chaos():
+    return imported("chaos")
 
 
 def trained(folder, value=0.5, epochs=(1, 2), ranked=(3, 1)):
