@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmjax import neighbours
 from mmjax.recommenders import core, latent, parts
 
-LARGEST = 1 << 24  # similarities in memory at once: 64 MiB
+BLOCK = 1024  # items whose similarities to as many others are in memory at once
 
 
 class MICRO(nnx.Module):
@@ -22,7 +23,8 @@ class MICRO(nnx.Module):
         -log exp(c(E_i, h_i)) / [sum_{j != i} exp(c(E_i, E_j)) + sum_j exp(c(E_i, h_j))],
 
     c the cosine over `temperature`; computed by blocks of items, and again for the gradient, so
-    that memory stays bounded. The authors' blocks have 4096 rows; no number depends on that.
+    that memory stays bounded. The authors' blocks have 4096 rows; no number depends on that. One
+    modality alone is its own h.
 
     S_m are built as LATTICE's, where the momentum of parameters without a gradient is spoken of.
     The authors' `ngcf` body is not here; `layers=0` is their `mf`. An item without a modality has
@@ -85,8 +87,10 @@ class MICRO(nnx.Module):
             similar.propagate(graph, first, item, self.item_layers)
             for similar, graph in zip(self.similar, kept, strict=True)
         ]
-        shares = self.attention(states)
-        fused = sum(share * state for share, state in zip(shares, states, strict=True))
+        fused = states[0]
+        if len(states) > 1:  # alone, a = 1
+            shares = self.attention(states)
+            fused = sum(share * state for share, state in zip(shares, states, strict=True))
         return (users, items + neighbours.unit(fused)), states, fused
 
     def tables(self) -> parts.Tables:
@@ -101,21 +105,83 @@ def _contrast(
     state: jax.Array, fused: jax.Array, there: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
     """C of every item [I], among those that are `there` [I] (1 or 0)."""
-    state, fused = neighbours.unit(state), neighbours.unit(fused)
-    count = state.shape[0]
-    size = min(count, max(1, LARGEST // count))
-    blocks = -(-count // size)
-    rows = jnp.pad(state, ((0, blocks * size - count), (0, 0))).reshape(blocks, size, -1)
-    starts = jnp.arange(blocks) * size
+    alone = fused is state  # of one modality: h is E_m
+    state, shift = neighbours.unit(state) / jnp.sqrt(temperature), 1 / temperature
+    fused = state if alone else neighbours.unit(fused) / jnp.sqrt(temperature)
+    # Cosines are at most 1: less 1, nothing overflows.
+    pair = (state * fused).sum(axis=-1) - shift
+    others = _others(state, there, shift)
+    both = others + there * jnp.exp(pair) if alone else _row_sums(state, fused, there, shift)
+    return jnp.log(others + both) - pair
+
+
+def _row_sums(x: jax.Array, y: jax.Array, weight: jax.Array, shift: jax.Array) -> jax.Array:
+    """sum_j weight_j exp(x_i . y_j - shift) for every row i of x [I]."""
 
     @jax.checkpoint
-    def others(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        start, mine = block
-        # Cosines are at most 1: less 1, nothing overflows.
-        same = jnp.exp((mine @ state.T - 1) / temperature)
-        both = jnp.exp((mine @ fused.T - 1) / temperature)
-        own = (start + jnp.arange(size))[:, None] == jnp.arange(count)[None]
-        return (jnp.where(own, 0, same) + both) @ there  # [B]
+    def sums(rows: jax.Array) -> jax.Array:
+        return jnp.exp(rows @ y.T - shift) @ weight  # [B]
 
-    total = jax.lax.map(others, (starts, rows)).reshape(-1)[:count]
-    return jnp.log(total) - ((state * fused).sum(axis=-1) - 1) / temperature
+    return jax.lax.map(sums, _blocks(x)).reshape(-1)[: x.shape[0]]
+
+
+@jax.custom_vjp
+def _others(x: jax.Array, weight: jax.Array, shift: jax.Array) -> jax.Array:
+    """sum_{j != i} weight_j exp(x_i . x_j - shift) for every row i of x [I].
+
+    What is summed is symmetric, so that each pair of blocks is computed once, and its derivative
+    needs one product where that of two factors needs two.
+    """
+    rows, weights = _blocks(x), _blocks(weight)
+
+    def add(sums: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        a, b = pair
+        values = _values(rows, a, b, shift)
+        sums = sums.at[a].add(values @ weights[b])
+        return sums.at[b].add(jnp.where(a == b, 0, values.T @ weights[a])), None
+
+    sums, _ = jax.lax.scan(add, jnp.zeros_like(weights), _pairs(len(rows)))
+    return sums.reshape(-1)[: x.shape[0]]
+
+
+def _others_forward(*operands: jax.Array) -> tuple[jax.Array, tuple]:
+    sums = _others(*operands)
+    return sums, (*operands, sums)
+
+
+def _others_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    x, weight, shift, sums = saved
+    rows, weights, given = _blocks(x), _blocks(weight), _blocks(cotangent)
+
+    def add(of_x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        a, b = pair
+        both = jnp.outer(given[a], weights[b]) + jnp.outer(weights[a], given[b])
+        values = both * _values(rows, a, b, shift)
+        of_x = of_x.at[a].add(values @ rows[b])
+        return of_x.at[b].add(jnp.where(a == b, 0, values.T @ rows[a])), None
+
+    of_x, _ = jax.lax.scan(add, jnp.zeros_like(rows), _pairs(len(rows)))
+    of_x = of_x.reshape(-1, x.shape[1])[: x.shape[0]]
+    return of_x, _others(x, cotangent, shift), -(cotangent * sums).sum()
+
+
+_others.defvjp(_others_forward, _others_backward)
+
+
+def _values(rows: jax.Array, a: jax.Array, b: jax.Array, shift: jax.Array) -> jax.Array:
+    """exp(x_i . x_j - shift), 0 for i = j, of the rows of blocks a and b [B, B]."""
+    values = jnp.exp(rows[a] @ rows[b].T - shift)
+    return jnp.where((a == b) & jnp.eye(len(values), dtype=bool), 0, values)
+
+
+def _blocks(x: jax.Array) -> jax.Array:
+    """Rows [I, ...] as blocks of them [blocks, B, ...], the last one filled up with zeros."""
+    count = -(-len(x) // BLOCK)
+    size = -(-len(x) // count)
+    x = jnp.pad(x, [(0, count * size - len(x))] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(count, size, *x.shape[1:])
+
+
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """All a <= b < count."""
+    return np.triu_indices(count)

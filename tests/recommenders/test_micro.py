@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from recommenders import formulas
@@ -59,7 +60,7 @@ def formula(catalog, options):
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, monkeypatch):
-    monkeypatch.setattr(micro, "LARGEST", 5 * formulas.ITEMS)  # blocks of 5, the last not full
+    monkeypatch.setattr(micro, "BLOCK", 5)  # the last is not full
     with jax.enable_x64(True):
         catalog = formulas.catalog(*(["textual"] if case == "one modality" else []))
         formulas.check(
@@ -74,24 +75,33 @@ def test_equals_the_formula(case, monkeypatch):
         )
 
 
-def test_the_contrast_holds_a_block_at_a_time(monkeypatch):
+@pytest.mark.parametrize("modalities", [1, 2])
+def test_the_contrast_holds_a_block_at_a_time(monkeypatch, modalities):
     """Forwards and backwards, and does not depend on the blocks."""
     count, dim = 1000, 8
-    state, fused = jax.random.normal(jax.random.key(0), (2, count, dim))
+    states = tuple(jax.random.normal(jax.random.key(0), (2, count, dim)))[:modalities]
 
-    def total(largest):
-        monkeypatch.setattr(micro, "LARGEST", largest)
+    def total(block):
+        monkeypatch.setattr(micro, "BLOCK", block)
 
-        def mean(state, fused):
-            return micro._contrast(state, fused, jnp.ones(count), 0.5).mean()
+        def mean(states):
+            return micro._contrast(states[0], states[-1], jnp.ones(count), 0.5).mean()
 
-        return jax.jit(jax.value_and_grad(mean, argnums=(0, 1))).lower(state, fused).compile()
+        return jax.jit(jax.value_and_grad(mean)).lower(states).compile()
 
-    small, whole = total(64 * count), total(count**2)
+    small, whole = total(64), total(count)
     assert small.memory_analysis().temp_size_in_bytes < 4 * count**2
     assert whole.memory_analysis().temp_size_in_bytes > 4 * count**2
-    for one, other in zip(*(jax.tree.leaves(f(state, fused)) for f in (small, whole)), strict=True):
+    for one, other in zip(*(jax.tree.leaves(f(states)) for f in (small, whole)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
+
+
+def test_the_derivative_of_the_contrast_among_a_modality_is_that_of_differences():
+    """In x, the weights and the shift, each of its own making."""
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    weight = np.linspace(0.5, 2, 7)
+    with jax.enable_x64(True):
+        jax.test_util.check_grads(micro._others, (x, weight, 0.3), order=1, modes=["rev"])
 
 
 def test_a_contrast_of_small_temperature_overflows_nowhere():
