@@ -20,8 +20,9 @@ from mmjax.data import dataset
 from mmjax.evaluation import ranking
 
 GRIDS = ("data=8", "model=8", "data=2,model=4")
-# Of every kind: tables alone, features, a fixed graph, drawn and learned ones, solved when built.
-KINDS = ("bprmf", "vbpr", "lightgcn", "freedom", "lattice", "ials")
+# Of every kind: tables alone, features, a fixed graph, drawn and learned ones, all items
+# beside all, solved when built.
+KINDS = ("bprmf", "vbpr", "lightgcn", "freedom", "lattice", "micro", "ials")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """MICRO against method.md 7.14 written out with dense matrices, in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -9,6 +11,7 @@ from recommenders import formulas
 from recommenders.formulas import unit
 from recommenders.test_lattice import item_graph, walk
 
+from mmjax import mesh as meshes
 from mmjax.recommenders import micro
 
 L_W, CL, TAU, DIM, K = 0.3, 0.7, 0.4, 5, 4
@@ -116,3 +119,24 @@ def test_a_contrast_of_small_temperature_overflows_nowhere():
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     assert not gradient[2].any()
+
+
+@pytest.mark.parametrize("modalities", [1, 2])
+def test_devices_share_the_contrast(modalities, monkeypatch):
+    """Each computes an eighth of the pairs, and all get the numbers of one device."""
+    monkeypatch.setattr(micro, "BLOCK", 64)
+    states = tuple(jax.random.normal(jax.random.key(0), (2, 1001, 8)))[:modalities]
+
+    def mean(states):
+        return micro._contrast(states[0], states[-1], jnp.ones(1001), 0.5).mean()
+
+    step = jax.jit(jax.value_and_grad(mean))
+    alone = step.lower(states).compile()
+    with meshes.use(meshes.make("data=2,model=4")):
+        shared = step.lower(states).compile()
+    turns = [
+        set(re.findall(r'known_trip_count":{"n":"(\d+)"', c.as_text())) for c in (alone, shared)
+    ]
+    assert turns == ([{"136"}, {"17"}] if modalities == 1 else [{"136", "16"}, {"17", "2"}])
+    for one, other in zip(*(jax.tree.leaves(f(states)) for f in (shared, alone)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
