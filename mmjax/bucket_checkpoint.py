@@ -122,13 +122,7 @@ class Bucket:
 
     def _spec(self, step: int, name: str) -> dict[str, Any]:
         place = buckets.key_values(self._folder)
-        return {
-            "driver": "zarr3",
-            "kvstore": place | {"path": f"{place['path']}{step}/{name}/"},
-            # Else a lost chunk would read as zeros, and a chunk of zeros would not be written.
-            "fill_missing_data_reads": False,
-            "store_data_equal_to_fill_value": True,
-        }
+        return buckets.zarr(place | {"path": f"{place['path']}{step}/{name}/"})
 
     def _unwritable(self, error: Exception) -> InputError:
         return InputError(f"{self._folder} cannot be written: {buckets.first_line(error)}")
@@ -150,14 +144,4 @@ def _layout(array: jax.Array) -> dict[str, Any]:
         row *= size
     while chunk and chunk[0] * row > CHUNK_BYTES and chunk[0] % 2 == 0:
         chunk[0] //= 2
-    return {
-        "metadata": {
-            "shape": array.shape,
-            "data_type": array.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            "codecs": [
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "crc32c"},
-            ],
-        }
-    }
+    return {"metadata": buckets.zarr_metadata(array.shape, array.dtype.name, chunk)}

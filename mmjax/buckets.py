@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,3 +109,24 @@ def key_values(place: str | os.PathLike[str]) -> dict[str, Any]:
     if "AWS_ACCESS_KEY_ID" in os.environ:  # else it also asks what only machines of AWS answer
         spec["aws_credentials"] = {"type": "environment"}
     return spec
+
+
+def zarr(place: dict[str, Any]) -> dict[str, Any]:
+    """TensorStore's spec of the zarr3 array whose chunks lie there, as `key_values` gives it."""
+    return {
+        "driver": "zarr3",
+        "kvstore": place,
+        # Else a lost chunk would read as zeros, and a chunk of zeros would not be written.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+
+
+def zarr_metadata(shape: Sequence[int], dtype: str, chunk: Sequence[int]) -> dict[str, Any]:
+    """zarr3's metadata of an array that is to be created; every chunk has a checksum."""
+    return {
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    }

@@ -204,9 +204,7 @@ class Ensemble:
         carry = (state["params"], state["opt"])
         count = first + jnp.arange(steps, dtype=jnp.uint32)
         (params, opt), losses = jax.lax.scan(step, carry, count)
-        epoch = state["epoch"] + 1
-        if not isinstance(first, int):
-            epoch = jnp.where(first + steps == self.steps, epoch, state["epoch"])
+        epoch = state["epoch"] + (first + steps == self.steps)
         after = {"params": params, "opt": opt, "epoch": epoch}
         return self.layout.fill(state | after), losses
 

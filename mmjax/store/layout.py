@@ -77,23 +77,9 @@ def zarr(
     """Opens an array of the store or, with a dtype, shape and chunk shape, creates it."""
     inner = kv.spec()
     inner.path += part
-    spec = {
-        "driver": "zarr3",
-        "kvstore": inner.to_json(),
-        # Else a lost chunk would read as zeros, and a chunk of zeros would not be written.
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
+    spec = buckets.zarr(inner.to_json())
     if dtype:
-        spec["metadata"] = {
-            "shape": shapes[0],
-            "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shapes[1]}},
-            "codecs": [
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "crc32c"},
-            ],
-        }
+        spec["metadata"] = buckets.zarr_metadata(shapes[0], dtype, shapes[1])
     return ts.open(spec, context=context, open=not dtype, create=bool(dtype)).result()
 
 
