@@ -32,7 +32,7 @@ from mmjax import neighbours
 from mmjax.errors import InputError
 
 # Of this folder, what is no recommender.
-SHARED = ("core", "parts", "contrast", "gathered", "latent", "dual")
+SHARED = ("core", "parts", "contrast", "pairwise", "gathered", "latent", "dual")
 
 
 class Frozen(nnx.Variable):

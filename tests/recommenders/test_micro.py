@@ -12,7 +12,7 @@ from recommenders.formulas import unit
 from recommenders.test_lattice import item_graph, walk
 
 from mmjax import mesh as meshes
-from mmjax.recommenders import micro
+from mmjax.recommenders import micro, pairwise
 
 L_W, CL, TAU, DIM, K = 0.3, 0.7, 0.4, 5, 4
 CASES = {
@@ -63,7 +63,7 @@ def formula(catalog, options):
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, monkeypatch):
-    monkeypatch.setattr(micro, "BLOCK", 5)  # the last is not full
+    monkeypatch.setattr(pairwise, "BLOCK", 5)  # the last is not full
     with jax.enable_x64(True):
         catalog = formulas.catalog(*(["textual"] if case == "one modality" else []))
         formulas.check(
@@ -85,7 +85,7 @@ def test_the_contrast_holds_a_block_at_a_time(monkeypatch, modalities):
     states = tuple(jax.random.normal(jax.random.key(0), (2, count, dim)))[:modalities]
 
     def total(block):
-        monkeypatch.setattr(micro, "BLOCK", block)
+        monkeypatch.setattr(pairwise, "BLOCK", block)
 
         def mean(states):
             return micro._contrast(states[0], states[-1], jnp.ones(count), 0.5).mean()
@@ -104,7 +104,7 @@ def test_the_derivative_of_the_contrast_among_a_modality_is_that_of_differences(
     x = np.random.default_rng(0).normal(size=(7, 3))
     weight = np.linspace(0.5, 2, 7)
     with jax.enable_x64(True):
-        jax.test_util.check_grads(micro._others, (x, weight, 0.3), order=1, modes=["rev"])
+        jax.test_util.check_grads(pairwise.other_sums, (x, weight, 0.3), order=1, modes=["rev"])
 
 
 def test_a_contrast_of_small_temperature_overflows_nowhere():
@@ -124,7 +124,7 @@ def test_a_contrast_of_small_temperature_overflows_nowhere():
 @pytest.mark.parametrize("modalities", [1, 2])
 def test_devices_share_the_contrast(modalities, monkeypatch):
     """Each computes an eighth of the pairs, and all get the numbers of one device."""
-    monkeypatch.setattr(micro, "BLOCK", 64)
+    monkeypatch.setattr(pairwise, "BLOCK", 64)
     states = tuple(jax.random.normal(jax.random.key(0), (2, 1001, 8)))[:modalities]
 
     def mean(states):
