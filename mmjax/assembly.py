@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from mmjax import ensemble, graph, lifting, optimizer, partition, sampling
 from mmjax import mesh as meshes
 from mmjax.recommenders import core
+from mmjax.unread import Unread
 
 Tree = Any
 
@@ -57,28 +58,35 @@ def build(
     def construct(catalog: core.Catalog) -> tuple:
         """Traced once. What initialising reads of the catalogue (features of a hundred megabytes,
         say) becomes an argument: inside the program such a constant takes XLA seconds and several
-        copies."""
+        copies. So does what is unread."""
         found: list[Any] = []  # what constructing one trial finds to be the same for all
+        unread = {k: x for k, x in catalog.features.items() if isinstance(x, Unread)}
 
-        def draw(key: jax.Array) -> Tree:
+        def draw(key: jax.Array, given: Mapping[str, jax.Array]) -> Tree:
             rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
-            model = recommender(catalog, **options, rngs=rngs)
+            known = {name: unread[name].within(x) for name, x in given.items()}
+            whole = replace(catalog, features={**catalog.features, **known})
+            model = recommender(whole, **options, rngs=rngs)
             graphdef, params, drawn, frozen = nnx.split(model, nnx.Param, core.Drawn, ...)
             found[:] = graphdef, frozen
             params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
             return {"params": params, "drawn": drawn, "opt": chain.init(params)}
 
-        return *jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0)), *found
+        given = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in unread.items()}
+        traced, shapes = jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0), given)
+        return traced, shapes, _needed(traced, [unread[k] for k in sorted(unread)]), *found
 
     users, items = catalogs[0].shape
     layout = partition.Layout(mesh, frozenset((users, items, users + items)))
     with meshes.aside(mesh):
-        drawn, like, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
+        drawn, like, needed, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
         if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
             raise lifting.Unlike("these catalogues make different programs")
         frozen, varied = lifting.stack(frozen)
         frozen, like_frozen = graph.place(frozen, layout, varied, put)
-        constants, varied_constants = lifting.stack([one.consts for one in drawn])
+        constants, varied_constants = lifting.stack(
+            [[*one.consts, *filter(None, given)] for one, given in zip(drawn, needed, strict=True)]
+        )
         constants, like_constants = graph.place(constants, layout, varied_constants, put)
 
     def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
@@ -86,7 +94,10 @@ def build(
         own = layout.whole(own, like_constants)
         if not trainable:  # a solver, not a table of noise: each device does the same
             own = [layout.lay(x) for x in own]
-        values = jax.core.eval_jaxpr(drawn[0].jaxpr, own, key)
+        count = len(drawn[0].consts)
+        rows = iter(own[count:])
+        given = [next(rows) if x else 0 for x in needed[0]]
+        values = jax.core.eval_jaxpr(drawn[0].jaxpr, own[:count], key, *given)
         if not trainable:
             values = [layout.lay(x) for x in values]
         return layout.fill(jax.tree.structure(like[0]).unflatten(values))
@@ -109,3 +120,13 @@ def build(
         initialise=lambda keys, variant: lifted(keys, variant, constants),
     )
     return made.given(seeds, hypers, variant)
+
+
+def _needed(traced: Any, unread: Sequence[Unread]) -> list[Unread | None]:
+    """None for those that the program does not read, being its arguments from the second on."""
+    used = {id(var) for eqn in traced.jaxpr.eqns for var in eqn.invars}
+    used |= {id(var) for var in traced.jaxpr.outvars}
+    return [
+        x if id(var) in used else None
+        for x, var in zip(unread, traced.jaxpr.invars[1:], strict=True)
+    ]

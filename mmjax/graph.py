@@ -8,6 +8,7 @@ an argument: closed over, XLA would fold it for seconds.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -15,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmjax import lifting, partition
 from mmjax import mesh as meshes
 from mmjax.sparse import Csr, Pieces, in_pieces, multiply
+from mmjax.unread import Unread
 
 NORMALISATIONS = ("sym", "left", "none")
 
@@ -73,8 +75,11 @@ def place(
             return node
         return Graph(*(in_pieces(side, many) for side in node))
 
+    def known(node: Any) -> Any:
+        return jnp.empty(node.shape, node.dtype) if isinstance(node, Unread) else node
+
     tree = jax.tree.map(cut, tree, is_leaf=lambda node: isinstance(node, Graph))
-    like = jax.eval_shape(lambda: lifting.choose(tree, varied, 0))
+    like = jax.eval_shape(lambda: lifting.choose(jax.tree.map(known, tree), varied, 0))
     nodes, structure = jax.tree.flatten(tree, is_leaf=lambda node: isinstance(node, Pieces))
 
     def laid(number: int, node: Any) -> Any:

@@ -15,6 +15,7 @@ import psutil
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.errors import InputError
+from mmjax.unread import Unread
 
 AXES = ("trial", "data", "model")
 Put = Callable[[Any, NamedSharding], Any]
@@ -79,7 +80,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree: Any, where: NamedSharding) -> Any:
-    """Puts host values that every process has on the devices."""
+    """Puts host values that every process has, or features that are unread, on the devices."""
+    if isinstance(tree, Unread):
+        return tree.read(where, tree.shape[0])
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
 
@@ -96,7 +99,7 @@ def plan(tree: Any, where: NamedSharding) -> Any:
     """What `put` would put there, as shapes: programs can be compiled for them, not run."""
 
     def one(x: Any) -> jax.ShapeDtypeStruct:
-        kind = jax.typeof(x)
+        kind = x if isinstance(x, Unread) else jax.typeof(x)
         return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=where)
 
     return jax.tree.map(one, tree)

@@ -5,11 +5,12 @@ once, a pair of row blocks serving the neighbours of both; on several, each devi
 its own rows.
 """
 
+import functools
 import hashlib
 import io
 from concurrent import futures
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from mmjax import buckets, files, partition, processes
 from mmjax import mesh as meshes
 from mmjax.errors import InputError
+from mmjax.unread import Unread
 
 LARGEST = 4096  # rows of a block: 64 MiB of similarities
 FEWEST = 8  # blocks, so that little is computed twice or for padding
@@ -161,22 +163,23 @@ def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:
     return (x[:, None] * x[columns]).sum(axis=-1)
 
 
-_nearest = jax.jit(nearest, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
+def _nearest(x: jax.Array, k: int) -> Neighbours:
+    return nearest(x.astype(jnp.promote_types(x.dtype, jnp.float32)), k)
 
 
-def _on_mesh(x: np.ndarray, k: int, mesh: Mesh) -> Neighbours:
-    """`nearest` of rows on the host, of which each device is given its own."""
+def _on_mesh(x: np.ndarray | Unread, k: int, mesh: Mesh) -> Neighbours:
+    """`nearest` of rows on the host or unread, of which each device is given its own."""
     rows = partition.filled(x, partition.pieces(mesh))
     rows = meshes.put(rows, NamedSharding(mesh, PartitionSpec(partition.AXES)))
     with meshes.use(mesh):
-        found = jax.jit(nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))(rows, k)
-    return Neighbours(*(np.asarray(part)[: len(x)] for part in found))
+        found = jax.jit(_nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))(rows, k)
+    return Neighbours(*(np.asarray(part)[: x.shape[0]] for part in found))
 
 
-def build(
-    features: jax.Array, k: int, folder: str | Path = "", mesh: Mesh | None = None
-) -> Neighbours:
-    """`nearest` of features [I, F] on the host, kept in a folder under the hash of what made it.
+def build(features: Any, k: int, folder: str | Path = "", mesh: Mesh | None = None) -> Neighbours:
+    """`nearest` of features [I, F], on the host or unread, kept in a folder under the hash of what
+    made it.
 
     Features of less than float32 are widened first. A mesh of several devices shares the work.
 
@@ -188,20 +191,20 @@ def build(
             f"top_k={k} neighbours of {features.shape[0]} items, each counted as its own first: "
             f"choose a number between 1 and {features.shape[0]}"
         )
-    wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
     def find() -> Neighbours:
         if mesh is None or partition.pieces(mesh) == 1:
-            return Neighbours(*map(np.asarray, _nearest(wide, k)))
+            return Neighbours(*map(np.asarray, _nearest(jnp.asarray(features), k)))
         # A thread of its own, since a recommender builds its graphs while it is being traced.
         with futures.ThreadPoolExecutor(1) as thread:
-            return thread.submit(_on_mesh, np.asarray(wide), k, mesh).result()
+            rows = features if isinstance(features, Unread) else np.asarray(features)
+            return thread.submit(_on_mesh, rows, k, mesh).result()
 
     if not folder:
         return find()
-    content = np.ascontiguousarray(features)
-    mark = hashlib.sha256(f"1 {k} {content.shape} {content.dtype}".encode())
-    mark.update(content.view(np.uint8).data)
+    mark = hashlib.sha256(f"1 {k} {features.shape} {features.dtype}".encode())
+    known = isinstance(features, Unread) and features.digest
+    mark.update(known.encode() if known else np.ascontiguousarray(features).view(np.uint8).data)
     path = buckets.path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
     # All processes of a mesh find them together, or none does.
     if not processes.everywhere(files.exists(path)):

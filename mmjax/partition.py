@@ -8,7 +8,7 @@ as many rows as there are users or items, and XLA keeps each row where it lies.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mmjax import mesh as meshes
+from mmjax.unread import Unread
 
 Tree = Any
 AXES = ("model", "data")
@@ -48,6 +49,8 @@ def filled(x: Any, multiple: int, axis: int = 0) -> Any:
     lacking = -x.shape[axis] % multiple
     if not lacking:
         return x
+    if isinstance(x, Unread):
+        return replace(x, shape=(x.shape[0] + lacking, x.shape[1]))
     widths = [(0, lacking if n == axis else 0) for n in range(x.ndim)]
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mmjax import assembly, buckets, ensemble, files, store
+from mmjax import assembly, buckets, ensemble, files, partition, store
 from mmjax import mesh as meshes
 from mmjax.data import dataset as datasets
 from mmjax.errors import InputError
@@ -106,9 +106,10 @@ def trials(
         lr_decay=tuple(config["lr_decay"]),
     )
     every = [stores] if isinstance(stores, Mapping) else stores
+    shared = len(every) == 1 and partition.pieces(grid) > 1
     return assembly.build(
         recommender,
-        [catalog(config, data, each, grid) for each in every],
+        [catalog(config, data, each, grid, shared) for each in every],
         options,
         **seeds_and_hypers(config, points),
         settings=settings,
@@ -129,18 +130,25 @@ def seeds_and_hypers(config: Config, points: Sequence[Mapping[str, float]]) -> d
 
 
 def catalog(
-    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store], grid: Mesh
+    config: Config,
+    data: datasets.Dataset,
+    stores: Mapping[str, store.Store],
+    grid: Mesh,
+    shared: bool,
 ) -> core.Catalog:
-    """What a recommender may know of a dataset; features go from disk straight to one device.
+    """What a recommender may know of a dataset; features go from disk straight to the devices, to
+    one at once, to several that share their rows when they are asked for.
 
     Graphs of the features are kept in the dataset's folder, under derived/.
     """
-    # One device gets them at once; of several each will get its own rows.
+    dtype = jnp.dtype(
+        core.choice("features_dtype", config["features_dtype"], ("float32", "bfloat16"))
+    )
     where = meshes.replicated(grid) if grid.size == 1 else None
-    dtype = core.choice("features_dtype", config["features_dtype"], ("float32", "bfloat16"))
     rows, present = {}, {}
     for name, opened in stores.items():
-        rows[name], present[name] = opened.read(where, jnp.dtype(dtype))
+        rows[name] = opened.unread(dtype) if shared else opened.read(where, dtype)[0]
+        present[name] = opened.mask()
     return core.Catalog.of(
         data, rows, present, str(buckets.path(config["dataset"]) / "derived"), grid
     )

@@ -13,10 +13,11 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import ensemble, graph, loop, neighbours, partition, setup, sparse
+from mmjax import ensemble, graph, loop, neighbours, partition, setup, sparse, store
 from mmjax import mesh as meshes
 from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
+from mmjax.errors import InputError
 from mmjax.evaluation import ranking
 
 GRIDS = ("data=8", "model=8", "data=2,model=4")
@@ -100,26 +101,44 @@ def test_tables_features_and_graphs_lie_in_pieces(folder):
     assert any(x.shape[1] == 104 for x in jax.tree.leaves(trained))
 
 
-@pytest.mark.parametrize("name", ["vbpr", "bm3", "lattice"])
-def test_no_device_but_the_host_is_given_features_whole(name, folder, monkeypatch):
-    """Frozen ones, trained ones, and those that neighbours are found by."""
-    given, original = [], meshes.put
+@pytest.mark.parametrize("name", ["vbpr", "bm3", "lattice", "slmrec", "mmgcn"])
+def test_features_are_read_by_the_devices_that_hold_them(name, folder, monkeypatch):
+    """Frozen ones, trained ones, unit ones, and those that neighbours are found by: never whole."""
+    read, original, given, put = [], store.Store.read, [], meshes.put
 
-    def put(tree, where):
-        laid = original(tree, where)
+    def reading(self, sharding=None, dtype=None, **options):
+        read.append(sharding)
+        return original(self, sharding, dtype, **options)
+
+    def putting(tree, where):
+        laid = put(tree, where)
         given.extend(jax.tree.leaves(laid))
         return laid
 
-    monkeypatch.setattr(meshes, "put", put)
+    monkeypatch.setattr(store.Store, "read", reading)
+    monkeypatch.setattr(meshes, "put", putting)
     made = config(name, folder, mesh="data=2,model=4")
+    if name == "mmgcn":
+        made["model"]["latent"] = 0
     data = dataset.load(folder)
     stores = setup.features(made, data)
     widths = {opened.shape[1] for opened in stores.values()}
-    setup.trials(made, data, stores, put=put)
+    setup.trials(made, data, stores, put=putting).init()
+    assert read
+    assert None not in read
     features = [x for x in given if x.ndim == 2 and x.shape[1] in widths | {sum(widths)}]
     assert features
     for x in features:
         assert {shard.data.shape[0] for shard in x.addressable_shards} == {104 // 8}
+
+
+def test_a_modality_of_zeros_is_refused_unread(folder, tmp_path):
+    made = config("vbpr", folder, mesh="data=8")
+    data = dataset.load(folder)
+    store.write_array(tmp_path / "none", np.zeros((101, 3), np.float32), item_ids=data.item_ids)
+    made["features"] = f"none={tmp_path}/none"
+    with pytest.raises(InputError, match="'none' are all zero"):
+        setup.trials(made, data, setup.features(made, data))
 
 
 def test_no_table_travels_where_a_batch_does(folder):

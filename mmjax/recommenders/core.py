@@ -30,6 +30,7 @@ from flax import nnx
 
 from mmjax import neighbours
 from mmjax.errors import InputError
+from mmjax.unread import Unread, by_rows
 
 # Of this folder, what is no recommender.
 SHARED = ("core", "parts", "contrast", "pairwise", "gathered", "latent", "dual")
@@ -74,16 +75,15 @@ class Catalog:
     def shape(self) -> tuple[int, int]:
         return self.n_users, self.n_items
 
-    def concatenated(self) -> jax.Array:
+    def concatenated(self) -> jax.Array | Unread:
         """All modalities side by side in their order, [I, F1 + F2 + ...].
 
         Raises:
           InputError: there is no modality.
         """
         self.modalities()
-        # A recommender is built while its initialisation is traced; what is frozen stays concrete.
-        with jax.ensure_compile_time_eval():
-            return jnp.concatenate([jnp.asarray(x) for x in self.features.values()], axis=1)
+        beside = lambda *rows: jnp.concatenate(rows, axis=1)  # noqa: E731
+        return by_rows(beside, *self.features.values())
 
     def modalities(self) -> tuple[str, ...]:
         """Their names, in their order.
@@ -102,8 +102,11 @@ class Catalog:
                     f"features {name!r} have the shape {tuple(rows.shape)}; there are "
                     f"{self.n_items} items, each needs one row"
                 )
-            with jax.ensure_compile_time_eval():
-                finite, some = map(bool, _looked_at(jnp.asarray(rows)))
+            if isinstance(rows, Unread):
+                finite, some = True, rows.some()  # what is not finite cannot be read
+            else:
+                with jax.ensure_compile_time_eval():
+                    finite, some = map(bool, _looked_at(jnp.asarray(rows)))
             if not finite:
                 raise InputError(
                     f"features {name!r} hold NaN or infinite values; extract them again"
@@ -121,8 +124,7 @@ class Catalog:
         if modality not in self.features:
             raise InputError(f"no features {modality!r}{suggestion(modality, self.features)}")
         with jax.ensure_compile_time_eval():
-            rows = jnp.asarray(self.features[modality])
-            return neighbours.build(rows, top_k, self.cache, self.mesh)
+            return neighbours.build(self.features[modality], top_k, self.cache, self.mesh)
 
 
 @jax.jit

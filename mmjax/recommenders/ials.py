@@ -1,5 +1,6 @@
 """iALS: matrix factorisation by alternating ridge regressions over all pairs; ready when built."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -51,10 +52,11 @@ class IALS(nnx.Module):
         profile = itemknn.profile_of(catalog, implicit=True)
         sides = cut(profile), cut(profile.T.tocsr())
         weights = unobserved, l2, exponent
+        solver = _one_by_one if catalog.mesh is not None and catalog.mesh.size > 1 else _solutions
 
         def sweep(_: int, tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            user = solve(sides[0], tables[1], *weights)
-            return user, solve(sides[1], user, *weights)
+            user = solve(sides[0], tables[1], *weights, solver)
+            return user, solve(sides[1], user, *weights, solver)
 
         item = core.init_table("normal", rngs.params(), (catalog.n_items, dim))
         item = item * (stddev * dim**-0.5)
@@ -94,7 +96,12 @@ def cut(matrix: sp.csr_matrix) -> Pieces:
 
 
 def solve(
-    pieces: Pieces, other: jax.Array, unobserved: float, l2: float, exponent: float
+    pieces: Pieces,
+    other: jax.Array,
+    unobserved: float,
+    l2: float,
+    exponent: float,
+    solver: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """The rows x_n [N, D] that are best for the other side's H [M, D]:
 
@@ -136,11 +143,29 @@ def solve(
         ridge = jnp.where(length > 0, l2 * (length + unobserved * width) ** exponent, 1)
         identity = jnp.eye(dim, dtype=gram.dtype)[None]
         left += unobserved * gram[None] + ridge[:, None, None] * identity
-        lower = jax.lax.linalg.cholesky(left, symmetrize_input=False)
-        half = jax.lax.linalg.triangular_solve(lower, right[..., None], left_side=True, lower=True)
-        return jax.lax.linalg.triangular_solve(
-            lower, half, left_side=True, lower=True, transpose_a=True
-        )[..., 0]
+        return solver(left, right)
 
     solved = jax.lax.map(block, jnp.arange(blocks) * size)
     return solved.reshape(blocks * size, dim)[:count]
+
+
+def _solutions(left: jax.Array, right: jax.Array) -> jax.Array:
+    """x [N, D] of left x = right, symmetric positive [N, D, D] and [N, D]."""
+    lower = jax.lax.linalg.cholesky(left, symmetrize_input=False)
+    half = jax.lax.linalg.triangular_solve(lower, right[..., None], left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(
+        lower, half, left_side=True, lower=True, transpose_a=True
+    )[..., 0]
+
+
+def _one_by_one(left: jax.Array, right: jax.Array) -> jax.Array:
+    """`_solutions` where a CPU may stand for several devices.
+
+    It shares a batch out to the very threads that run its devices: if all of them wait for theirs
+    at once, none is left to do it, for ever (jaxlib 0.10.2).
+    """
+
+    def on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda one: _solutions(*one), (left, right))
+
+    return jax.lax.platform_dependent(left, right, cpu=on_cpu, default=_solutions)

@@ -84,9 +84,8 @@ def profile_of(catalog: core.Catalog, implicit: bool) -> sp.csr_matrix:
 
 def features_of(catalog: core.Catalog) -> np.ndarray:
     """All modalities side by side on the host, [I, F], in float32 at least."""
-    with jax.ensure_compile_time_eval():
-        rows = catalog.concatenated()
-        return np.asarray(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
+    rows = np.asarray(catalog.concatenated())
+    return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
 
 def similar_items(

@@ -68,7 +68,7 @@ class LGMRec(nnx.Module):
         # W_m and V_m side by side, so that the features are read once.
         self.contents = parts.contents(catalog, dim + hyperedges, bias=False, rngs=rngs)
         for content in self.contents:
-            sizes = [(content.features[...].shape[1], out) for out in (dim, hyperedges)]
+            sizes = [(content.weight[...].shape[1], out) for out in (dim, hyperedges)]
             both = [core.init_table("xavier_uniform", rngs.params(), size).T for size in sizes]
             content.weight = nnx.Param(jnp.concatenate(both))  # [D + H, F]
         dtype = self.user[...].dtype

@@ -11,6 +11,7 @@ from mmjax import graph
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
 from mmjax.recommenders import core, parts
+from mmjax.unread import by_rows
 
 LATENT = 256  # the width that features are projected to, unless said otherwise
 
@@ -145,9 +146,8 @@ class Modality(nnx.Module):
         if latent:
             self.content = parts.Content(catalog, name, latent, init=options["init"], rngs=rngs)
         else:
-            with jax.ensure_compile_time_eval():
-                wide = jnp.promote_types(features.dtype, jnp.float32)
-                self.content = core.Frozen(unit(jnp.asarray(features, wide)))
+            wide = jnp.promote_types(features.dtype, jnp.float32)
+            self.content = core.Frozen(by_rows(lambda x: unit(x.astype(wide)), features))
         width = latent or features.shape[1]
         self.preference = table(catalog.n_users, width)
         widths = [width] + [dim] * (layers - 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax import edges, graph, neighbours
+from mmjax import edges, graph, neighbours, unread
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
 from mmjax.recommenders import contrast, core, gathered
@@ -35,7 +35,9 @@ class Content(nnx.Module):
         features = catalog.features[modality]  # [I, F]
         width = features.shape[1]
         if trainable:
-            self.features = nnx.Param(jnp.asarray(features, _wide(features.dtype)))
+            self.features = nnx.Param(unread.array(features).astype(_wide(features.dtype)))
+        elif isinstance(features, unread.Unread):
+            self.features = core.Frozen(features)
         else:
             with jax.ensure_compile_time_eval():
                 self.features = core.Frozen(jnp.asarray(features))

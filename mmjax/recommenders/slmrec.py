@@ -10,6 +10,7 @@ from flax import nnx
 
 from mmjax import graph, neighbours
 from mmjax.recommenders import contrast, core, parts
+from mmjax.unread import by_rows
 
 
 class SLMRec(nnx.Module):
@@ -47,8 +48,7 @@ class SLMRec(nnx.Module):
         table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         count = len(catalog.modalities())
-        with jax.ensure_compile_time_eval():
-            features = {k: _unit(jnp.asarray(x)) for k, x in catalog.features.items()}
+        features = {k: by_rows(_unit, x) for k, x in catalog.features.items()}
         catalog = dataclasses.replace(catalog, features=features)
         self.contents = parts.contents(catalog, dim, init="xavier_uniform", rngs=rngs)
         linear = functools.partial(parts.linear, init="xavier_uniform", rngs=rngs)

@@ -16,6 +16,7 @@ from mmjax import buckets
 from mmjax.data.dataset import hash_ids
 from mmjax.errors import InputError
 from mmjax.store import layout
+from mmjax.unread import Unread
 
 
 def open_store(
@@ -153,6 +154,21 @@ class Store:
             (rows,), _of_rows(sharding), lambda at: self._mask(*at[0].indices(rows)[:2])
         )
         return features, present
+
+    def mask(self) -> np.ndarray:
+        """Present [I]."""
+        return self._mask(0, self.shape[0])
+
+    def unread(self, dtype: Any) -> Unread:
+        """The features for a mesh, not read yet; `read`'s errors come when they are."""
+        return Unread(
+            self.shape,
+            np.dtype(dtype),
+            lambda where, count: self.read(where, dtype, pad_rows_to=count)[0],
+            # Ends with the first chunk that has a value.
+            some=lambda: any(rows.any() for _, rows, _ in self.blocks()),
+            digest=self.manifest["content_hash"],
+        )
 
     def verify(self) -> None:
         """Reads everything and compares the chunks with the manifest's digests.
