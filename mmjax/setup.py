@@ -147,8 +147,10 @@ def catalog(
     where = meshes.replicated(grid) if grid.size == 1 else None
     rows, present = {}, {}
     for name, opened in stores.items():
-        rows[name] = opened.unread(dtype) if shared else opened.read(where, dtype)[0]
-        present[name] = opened.mask()
+        if shared:
+            rows[name], present[name] = opened.unread(dtype), opened.mask()
+        else:
+            rows[name], present[name] = opened.read(where, dtype)
     return core.Catalog.of(
         data, rows, present, str(buckets.path(config["dataset"]) / "derived"), grid
     )
