@@ -3,6 +3,8 @@
 Expected: Amazon Baby 2014 on the Ducho-Elliot split, MMRec's options with reg 1e-4 and protocol
 mmrec, test Recall@20 .0772, nDCG@20 .0392 (MMRec's own run); MMRec's split, .0754 and .0328.
 
+Elliot ranks by sigma(s), which ties large scores in float32: `:elliot` does.
+
     python scripts/train.py --config=configs/lightgcn.py:mmrec --config.dataset=DIR --workdir=RUN
 """
 
@@ -18,6 +20,7 @@ def get_config(arg: str | None = None):
         ranking_loss="softplus",
         regulariser="squares",
         init="normal0.1",
+        sigmoid=True,
     )
     mmrec_model = dict(
         dim=64,
@@ -27,6 +30,7 @@ def get_config(arg: str | None = None):
         ranking_loss="offset",
         regulariser="norms",
         init="xavier_uniform",
+        sigmoid=False,
     )
     elliot = common.elliot(common.base("lightgcn", **elliot_model))
     elliot.sampler = "users"

@@ -4,7 +4,7 @@ Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, l
 1e-2 (arXiv 2408.11767).
 
     python scripts/train.py --config=configs/lightgcnm.py --config.dataset=DIR --workdir=RUN
-    python scripts/train.py --config=configs/lightgcnm.py:elliot ...   # Elliot's loop
+    python scripts/train.py --config=configs/lightgcnm.py:elliot ...   # Elliot's loop, sigmoid
     python scripts/train.py --config=configs/lightgcnm.py:head ...     # as in arXiv 2408.11767
 """
 
@@ -20,6 +20,7 @@ def get_config(arg: str | None = None):
         trainable_features=True,
         eps=0.0,
         init="xavier_uniform",
+        sigmoid=False,
         l_w=1e-5,
     )
     head = common.elliot(
@@ -29,7 +30,7 @@ def get_config(arg: str | None = None):
     head.update({"eval_every": 1, "patience": 5})
     configs = {
         "default": common.base("lightgcnm", **model),
-        "elliot": common.elliot(common.base("lightgcnm", **model)),
+        "elliot": common.elliot(common.base("lightgcnm", **(model | dict(sigmoid=True)))),
         "head": head,
     }
     for name, config in configs.items():

@@ -19,7 +19,7 @@ def get_config(arg: str | None = None):
         normalize=True,
         ranking_loss="softplus",
         regulariser="squares",
-        content_init="xavier_uniform",
+        content_init="normal",
         projection_init="linear",
     )
     mmrec_model = dict(

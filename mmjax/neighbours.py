@@ -151,10 +151,12 @@ def _top(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows over their length; those shorter than 1e-12 become zeros, with a gradient of zero."""
+    """Divide rows by their length, or by 1e-12 where that is longer, as torch's normalize does.
+
+    Rows of zeros stay zeros, and have a gradient of zero (torch: 1e12 times what comes in).
+    """
     squares = jnp.square(x).sum(axis=-1, keepdims=True)
-    there = squares > SHORTEST
-    return x * jnp.where(there, jax.lax.rsqrt(jnp.where(there, squares, 1)), 0)
+    return x * jnp.where(squares > 0, jax.lax.rsqrt(jnp.maximum(squares, SHORTEST)), 0)
 
 
 def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:

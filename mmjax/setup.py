@@ -157,8 +157,11 @@ def catalog(
 
 
 def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
-    """Opens the stores of `config.features`: "visual=STORE,textual=STORE", or "auto" for all under
-    the dataset's own features/, in the order of their names; every one must be in item order."""
+    """Open the stores of `config.features`, every one of them in item order.
+
+    "visual=STORE,textual=STORE", or "auto" for all under the dataset's own features/, images
+    before texts, see `modality.ordered`.
+    """
     text = config["features"]
     if text == "auto":
         pairs = derived.named("", config["dataset"])

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "mmjax"
 LAYERS = (
     {"errors", "files", "bisection", "integers", "mesh", "partition", "lifting", "optimizer"}
     | {"heartbeat", "processes", "buckets", "checkpoint", "bucket_checkpoint", "progress"}
-    | {"compilation", "unread"},
+    | {"compilation", "unread", "modality"},
     {"data", "store", "sparse", "graph", "edges", "neighbours", "sampling", "journal"},
     {"encoders", "recommenders"},
     {"evaluation"},

@@ -1,9 +1,9 @@
 """Five extractor pairs by twelve recommenders (arXiv 2409.15857, Ducho meets Elliot).
 
 Grids of ten points, width 64, batch 1024, 200 epochs, valid every tenth, seed 123, Recall@20 on
-valid. Published grids: five rates by two weights; GRCN's rates reach 1; SimGCL's l_w is fixed and
-its contrast's weight varied. ItemKNN's and SGL's grids were not published: here ten numbers of
-neighbours, and the rates by two weights.
+valid; BPRMF without biases. Published grids: five rates by two weights; GRCN's rates reach 1;
+SimGCL's l_w is fixed and its contrast's weight varied. ItemKNN's and SGL's grids were not
+published: here ten numbers of neighbours, and the rates by two weights.
 
 Expected, Amazon Baby, Recall and nDCG at 20: ItemKNN .0246 and .0119, VBPR with ResNet50 and SBERT
 .0621 and .0299, LATTICE with MMFashion and SBERT .0838 and .0413, FREEDOM with CLIP .0895, .0436.
@@ -28,7 +28,7 @@ PAIRS = {
 }
 BATCHES = (1, 8, 32, 128)
 RATES, WEIGHTS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2), (1e-5, 1e-2)
-CLASSICAL = ("bprmf", "ngcf", "lightgcn", "sgl")
+CLASSICAL = ("ngcf", "lightgcn", "sgl")
 
 
 def get_config(arg: str | None = None):
@@ -48,6 +48,7 @@ def get_config(arg: str | None = None):
         "itemknn": common.study(
             "itemknn:elliot", dict(model=dict(neighbours=neighbours)), compare={}
         ),
+        "bprmf": common.study("bprmf:elliot", grid, compare={}, model=dict(bias=False)),
         **{name: common.study(f"{name}:elliot", grid, compare={}) for name in CLASSICAL},
         "simgcl": common.study(
             "simgcl:elliot", dict(lr=RATES, model=dict(cl_weight=(0.5, 2.0))), compare={}

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax import buckets, files, store
+from mmjax import buckets, files, modality, store
 from mmjax.data.dataset import Dataset
 from mmjax.errors import InputError
 from mmjax.features import controls, impute
@@ -29,15 +29,16 @@ PARTS = re.compile(r",(?![^(]*\))")  # commas outside parentheses
 
 
 def named(text: str, folder: str | Path) -> dict[str, str]:
-    """Stores by name: of "NAME=STORE,NAME=STORE", or where it is empty all under features/ of a
-    prepared folder."""
+    """Return stores by name: of "NAME=STORE,NAME=STORE", or where it is empty all there are.
+
+    Those lie under features/ of a prepared folder, and come in the order of `modality.ordered`.
+    """
     if not text:
         place = buckets.path(folder) / "features"
         with files.reading(place):
-            found = (
-                sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-            )
-        return {path.name: str(path) for path in found if not path.name.startswith(".")}
+            found = [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+        paths = {path.name: str(path) for path in found if not path.name.startswith(".")}
+        return {name: paths[name] for name in modality.ordered(paths)}
     return pairs(text)
 
 

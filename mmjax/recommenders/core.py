@@ -248,6 +248,8 @@ PENALTIES = ("squares", "norms")
 
 # Initialisers with the meaning of their torch names on a table or weight [in, out].
 
+BIASES = ("linear", "zeros")
+
 
 def init_table(kind: str, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """`xavier_uniform`, `xavier_normal`, `normal` (sd 1), `normal0.1` (sd 0.1) or `linear`
@@ -262,3 +264,13 @@ def init_table(kind: str, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return scale[choice("init", kind, ("xavier_uniform", "linear", *scale))] * jax.random.normal(
         key, shape
     )
+
+
+def init_bias(kind: str, key: jax.Array, inputs: int, size: int) -> jax.Array:
+    """Draw the bias [size] of a linear layer with `inputs` inputs.
+
+    `linear` is torch's default for a Linear's bias, uniform within 1/sqrt(inputs): what it has
+    unless its code says otherwise, whatever the weight is drawn from. `zeros` is the other kind.
+    """
+    bound = inputs**-0.5 if choice("bias", kind, BIASES) == "linear" else 0.0
+    return jax.random.uniform(key, (size,), minval=-bound, maxval=bound)

@@ -14,6 +14,7 @@ from mmjax.errors import InputError
 from mmjax.recommenders import core, itemknn
 
 BLOCK = 512  # rows that are copied at once
+DIAGONALS = ("gram", "counts")
 STEP = 128  # items of a history that are set at once
 
 
@@ -24,6 +25,10 @@ class EASE(nnx.Module):
     dense, [I, I], the one such table of the house: twelve bytes an entry while it is solved, four
     after, so that catalogues of more than `max_items` are refused. An item that nobody has scores
     0, and so does everything for a user without history.
+
+    Elliot's code takes R of ratings but puts the numbers of interactions on the diagonal of R^T R
+    before it adds l2 (`implicit=False`, `diagonal="counts"`), as if ratings were 0 and 1 there and
+    nowhere else: no longer this minimum unless they are.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class EASE(nnx.Module):
         *,
         l2: float = 250.0,
         implicit: bool = True,
+        diagonal: str = "gram",
         max_items: int = 30_000,
         rngs: nnx.Rngs | None = None,
     ):
@@ -46,9 +52,10 @@ class EASE(nnx.Module):
                 "take a sparse recommender such as itemknn"
             )
         profile = itemknn.profile_of(catalog, implicit)
+        counts = core.choice("diagonal", diagonal, DIAGONALS) == "counts"
         dtype = jnp.result_type(float)
         self.profile = core.Frozen(graph.from_scipy(profile, dtype).forward)  # R [U, I]
-        self.weights = core.Frozen(solve(profile, l2, dtype))  # B [I, I]
+        self.weights = core.Frozen(solve(profile, l2, dtype, counts))  # B [I, I]
 
     def tables(self) -> jax.Array:
         return self.weights.get_value()
@@ -77,8 +84,10 @@ class EASE(nnx.Module):
         return jax.lax.platform_dependent(batch["user"], cpu=in_turn, default=of_users)
 
 
-def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype) -> np.ndarray:
-    """B [I, I] of R [U, I]: one float64 matrix, inverted in place, and its copy in `dtype`.
+def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype, counts: bool = False) -> np.ndarray:
+    """Solve for B [I, I] of R [U, I]: one float64 matrix, inverted in place, copied to `dtype`.
+
+    `counts` puts the numbers of entries of R's columns on the diagonal of R^T R.
 
     Raises:
       InputError: R^T R + l2 is not positive definite in float64.
@@ -89,14 +98,12 @@ def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype) -> np.ndarray:
     columns = profile.T.tocsr()
     for span in spans:
         gram[span] = (columns[span] @ profile).toarray()
+    if counts:
+        gram[np.diag_indices(count)] = np.diff(columns.indptr)
     gram[np.diag_indices(count)] += l2
-    # A symmetric matrix is its transpose, which in LAPACK's order of entries needs no copy.
-    lower, failed = lapack.dpotrf(gram.T, lower=True, clean=False, overwrite_a=True)
-    if not failed:
-        lower, failed = lapack.dpotri(lower, lower=True, overwrite_c=True)
-    if failed:
+    inverse = _inverse(gram, definite=not counts)
+    if inverse is None:
         raise InputError(f"l2={l2} is too small for this catalogue: R^T R + l2 has no inverse")
-    inverse = lower.T  # [I, I], its upper triangle
     diagonal = inverse.diagonal().copy()
     weights = np.empty((count, count), dtype)
     for n, span in enumerate(spans):
@@ -107,3 +114,20 @@ def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype) -> np.ndarray:
         weights[span] = inverse[span] / -diagonal[None]
     np.fill_diagonal(weights, 0)
     return weights
+
+
+def _inverse(gram: np.ndarray, definite: bool) -> np.ndarray | None:
+    """Invert a symmetric matrix in place, [I, I], of which the upper triangle counts.
+
+    Returns None where there is no inverse, or where `definite` is claimed and does not hold.
+    """
+    # A symmetric matrix is its transpose, which in LAPACK's order of entries needs no copy.
+    if definite:
+        lower, failed = lapack.dpotrf(gram.T, lower=True, clean=False, overwrite_a=True)
+        if not failed:
+            lower, failed = lapack.dpotri(lower, lower=True, overwrite_c=True)
+    else:  # twice the work
+        lower, pivots, failed = lapack.dgetrf(gram.T, overwrite_a=True)
+        if not failed:
+            lower, failed = lapack.dgetri(lower, pivots, overwrite_lu=True)
+    return None if failed else lower.T

@@ -48,9 +48,7 @@ class FREEDOM(nnx.Module):
         self.layers, self.item_layers, self.eps = layers, item_layers, eps
         table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = parts.contents(
-            catalog, dim, trainable=trainable_features, init="xavier_normal", rngs=rngs
-        )
+        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         shares = parts.shares(catalog.modalities(), weights or {}, single_weight)
         dtype = self.user[...].dtype
         self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))

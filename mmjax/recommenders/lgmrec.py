@@ -66,7 +66,7 @@ class LGMRec(nnx.Module):
         table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         # W_m and V_m side by side, so that the features are read once.
-        self.contents = parts.contents(catalog, dim + hyperedges, bias=False, rngs=rngs)
+        self.contents = parts.contents(catalog, dim + hyperedges, bias=None, rngs=rngs)
         for content in self.contents:
             sizes = [(content.weight[...].shape[1], out) for out in (dim, hyperedges)]
             both = [core.init_table("xavier_uniform", rngs.params(), size).T for size in sizes]

@@ -13,8 +13,9 @@ class LightGCN(nnx.Module):
     """He et al., SIGIR 2020: E = mean of A^l E_0 for l = 0..L, A = D^-1/2 A D^-1/2; s = <e_u, e_i>.
 
     BPR plus a penalty on the ego rows of the batch. Elliot draws both tables from N(0, 0.1^2), uses
-    softplus and half squares; MMRec draws them Xavier-uniform, adds `eps` = 1e-7 to the degrees and
-    penalises Frobenius norms.
+    softplus and half squares, and ranks by sigma(s): `sigmoid`, which orders items as s does but
+    ties all that float32 rounds to 1, from s = 17 on. MMRec draws them Xavier-uniform, adds `eps` =
+    1e-7 to the degrees and penalises Frobenius norms.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class LightGCN(nnx.Module):
         ranking_loss: str = "softplus",
         regulariser: str = "squares",
         init: str = "normal0.1",
+        sigmoid: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.layers = layers
+        self.layers, self.sigmoid = layers, sigmoid
         self.ranking_loss = core.choice("ranking_loss", ranking_loss, core.LOSSES)
         self.regulariser = core.choice("regulariser", regulariser, core.PENALTIES)
         self.user = nnx.Param(core.init_table(init, rngs.params(), (catalog.n_users, dim)))
@@ -69,5 +71,5 @@ class LightGCN(nnx.Module):
         return users / (self.layers + 1), items / (self.layers + 1)
 
     def scores(self, tables: tuple[jax.Array, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
-        users, items = tables
-        return users[batch["user"]] @ items.T  # [B, I]
+        scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]
+        return jax.nn.sigmoid(scores) if self.sigmoid else scores

@@ -22,7 +22,8 @@ class LightGCNM(nnx.Module):
         mean    the mean over the modalities of n(F_m W_m + b_m); `sum` their sum
 
     with n unit vectors and features that are trained as well. The loss is BPR plus l_w times half
-    the squares over B of the batch's rows: users' before propagation, items' after.
+    the squares over B of the batch's rows: users' before propagation, items' after. Elliot ranks by
+    sigma(s) here, see LightGCN's `sigmoid`.
 
     `content="head"` (the code of arXiv 2408.11767): LightGCN with an item table, and VBPR's space
     beside it, s = <e_u, e_i> + <t_u, n(F_i W + b)>, F frozen; half the squares of e, t and n(.).
@@ -40,9 +41,10 @@ class LightGCNM(nnx.Module):
         trainable_features: bool = True,
         eps: float = 0.0,
         init: str = "xavier_uniform",
+        sigmoid: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.layers = layers
+        self.layers, self.sigmoid = layers, sigmoid
         self.place = core.choice("content", content, PLACES)
         self.aggregation = core.choice("aggregation", aggregation, AGGREGATIONS)
         table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
@@ -84,4 +86,5 @@ class LightGCNM(nnx.Module):
         return sum(rows) if self.aggregation == "sum" else parts.average(rows)
 
     def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
-        return tables[0][batch["user"]] @ tables[1].T  # [B, I]
+        scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]
+        return jax.nn.sigmoid(scores) if self.sigmoid else scores

@@ -1,6 +1,6 @@
 """MMGCN: a graph of users and items in each modality, and the mean of what they say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ class MMGCN(nnx.Module):
     Z are id embeddings. In each modality, with a table P of the users and frozen features F,
 
         x_0 = n([P; F W + b]),  or n([P; F]) where the `latent` size is 0
-        h = leaky(A x_l W_l),  y = leaky(x_l V_l + cl_weight) + Z,  x_l+1 = leaky([h | y] G_l + g_l)
+        h = leaky(A x_l W_l),  y = leaky(x_l V_l + v_l) + Z,  x_l+1 = leaky([h | y] G_l + g_l)
 
     or x_l+1 = leaky(h G_l + g_l + y) without `concat`. The loss is
 
@@ -38,9 +38,10 @@ class MMGCN(nnx.Module):
 
     Elliot draws uniform tables (`init="xavier_uniform"`) and offers both kinds of `concat`; MMRec
     always concatenates, since its switch is the text "False". MMRec keeps Z and every P as plain
-    tensors that no optimiser sees, so that they stay as they were drawn: `untrained_tables`. It
-    draws G_2 and G_3 as torch draws a Linear. Both predict from tables kept from before the last
-    step; here they are those of the present parameters.
+    tensors that no optimiser sees, so that they stay as they were drawn: `untrained_tables`. W_l,
+    V_l and G_1 are drawn as the tables are, G_l from the second on by `merge_init`: as torch draws
+    a Linear in MMRec, as the tables in Elliot. W and all biases are torch's. Both predict from
+    tables kept from before the last step; here they are those of the present parameters.
     """
 
     def __init__(
@@ -53,16 +54,16 @@ class MMGCN(nnx.Module):
         concat: bool = True,
         untrained_tables: bool = False,
         init: str = "xavier_normal",
+        merge_init: str = "linear",
         rngs: nnx.Rngs,
     ):
         if layers < 1:
             raise InputError(f"layers={layers} must be at least 1")
         self.untrained = untrained_tables
         names = catalog.modalities()
-        sizes = dict.fromkeys(names, latent) if isinstance(latent, int) else dict(latent)
+        sizes = dict.fromkeys(names, latent) if isinstance(latent, int) else latent
+        sizes = parts.by_modality("latent", sizes, names)
         for name, size in sizes.items():
-            if name not in names:
-                raise InputError(f"latent names {name!r}{core.suggestion(name, names)}")
             if size < 0:
                 raise InputError(f"latent size {size} of {name!r} must be 0 or more")
 
@@ -71,7 +72,8 @@ class MMGCN(nnx.Module):
             return kind(core.init_table(init, rngs.params(), (rows, width)))
 
         self.user, self.item = table(catalog.n_users, dim), table(catalog.n_items, dim)
-        like = {"dim": dim, "layers": layers, "concat": concat, "init": init, "rngs": rngs}
+        like = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
+        like["merge_inits"] = [init] + [merge_init] * (layers - 1)
         self.modalities = nnx.List(
             [Modality(catalog, name, sizes.get(name, LATENT), table, **like) for name in names]
         )
@@ -138,20 +140,23 @@ class Modality(nnx.Module):
         table: Callable[[int, int], nnx.Variable],
         *,
         dim: int,
-        layers: int,
+        merge_inits: Sequence[str],  # one for each layer
         rngs: nnx.Rngs,
         **options,
     ):
         self.projected, features = latent > 0, catalog.features[name]
         if latent:
-            self.content = parts.Content(catalog, name, latent, init=options["init"], rngs=rngs)
+            self.content = parts.Content(catalog, name, latent, rngs=rngs)
         else:
             wide = jnp.promote_types(features.dtype, jnp.float32)
             self.content = core.Frozen(by_rows(lambda x: unit(x.astype(wide)), features))
         width = latent or features.shape[1]
         self.preference = table(catalog.n_users, width)
-        widths = [width] + [dim] * (layers - 1)
-        self.layers = nnx.List([Layer(width, dim, rngs=rngs, **options) for width in widths])
+        widths = [width] + [dim] * (len(merge_inits) - 1)
+        self.layers = nnx.List(
+            Layer(width, dim, merge_init=merge_init, rngs=rngs, **options)
+            for width, merge_init in zip(widths, merge_inits, strict=True)
+        )
 
     def items(self) -> jax.Array:
         """x_0 of the items."""
@@ -161,11 +166,13 @@ class Modality(nnx.Module):
 class Layer(nnx.Module):
     """From states [N, W] to states [N, D], of users as of items."""
 
-    def __init__(self, width: int, dim: int, *, concat: bool, init: str, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, dim: int, *, concat: bool, init: str, merge_init: str, rngs: nnx.Rngs
+    ):
         self.concat, self.width = concat, width
         self.message = parts.linear(width, width, init=init, bias=False, rngs=rngs)
         self.own = parts.linear(width, dim, init=init, rngs=rngs)
-        self.merge = parts.linear(width + dim * concat, dim, init=init, rngs=rngs)
+        self.merge = parts.linear(width + dim * concat, dim, init=merge_init, rngs=rngs)
 
     def messages(self, mean: graph.Graph, x: jax.Array, read: jax.Array | None = None) -> jax.Array:
         """A x W [N, W] from states x [M, W] of the other side; `read` is A x, if it is there."""

@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax import edges, graph, neighbours, unread
+from mmjax import edges, graph, modality, neighbours, unread
 from mmjax.errors import InputError
 from mmjax.neighbours import unit
 from mmjax.recommenders import contrast, core, gathered
+
+Number = TypeVar("Number", int, float)
 
 
 class Content(nnx.Module):
@@ -29,7 +32,7 @@ class Content(nnx.Module):
         *,
         trainable: bool = False,
         init: str = "linear",
-        bias: bool = True,
+        bias: str | None = "linear",
         rngs: nnx.Rngs,
     ):
         features = catalog.features[modality]  # [I, F]
@@ -44,9 +47,8 @@ class Content(nnx.Module):
         # [D, F]: its gradient is then a product that reads the features row by row, on a CPU 2.7
         # times faster than the same numbers as [F, D].
         self.weight = nnx.Param(core.init_table(init, rngs.params(), (width, dim)).T)
-        bound = width**-0.5 if init == "linear" else 0.0
-        start = jax.random.uniform(rngs.params(), (dim,), minval=-bound, maxval=bound)
-        self.bias = nnx.Param(start) if bias else None
+        key = rngs.params()  # also without a bias, so that what is drawn next is the same
+        self.bias = nnx.Param(core.init_bias(bias, key, width, dim)) if bias else None
         present = np.asarray(catalog.present.get(modality, True))
         self.present = None if present.all() else core.Frozen(present)
 
@@ -104,17 +106,41 @@ class Head(nnx.Module):
         return users, jnp.concatenate([items, unit(self.content())], axis=1)
 
 
-def shares(names: Sequence[str], given: Mapping[str, float], single: float) -> dict[str, float]:
-    """What each modality counts: as `given`, the rest in equal parts; `single` where there is one.
+def by_modality(what: str, given: Mapping[str, Number], names: Sequence[str]) -> dict[str, Number]:
+    """Return the values that an option gives to modalities by name, under the names there are.
+
+    `visual` is also an only `image_feat`, see `modality`. A name that means none of them is an
+    error while any is left without a value, since it may be that one misspelt.
 
     Raises:
-      InputError: a weight is given to a modality that there is not.
+      InputError: a name means none of the modalities, or two mean one.
+    """
+    found: dict[str, Number] = {}
+    unknown = []
+    for name, value in given.items():
+        meant = modality.meant(name, names)
+        if meant is None:
+            unknown.append(name)
+        elif meant in found:
+            raise InputError(f"{what} names the modality {meant!r} twice")
+        else:
+            found[meant] = value
+    if unknown and len(found) < len(names):
+        raise InputError(f"{what} names {unknown[0]!r}{core.suggestion(unknown[0], names)}")
+    return found
+
+
+def shares(names: Sequence[str], given: Mapping[str, float], single: float) -> dict[str, float]:
+    """Return what each modality counts: as `given`, else equal parts of the rest.
+
+    Where there is one modality it counts `single`.
+
+    Raises:
+      InputError: see `by_modality`.
     """
     if len(names) == 1:
         return {names[0]: single}
-    for name in given:
-        if name not in names:
-            raise InputError(f"weights name {name!r}{core.suggestion(name, names)}")
+    given = by_modality("weights", given, names)
     rest = (1 - sum(given.values())) / max(len(names) - len(given), 1)
     return {name: given.get(name, rest) for name in names}
 
@@ -127,16 +153,13 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 def linear(
     width: int, out: int, *, init: str = "linear", bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """x W + b, W [width, out] drawn by `core.init_table`; b is zero, or torch's for `linear`."""
-    bound = width**-0.5 if init == "linear" else 0.0
+    """Make x W + b: W [width, out] by `core.init_table`, b as torch draws a Linear's."""
     return nnx.Linear(
         width,
         out,
         use_bias=bias,
         kernel_init=lambda key, shape, dtype: core.init_table(init, key, shape),
-        bias_init=lambda key, shape, dtype: jax.random.uniform(
-            key, shape, minval=-bound, maxval=bound
-        ),
+        bias_init=lambda key, shape, dtype: core.init_bias("linear", key, width, out),
         rngs=rngs,
     )
 

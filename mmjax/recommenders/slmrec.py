@@ -31,7 +31,7 @@ class SLMRec(nnx.Module):
     MMRec's scores are sigma(s), of the last batch's tables: here of the trained ones, and sigma,
     which in float32 ties all large s, is the option `sigmoid`. Its Adam has a weight decay of 1e-4;
     its `reg` has no effect, its g_a_iva and the biases of its H_m no gradient: they are not here.
-    Its FD and FM tasks read settings that it does not have. Biases start at zero.
+    Its FD and FM tasks read settings that it does not have.
     """
 
     def __init__(

@@ -96,11 +96,11 @@ class SMORE(nnx.Module):
         own = parts.rows(own, batch)  # of users, positives, negatives: [B, D] each
         views = zip(*(parts.rows(view, batch) for view in views), strict=True)
         of_user, of_item = jax.random.split(key)
-        drops = [
-            (jax.vmap(jax.random.fold_in, (None, 0))(k, batch[name]), drop)
+        kept = [
+            self._kept(k, batch[name], drop)
             for k, name in ((of_user, "user"), (of_item, "pos"), (of_item, "neg"))
         ]
-        sides = [self._side(*one) for one in zip(views, own, drops, strict=True)]
+        sides = [self._side(*one, drop) for one in zip(views, own, kept, strict=True)]
         return parts.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
 
     def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
@@ -129,13 +129,25 @@ class SMORE(nnx.Module):
             for x, w in zip([*spectra, fused], filters, strict=True)
         ]
 
+    def _kept(self, key: jax.Array, nodes: jax.Array, rate: jax.Array | float) -> jax.Array:
+        """Draw which gate entries of some nodes [N] dropout keeps, bool [M + 1, N, D]."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, nodes)
+        shape, dtype = self.item[...].shape[1:], jnp.float32
+
+        def of_view(n: int) -> jax.Array:
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+            return jax.vmap(lambda k: parts.uniform(k, shape, dtype))(own) >= rate
+
+        return jnp.stack([of_view(n) for n in range(len(self.prefers))])
+
     def _side(
         self,
         views: Sequence[jax.Array],
         own: jax.Array,
-        drop: tuple[jax.Array, Any] | None = None,
+        kept: jax.Array | None = None,
+        rate: jax.Array | float = 0,
     ) -> jax.Array:
-        """t of some rows [N, D], from their views and c; `drop` has a key for each and the rate."""
+        """Return t of some rows [N, D] from their views and c; `kept` is what `_kept` drew."""
         *modal, fused = views
         shares = [
             jax.nn.softmax(query(jnp.tanh(hidden(fused))), axis=1)
@@ -145,9 +157,8 @@ class SMORE(nnx.Module):
         total = 0
         for n, (view, prefer) in enumerate(zip([*seen, fused], self.prefers, strict=True)):
             wanted = jax.nn.sigmoid(prefer(own))
-            if drop is not None:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(drop[0], n)
-                wanted = jax.vmap(parts.dropout, (0, 0, None))(keys, wanted, drop[1])
+            if kept is not None:
+                wanted = jnp.where(kept[n], wanted / (1 - rate), 0)
             total += wanted * view
         return total / len(views)
 

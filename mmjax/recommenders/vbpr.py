@@ -48,7 +48,8 @@ class VBPR(nnx.Module):
         self.item = nnx.Param(
             core.init_table("xavier_uniform", rngs.params(), (catalog.n_items, dim))
         )
-        self.content = parts.joined(catalog, dim, init=projection_init, rngs=rngs)
+        bias = "zeros" if projection_init == "xavier_normal" else "linear"
+        self.content = parts.joined(catalog, dim, init=projection_init, bias=bias, rngs=rngs)
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
         user = self.user[...][batch["user"]]  # [B, 2D]

@@ -337,8 +337,8 @@ def test_more_neighbours_than_items_and_names_that_are_not_there(catalog):
         catalog.neighbours("visual", 301)
     with pytest.raises(InputError, match="no features 'visuel'; did you mean 'visual'"):
         catalog.neighbours("visuel", 5)
-    with pytest.raises(InputError, match="weights name 'image'"):
-        core.find("freedom")(catalog, dim=8, weights={"image": 0.1}, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="weights names 'picture'"):
+        core.find("freedom")(catalog, dim=8, weights={"picture": 0.1}, rngs=nnx.Rngs(0))
 
 
 def test_unknown_names_come_with_suggestions():

@@ -46,6 +46,24 @@ def test_scores_equal_the_formula(implicit, monkeypatch):
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-9 if double else 1e-5)
 
 
+def test_elliot_puts_counts_on_the_diagonal_of_a_gram_of_ratings():
+    """With them the matrix need not be positive definite any more: it is inverted nevertheless."""
+    ratings = drawn(0, 40, 30)
+    gram = ratings.T @ ratings
+    np.fill_diagonal(gram, (ratings > 0).sum(0) + 2.5)
+    assert np.linalg.eigvalsh(gram)[0] < 0
+    inverse = np.linalg.inv(gram)
+    want = -inverse / np.diag(inverse)
+    np.fill_diagonal(want, 0)
+    with jax.enable_x64(True):
+        model = ease.EASE(catalog_of(ratings), l2=2.5, implicit=False, diagonal="counts")
+        np.testing.assert_allclose(model.tables(), want, atol=1e-9)
+        one = [ease.EASE(catalog_of(ratings), l2=9.0, diagonal=d) for d in ("counts", "gram")]
+        np.testing.assert_allclose(one[0].tables(), one[1].tables(), atol=1e-12)
+    with pytest.raises(InputError, match="diagonal='count'; did you mean 'counts'"):
+        ease.EASE(catalog_of(ratings), diagonal="count")
+
+
 @given(
     st.integers(0, 10_000),
     st.integers(1, 9),

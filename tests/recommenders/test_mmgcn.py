@@ -67,7 +67,7 @@ def test_messages_of_few_users_to_many_items():
     user, item = rng.integers(5, size=30), rng.integers(11, size=30)
     mean = {"norm": "left", "dtype": np.float64}
     with jax.enable_x64(True):
-        layer = mmgcn.Layer(4, 3, concat=True, init="linear", rngs=nnx.Rngs(0))
+        layer = mmgcn.Layer(4, 3, concat=True, init="linear", merge_init="linear", rngs=nnx.Rngs(0))
         weight = np.asarray(layer.message.kernel[...])
         for shape, ends in (((5, 11), (user, item)), ((11, 5), (item, user))):
             x = rng.normal(size=(shape[1], 4))
