@@ -25,6 +25,7 @@ def get_config(arg: str | None = None):
         content_penalty="weighted",
         init="xavier_normal",
         projection_init="xavier_normal",
+        joint=True,
         l_w=1e-3,
     )
     elliot_model = dict(
@@ -34,6 +35,7 @@ def get_config(arg: str | None = None):
         content_penalty="unweighted",
         init="xavier_uniform",
         projection_init="linear",
+        joint=False,
         l_w=1e-2,
     )
     mmrec_model = dict(routings=0, content_penalty="first_table")

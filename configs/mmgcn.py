@@ -22,11 +22,17 @@ def get_config(arg: str | None = None):
         untrained_tables=False,
         init="xavier_normal",
         merge_init="linear",
+        joint=True,
         l_w=1e-3,
     )
     published = {"visual": 256, "textual": 0}
     elliot_model = dict(
-        latent=published, concat=False, init="xavier_uniform", merge_init="xavier_uniform", l_w=1e-2
+        latent=published,
+        concat=False,
+        init="xavier_uniform",
+        merge_init="xavier_uniform",
+        joint=False,
+        l_w=1e-2,
     )
     mmrec_model = dict(latent=published, untrained_tables=True)
     configs = {

@@ -55,6 +55,15 @@ def parity() -> Path:
 
 
 @pytest.fixture(scope="session")
+def authors(parity) -> Path:
+    """The folder of what other authors' code computed; MMJAX_AUTHORS_DIR names another."""
+    folder = Path(os.environ.get("MMJAX_AUTHORS_DIR", parity / "authors"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference numbers at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bucket():
     """A bucket of an S3-compatible store on this machine, see `objects`."""
     import objects

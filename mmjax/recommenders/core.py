@@ -266,6 +266,19 @@ def init_table(kind: str, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     )
 
 
+def init_tables(
+    kind: str, rngs: nnx.Rngs, shape: tuple[int, int], dim: int, joint: bool
+) -> list[jax.Array]:
+    """Draw tables of users [U, D] and items [I, D], as one table of both where `joint`.
+
+    Xavier's deviation goes by the number of rows: one table has smaller entries than two.
+    """
+    if joint:
+        whole = init_table(kind, rngs.params(), (sum(shape), dim))
+        return jnp.split(whole, [shape[0]])
+    return [init_table(kind, rngs.params(), (rows, dim)) for rows in shape]
+
+
 def init_bias(kind: str, key: jax.Array, inputs: int, size: int) -> jax.Array:
     """Draw the bias [size] of a linear layer with `inputs` inputs.
 

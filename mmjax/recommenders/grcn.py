@@ -43,8 +43,9 @@ class GRCN(nnx.Module):
     unit vectors (`normalize_layers`), multiplies with c of the end that reads, c_a
     (`confidence="target"`), does not multiply P's penalty by l_w ("unweighted"), and looks up the
     weights w(i <- u) in another order than it made them, so that they belong to other edges: that
-    is a slip, and no option. Both predict from tables kept from before the last step; here they are
-    those of the present parameters.
+    is a slip, and no option. Z is drawn as one table of users and items in MMRec (`joint`), as two
+    in Elliot. Both predict from tables kept from before the last step; here they are those of the
+    present parameters.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class GRCN(nnx.Module):
         content_penalty: str = "weighted",
         init: str = "xavier_normal",
         projection_init: str = "xavier_normal",
+        joint: bool = True,
         rngs: nnx.Rngs,
     ):
         if layers < 0 or routings < 0:
@@ -73,7 +75,8 @@ class GRCN(nnx.Module):
         self.content_penalty = core.choice("content_penalty", content_penalty, CONTENT_PENALTIES)
         names, nodes = catalog.modalities(), sum(catalog.shape)
         table = lambda *shape: nnx.Param(core.init_table(init, rngs.params(), shape))  # noqa: E731
-        self.n_users, self.node = catalog.n_users, table(nodes, dim)
+        tables = core.init_tables(init, rngs, catalog.shape, dim, joint)
+        self.n_users, self.node = catalog.n_users, nnx.Param(jnp.concatenate(tables))
         self.confidence = table(nodes, len(names)) if weight_mode == "confid" else None
         self.preferences = nnx.List([table(catalog.n_users, content_dim) for _ in names])
         self.contents = parts.contents(catalog, content_dim, init=projection_init, rngs=rngs)

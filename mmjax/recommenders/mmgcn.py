@@ -40,8 +40,9 @@ class MMGCN(nnx.Module):
     always concatenates, since its switch is the text "False". MMRec keeps Z and every P as plain
     tensors that no optimiser sees, so that they stay as they were drawn: `untrained_tables`. W_l,
     V_l and G_1 are drawn as the tables are, G_l from the second on by `merge_init`: as torch draws
-    a Linear in MMRec, as the tables in Elliot. W and all biases are torch's. Both predict from
-    tables kept from before the last step; here they are those of the present parameters.
+    a Linear in MMRec, as the tables in Elliot; W and all biases are torch's. Z is drawn as one
+    table of users and items in MMRec (`joint`), as two in Elliot. Both predict from tables kept
+    from before the last step; here they are those of the present parameters.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MMGCN(nnx.Module):
         untrained_tables: bool = False,
         init: str = "xavier_normal",
         merge_init: str = "linear",
+        joint: bool = True,
         rngs: nnx.Rngs,
     ):
         if layers < 1:
@@ -67,11 +69,13 @@ class MMGCN(nnx.Module):
             if size < 0:
                 raise InputError(f"latent size {size} of {name!r} must be 0 or more")
 
-        def table(rows: int, width: int) -> nnx.Variable:
-            kind = core.Drawn if untrained_tables else nnx.Param
-            return kind(core.init_table(init, rngs.params(), (rows, width)))
+        kept = core.Drawn if untrained_tables else nnx.Param
 
-        self.user, self.item = table(catalog.n_users, dim), table(catalog.n_items, dim)
+        def table(rows: int, width: int) -> nnx.Variable:
+            return kept(core.init_table(init, rngs.params(), (rows, width)))
+
+        tables = core.init_tables(init, rngs, catalog.shape, dim, joint)
+        self.user, self.item = (kept(table) for table in tables)
         like = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
         like["merge_inits"] = [init] + [merge_init] * (layers - 1)
         self.modalities = nnx.List(

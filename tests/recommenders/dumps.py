@@ -18,6 +18,7 @@ from flax import nnx
 
 from mmjax.recommenders import core
 
+NAMES = {"v": "visual", "t": "textual"}
 Read = Callable[[str], jax.Array]  # an array of a dump by torch's name
 Part = str | Callable[[Read], jax.Array]  # torch's name, or how ours is made of theirs
 
@@ -69,7 +70,7 @@ class Case:
             train_user=self.ref["train_u"][order],
             train_item=self.ref["train_i"][order],
             train_rating=np.ones(len(order), np.float32),
-            features={m: jnp.asarray(self.ref[f"{m}_feat"], dtype) for m in dump.modalities},
+            features={NAMES[m]: jnp.asarray(self.ref[f"{m}_feat"], dtype) for m in dump.modalities},
         )
         recommender = core.find(dump.name)
         model = recommender(catalog, dim=given["embedding_size"], **options, rngs=nnx.Rngs(0))

@@ -6,7 +6,6 @@ are, and loss and gradient with what many draws of ours give.
 """
 
 import functools
-import os
 from pathlib import Path
 
 import jax
@@ -32,7 +31,7 @@ def stacked(*names: str):
 
 
 def image_weight(given: dict) -> dict[str, float]:
-    return {"v": given["mm_image_weight"]}
+    return {"visual": given["mm_image_weight"]}
 
 
 def square_block(case: Case, name: str) -> graph.Graph:
@@ -237,7 +236,7 @@ DUMPS = {
     ),
     "mmgcn": Dump(
         "mmgcn",
-        dict(layers=3, latent={"v": 256, "t": 0}, concat=True, untrained_tables=True),
+        dict(layers=3, latent={"visual": 256, "textual": 0}, concat=True, untrained_tables=True),
         params={
             "modalities.0.content.weight": "v_gcn.MLP.weight",
             "modalities.0.content.bias": "v_gcn.MLP.bias",
@@ -336,7 +335,7 @@ DUMPS = {
     ),
     "elliot_att_freedom": Dump(
         "freedom",
-        dict(weights={"v": 0.1}, drop=0.8),
+        dict(weights={"visual": 0.1}, drop=0.8),
         given=dict(l_w=1e-2),
         random=True,
         params=IDS | OF_MODALITIES,
@@ -379,7 +378,7 @@ DUMPS = {
     },
     "elliot_att_mmgcn-False": Dump(
         "mmgcn",
-        dict(layers=3, latent={"v": 256, "t": 0}, concat=False, init="xavier_uniform"),
+        dict(layers=3, latent={"visual": 256, "textual": 0}, concat=False, init="xavier_uniform"),
         given=dict(l_w=1e-2),
         params=IDS
         | {
@@ -447,15 +446,6 @@ DUMPS = {
         exact=True,
     ),
 }
-
-
-@pytest.fixture(scope="session")
-def authors(parity) -> Path:
-    """The folder of these dumps; MMJAX_AUTHORS_DIR names another."""
-    folder = Path(os.environ.get("MMJAX_AUTHORS_DIR", parity / "authors"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference numbers at {folder}")
-    return folder
 
 
 @pytest.mark.parametrize("name", DUMPS)

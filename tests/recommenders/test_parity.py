@@ -61,7 +61,7 @@ DUMPS = {
     ),
     "freedom": Dump(
         "freedom",
-        dict(weights={"v": 0.1}, drop=0.0),
+        dict(weights={"visual": 0.1}, drop=0.0),
         params=TABLES | CONTENTS,
         hypers={"l_w": "reg_weight"},
         meta={"layers": "n_ui_layers", "item_layers": "n_mm_layers", "top_k": "knn_k"},
