@@ -88,6 +88,9 @@ def test_names_of_stores(home, tmp_path):
     }
     assert derived.named("a=x,b=gs://y/z", home) == {"a": "x", "b": "gs://y/z"}
     assert derived.named("", tmp_path / "nothing") == {}
+    for name in ("textual", "visual", "colours"):
+        (tmp_path / "features" / name).mkdir(parents=True)
+    assert list(derived.named("", tmp_path)) == ["visual", "textual", "colours"]
     with pytest.raises(InputError, match="with distinct names"):
         derived.named("a=x,a=y", home)
 
