@@ -203,3 +203,25 @@ def test_features_in_bfloat16_are_kept_too(tmp_path):
 def test_a_number_of_neighbours_that_there_are_not(k):
     with pytest.raises(InputError, match=f"top_k={k} neighbours of 4 items.*between 1 and 4"):
         neighbours.build(jnp.ones((4, 2)), k)
+
+
+def test_unit_rows_are_torchs_down_to_rows_of_zeros():
+    """Rows over their length, or over 1e-12 where they are shorter; zeros have no gradient here."""
+    torch = pytest.importorskip("torch")
+    rows = np.random.default_rng(0).normal(size=(5, 3))
+    rows[1] *= 1e-11
+    rows[2] *= 1e-14
+    rows[3] *= 1e-30
+    rows[4] = 0
+    weights = np.random.default_rng(1).normal(size=(5, 3))
+    given = torch.tensor(rows, requires_grad=True)
+    wanted = torch.nn.functional.normalize(given)
+    (wanted * torch.tensor(weights)).sum().backward()
+    with jax.enable_x64(True):
+        found, back = jax.vjp(neighbours.unit, jnp.asarray(rows))
+        np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-12)
+        gradient = np.asarray(back(jnp.asarray(weights))[0])
+    np.testing.assert_allclose(gradient[:4], given.grad.numpy()[:4], rtol=1e-9)
+    assert not gradient[4].any()
+    single = jax.grad(lambda x: (neighbours.unit(x) * weights.astype(np.float32)).sum())
+    assert np.isfinite(single(rows.astype(np.float32))).all()

@@ -187,3 +187,29 @@ def test_the_papers_sweeps_can_be_laid_out(name):
             if arg == "default" and cell.search == "grid" and cell.model in PAPERS[name]:
                 assert len(space.grid(cell)) == PAPERS[name][cell.model]
         assert arg != "default" or {cell.model for cell in found} >= PAPERS[name].keys()
+
+
+def test_the_papers_sweeps_run_the_papers_models():
+    """Where forks of one toolbox differ, each sweep has what its own paper's code has."""
+
+    def study(sweep: str, model: str) -> dict:
+        module = importlib.import_module(f"configs.sweeps.{sweep}")
+        return module.get_config("").to_dict()["models"][model]
+
+    def options(sweep: str, model: str) -> dict:
+        return study(sweep, model)["config"]["model"]
+
+    for sweep in ("noise_controls", "extractors", "ducho_elliot", "formalizing", "prompts"):
+        assert options(sweep, "vbpr")["content_init"] == "normal", sweep
+    assert options("missing", "vbpr")["content_init"] == "xavier_uniform"
+    assert options("missing", "ngcf")["combine"] == "mean"
+    assert options("ducho_elliot", "ngcf")["combine"] == "concat"
+    for sweep in ("missing", "ducho_elliot"):
+        assert options(sweep, "bprmf")["bias"] is False, sweep
+    for sweep in ("noise_controls", "extractors"):
+        assert options(sweep, "bprmf")["bias"] is True
+        searched = study(sweep, "bprmf")["tune"]["model"]["l_b"]
+        assert searched == {"low": 1e-5, "high": 0.1, "log": True, "integer": False}
+        assert options(sweep, "lattice")["top_k"] == 10
+        assert study(sweep, "lattice")["config"]["eval_every"] == 200
+    assert options("ducho_elliot", "lattice")["top_k"] == 20
