@@ -1,7 +1,7 @@
 """What the authors' code draws each parameter from, and whether numbers look drawn from that.
 
-`python tests/recommenders/starts.py` prints the table: model, preset, parameter, the authors'
-distribution, and mean, deviation and bound of theirs and ours on a small world.
+`PYTHONPATH=. python tests/recommenders/starts.py` prints the table: model, preset, parameter, the
+authors' distribution, and mean, deviation and bound of theirs and ours on a small world.
 """
 
 import importlib
