@@ -1,7 +1,7 @@
 """What the authors' code draws each parameter from, and whether numbers look drawn from that.
 
-`PYTHONPATH=. python tests/recommenders/starts.py` prints the table: model, preset, parameter, the
-authors' distribution, and mean, deviation and bound of theirs and ours on a small world.
+`PYTHONPATH=.:tests python tests/recommenders/starts.py` prints the table: model, preset, parameter,
+the authors' distribution, and mean, deviation and bound of theirs and ours on a small world.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
+from recommenders.dumps import _flat
 
 from mmjax.recommenders import core
 
@@ -192,7 +193,7 @@ AUTHORS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every trained model with every preset that its config has."""
+    """List every trained model with every preset that its config has."""
     return [(model, preset) for model, rows in AUTHORS.items() for preset in presets(rows)]
 
 
@@ -201,18 +202,18 @@ def presets(rows: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
 
 
 def expected(model: str, preset: str) -> tuple[str, dict[str, Any]]:
-    """The authors' file, and the kinds of a preset's parameters by pattern of their paths."""
+    """Return the authors' file, and the kinds of a preset's parameters by pattern."""
     return next((file, kinds) for names, file, kinds in AUTHORS[model] if preset in names.split())
 
 
 def start(model: str, preset: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """What a preset's parameters start as, by path, what it draws and never trains among them."""
+    """Return what a preset's parameters start as, by path, the untrained ones among them."""
     config = importlib.import_module(f"configs.{model}").get_config(preset).to_dict()
     recommender = core.find(config["recommender"])
     shaping, _ = core.split_options(recommender, config["model"])
     model = recommender(catalog(), **shaping, rngs=nnx.Rngs(params=seed))
     _, params, drawn, _ = nnx.split(model, nnx.Param, core.Drawn, ...)
-    both = {**flat(nnx.to_pure_dict(params)), **flat(nnx.to_pure_dict(drawn))}
+    both = {**_flat(nnx.to_pure_dict(params)), **_flat(nnx.to_pure_dict(drawn))}
     return {path: np.asarray(value) for path, value in both.items() if path != "seed"}
 
 
@@ -230,24 +231,15 @@ def catalog() -> core.Catalog:
 
 
 def given(world: core.Catalog) -> list[np.ndarray]:
-    """The features that a parameter may start as: each modality's, and all side by side."""
+    """List the features that a parameter may start as: each modality's, all side by side."""
     every = [np.asarray(rows) for rows in world.features.values()]
     return [*every, np.concatenate(every, axis=1)]
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def pieces(
     path: str, value: np.ndarray, kind: Any, every: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, str]]:
-    """The parts of a parameter that were drawn apart: name, values, kind."""
+    """Yield the parts of a parameter that were drawn apart: name, values, kind."""
     if not isinstance(kind, Side):
         yield path, value, kind
         return
@@ -259,7 +251,7 @@ def pieces(
 
 
 def inputs(path: str, every: dict[str, np.ndarray]) -> int:
-    """Inputs of the linear layer that a path belongs to."""
+    """Count the inputs of the linear layer that a path belongs to."""
     base = path.split("[")[0].rpartition(".")[0]
     kernel, weight = every.get(f"{base}.kernel"), every.get(f"{base}.weight")
     return kernel.shape[0] if kernel is not None else weight.shape[1]
@@ -268,7 +260,7 @@ def inputs(path: str, every: dict[str, np.ndarray]) -> int:
 def law(
     path: str, value: np.ndarray, kind: str, every: dict[str, np.ndarray], nodes: int
 ) -> tuple[float, float, float | None]:
-    """Mean, deviation and bound (None without one) of what a kind draws for such an array."""
+    """Return mean, deviation and bound (None without one) of what a kind draws here."""
     if kind in (ZEROS, EQUAL):
         constant = 0.0 if kind == ZEROS else 1 / value.size
         return constant, 0.0, constant
@@ -285,7 +277,7 @@ def law(
 
 
 def faults(value: np.ndarray, mean: float, deviation: float, bound: float | None) -> list[str]:
-    """In what numbers differ from those of a law by more than chance would."""
+    """List in what numbers differ from those of a law by more than chance would."""
     found, size = [], value.size
     if deviation == 0:
         return [] if np.allclose(value, mean, atol=0) else [f"not {mean:.4f} throughout"]
@@ -305,7 +297,7 @@ def faults(value: np.ndarray, mean: float, deviation: float, bound: float | None
 def check(
     every: dict[str, np.ndarray], kinds: dict[str, Any], features: list[np.ndarray], nodes: int
 ) -> Iterator[tuple[str, str, np.ndarray, list[str]]]:
-    """Of all parameters: name, kind, values, and what is wrong with them."""
+    """Yield each parameter's name, kind and values, and what is wrong with them."""
     unused = set(kinds)
     for path, value in every.items():
         # Later patterns are exceptions to earlier ones.
@@ -331,7 +323,7 @@ def check(
 
 
 def rows() -> Iterator[tuple[str, ...]]:
-    """The table: model, preset, parameter, the authors' law, ours."""
+    """Yield the table's rows: model, preset, parameter, file, the authors' law, ours, alike."""
     world, nodes = catalog(), WORLD["users"] + WORLD["items"]
     features = given(world)
     for model, preset in cases():

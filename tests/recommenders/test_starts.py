@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from recommenders import starts, test_authors, test_parity
-from recommenders.dumps import Case
+from recommenders.dumps import Case, _flat
 
 import configs
 from mmjax.errors import InputError
@@ -53,7 +53,7 @@ def test_the_dumps_start_as_the_table_says(request, parity, name):
     case = Case(folder, name, DUMPS[name], np.float32)
     _, kinds = starts.expected(case.dump.name, preset)
     every = {path: np.asarray(case.theirs("p0", path)) for path in case.dump.params}
-    every |= {path: np.asarray(value) for path, value in starts.flat(case.drawn).items()}
+    every |= {path: np.asarray(value) for path, value in _flat(case.drawn).items()}
     every.pop("seed", None)
     features = [np.asarray(case.ref[f"{m}_feat"], np.float32) for m in case.dump.modalities]
     features += [np.concatenate(features, axis=1)]
@@ -68,8 +68,10 @@ def test_the_dumps_start_as_the_table_says(request, parity, name):
 
 def test_what_the_test_would_see():
     """Zero biases, another deviation and another law are found."""
-    draw = lambda kind, shape: np.asarray(core.init_table(kind, jax.random.key(0), shape))  # noqa: E731
-    uniform, normal = draw("xavier_uniform", (64, 64)), draw("xavier_normal", (64, 64))
+    uniform, normal = (
+        np.asarray(core.init_table(kind, jax.random.key(0), (64, 64)))
+        for kind in ("xavier_uniform", "xavier_normal")
+    )
     deviation = (2 / 128) ** 0.5
     law = 0.0, deviation, 3**0.5 * deviation
     assert not starts.faults(uniform, *law)

@@ -190,7 +190,7 @@ def test_the_papers_sweeps_can_be_laid_out(name):
 
 
 def test_the_papers_sweeps_run_the_papers_models():
-    """Where forks of one toolbox differ, each sweep has what its own paper's code has."""
+    """Check that each sweep has what its own paper's fork of the toolbox has."""
 
     def study(sweep: str, model: str) -> dict:
         module = importlib.import_module(f"configs.sweeps.{sweep}")
