@@ -11,7 +11,9 @@ the output's L1 norm; ae with Adagrad 0.01, 1000 epochs, batch 32; gae with Adam
   other widths     narrowing F -> G: F/2, F/4, F/4; widening: G/2; both give the published ones
   scaling          by the least and largest value of each feature over the items that have it
   losses           cross-entropy is the mean over items and features, L1 the mean over items
-  weights          LeCun-normal, biases zero; LeakyReLU's slope 0.01
+  weights          uniform within 1/sqrt(inputs), biases too, as torch draws a Linear's; those of
+                   convolutions Xavier-uniform with zero biases, as PyTorch Geometric draws them
+  LeakyReLU        slope 0.01
   batches          shuffled each epoch, the last one shorter; gae steps once an epoch on all items
   gae's graph      D^-1/2 (A0 + I) D^-1/2, A0 the co-purchases without their diagonal, D row sums;
                    the last layer is dense
@@ -38,9 +40,11 @@ from mmjax.progress import Progress
 class Autoencoder(nnx.Module):
     """From the features of one modality [B, F] to logits of the other's, [B, G]."""
 
-    def __init__(self, widths: list[int], *, rngs: nnx.Rngs):
-        pairs = itertools.pairwise(widths)
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
+    def __init__(self, widths: list[int], *, convolutions: bool, rngs: nnx.Rngs):
+        *hidden, last = itertools.pairwise(widths)
+        layer = _convolution if convolutions else _dense
+        layers = [layer(*pair, rngs) for pair in hidden]
+        self.layers = nnx.List([*layers, _dense(*last, rngs)])
 
     def __call__(self, x: jax.Array, neighbours: graph.Graph | None = None) -> jax.Array:
         """With `neighbours`, x is all items and the hidden layers are convolutions."""
@@ -50,6 +54,18 @@ class Autoencoder(nnx.Module):
             x = x if neighbours is None else graph.propagate(neighbours, x)
             x = nnx.leaky_relu(x + layer.bias[...][None])
         return last(x)
+
+
+def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    bound = inputs**-0.5
+    bias = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+    return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=bias, rngs=rngs)
+
+
+def _convolution(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    xavier = nnx.initializers.glorot_uniform()
+    return nnx.Linear(inputs, outputs, kernel_init=xavier, rngs=rngs)
 
 
 def hidden_widths(source: int, target: int) -> list[int]:
@@ -115,7 +131,9 @@ def _impute(
     target, low, extent = scale(gaps.features, gaps.present)
     widths = [source.shape[1], *hidden_widths(source.shape[1], target.shape[1]), target.shape[1]]
     keys = nnx.Rngs(seed)
-    definition, params = nnx.split(Autoencoder(widths, rngs=keys))
+    definition, params = nnx.split(
+        Autoencoder(widths, convolutions=neighbours is not None, rngs=keys)
+    )
 
     @jax.jit
     def forward(params: Any, source: jax.Array, neighbours: graph.Graph | None) -> jax.Array:

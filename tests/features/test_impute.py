@@ -333,6 +333,22 @@ def test_published_widths():
     assert autoencoders.hidden_widths(3, 2) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_layers_start_as_the_authors(convolutions):
+    """Check torch's Linear, weights and biases, and PyTorch Geometric's convolution."""
+    model = autoencoders.Autoencoder([80, 60, 50], convolutions=convolutions, rngs=nnx.Rngs(0))
+    for layer, convolution in zip(model.layers, (convolutions, False), strict=True):
+        inputs, outputs = layer.kernel.shape
+        bound = (6 / (inputs + outputs)) ** 0.5 if convolution else inputs**-0.5
+        kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+        assert 0.99 * bound < np.abs(kernel).max() <= bound
+        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.05)
+        if convolution:
+            assert not bias.any()
+        else:
+            assert 0.8 * bound < np.abs(bias).max() <= bound
+
+
 @pytest.mark.parametrize("with_graph", [False, True])
 @pytest.mark.parametrize("l1", [0.0, 0.05])
 def test_training_is_torch_step_for_step(with_graph, l1):
@@ -342,7 +358,7 @@ def test_training_is_torch_step_for_step(with_graph, l1):
     source, target = rng.random((30, 6)), rng.random((30, 4))
     both = np.sort(rng.choice(30, 21, replace=False))
     dense = graph.by_degree(sp.random(30, 30, 0.1, random_state=0, format="csr") + sp.eye(30))
-    model = autoencoders.Autoencoder([6, 5, 3, 4], rngs=nnx.Rngs(1))
+    model = autoencoders.Autoencoder([6, 5, 3, 4], convolutions=with_graph, rngs=nnx.Rngs(1))
     weights = [
         torch.tensor(np.array(x[...], float), requires_grad=True)
         for layer in model.layers
@@ -390,7 +406,8 @@ def test_short_last_batches_count_as_they_should():
         (low + extent * target)[gaps.present], gaps.features[gaps.present], atol=1e-6
     )
     both = np.flatnonzero(gaps.present & gaps.other_present)
-    definition, params = nnx.split(autoencoders.Autoencoder([20, 6, 12], rngs=nnx.Rngs(0)))
+    model = autoencoders.Autoencoder([20, 6, 12], convolutions=False, rngs=nnx.Rngs(0))
+    definition, params = nnx.split(model)
     data = jax.device_put((source, target, both, None))
     common = {"key": jax.random.key(0), "epochs": 2, "l1": 0.01}
     args = "ae", definition, params, optax.sgd(0.0), data
