@@ -141,10 +141,10 @@ def test_a_node_keeps_one_dropout_mask_in_a_step():
     @jax.jit
     def sides():
         model = smore.SMORE(formulas.catalog("visual"), dim=6, layers=1, rngs=nnx.Rngs(params=0))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), nodes)
+        kept = model._kept(jax.random.key(0), nodes, 0.5)
         views = [jnp.full((101, 6), 3.0), jnp.full((101, 6), 2.0)]
         own = jnp.ones((101, 6))
-        return model._side(views, own, (keys, 0.5)), model._side(views, own)
+        return model._side(views, own, kept, 0.5), model._side(views, own)
 
     with jax.enable_x64(True):
         ratio = np.divide(*sides())
