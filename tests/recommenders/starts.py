@@ -121,7 +121,7 @@ AUTHORS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
             TABLES | content(r"similar\.contents\.\d") | {r"similar\.importance": EQUAL},
         )
     ],
-    "micro": [("default authors", "CRIPAC-DIG/MICRO Models.py", TABLES | MICRO)],
+    "micro": [("default authors", "method of MICRO: its file was not read", TABLES | MICRO)],
     "mgcn": [
         (
             "default mmrec elliot",
@@ -236,9 +236,7 @@ def given(world: core.Catalog) -> list[np.ndarray]:
     return [*every, np.concatenate(every, axis=1)]
 
 
-def pieces(
-    path: str, value: np.ndarray, kind: Any, every: dict[str, np.ndarray]
-) -> Iterator[tuple[str, np.ndarray, str]]:
+def pieces(path: str, value: np.ndarray, kind: Any) -> Iterator[tuple[str, np.ndarray, str]]:
     """Yield the parts of a parameter that were drawn apart: name, values, kind."""
     if not isinstance(kind, Side):
         yield path, value, kind
@@ -306,7 +304,7 @@ def check(
             yield path, "?", value, ["the authors' table does not have it"]
             continue
         unused.discard(found[-1])
-        for name, block, kind in pieces(path, value, kinds[found[-1]], every):
+        for name, block, kind in pieces(path, value, kinds[found[-1]]):
             if kind == GIVEN:
                 same = any(block.shape == f.shape and (block == f).all() for f in features)
                 yield name, kind, block, [] if same else ["not the features"]
