@@ -16,7 +16,7 @@ from mmjax.recommenders import core
 DUMPS = test_parity.DUMPS | test_authors.DUMPS
 
 
-@pytest.mark.parametrize(("model", "preset"), starts.cases(), ids="-".join)
+@pytest.mark.parametrize(("model", "preset"), starts.cases())
 def test_each_parameter_of_each_preset(model, preset):
     world = starts.catalog()
     every, features = starts.start(model, preset), starts.given(world)
