@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # also where the cache had it
 FROM_CACHE = "/jax/compilation_cache/cache_hits"
@@ -14,6 +15,7 @@ def keep(folder: str | Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.reset_cache()  # it may be open on another folder
 
 
 class Count:

@@ -5,7 +5,6 @@ gone, after a silence; its own end is then an abort. Here every process says tha
 number in the key-value store of `jax.distributed` and reads the others'.
 """
 
-import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -30,21 +29,35 @@ class Heartbeat:
         self._client, self._own, self._seconds, self._lost = client, own, seconds, lost
         now = time.monotonic()
         self._heard = {n: ("", now) for n in range(count) if n != own}  # what each said last, when
-        self._answered, self._leaving = now, False
+        self._answered, self._leaving, self._stopped = now, False, threading.Event()
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name="heartbeat")
+            for work in (self._beat, self._judge)
+        ]
 
     def start(self) -> None:
-        """Beats until this process ends; judges until it begins to."""
-        atexit.register(self.leave)
-        for work in (self._beat, self._judge):
-            threading.Thread(target=work, daemon=True, name="heartbeat").start()
+        """Begin to beat and to judge."""
+        for thread in self._threads:
+            thread.start()
 
     def leave(self) -> None:
-        """Others may end at any moment from now on."""
+        """Judge nobody any more: from now on others may end at any moment."""
         self._leaving = True
+
+    def stop(self) -> None:
+        """End both threads, so that none waits for the store while Python is taken down.
+
+        A thread that is in C++ then cannot come back and aborts the process. One that the store
+        keeps for longer than a silence may last is given up.
+        """
+        self._leaving = True
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(self._seconds)
 
     def _beat(self) -> None:
         number = 0
-        while True:
+        while not self._stopped.is_set():
             try:
                 self._client.key_value_set(f"{PLACE}{self._own}", str(number), True)
                 found = dict(self._client.key_value_dir_get(PLACE))
@@ -57,13 +70,13 @@ class Heartbeat:
                     self._heard[other] = saying, now
             if found:
                 self._answered = now
-            time.sleep(self._seconds / 6)
+            self._stopped.wait(self._seconds / 6)
 
     def _judge(self) -> None:
         """By another thread, since a question to a first process that hangs is never answered."""
         before = time.monotonic()
         while not self._leaving:
-            time.sleep(self._seconds / 6)
+            self._stopped.wait(self._seconds / 6)
             now = time.monotonic()
             if now - before > self._seconds / 2:  # it was this process that was stopped
                 self._answered = now

@@ -4,6 +4,7 @@ Each process runs the same script and holds some of the devices; arrays are glob
 other processes here must be called by all of them, in the same order.
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -110,7 +111,18 @@ def join(
         late.cancel()
     if jax.process_count() > 1:
         client = distributed.global_state.client
-        Heartbeat(client, jax.process_index(), jax.process_count(), beat, leave).start()
+        heart = Heartbeat(client, jax.process_index(), jax.process_count(), beat, leave)
+        heart.start()
+        atexit.register(part, heart)
+
+
+def part(heart: Heartbeat) -> None:
+    """End in peace: wait for the others, as they still hear this process, then fall silent."""
+    heart.leave()
+    try:
+        jax.distributed.shutdown()
+    finally:
+        heart.stop()
 
 
 def leave(about: str) -> None:

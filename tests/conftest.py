@@ -1,8 +1,11 @@
 """Eight CPU devices, strict JAX, and where the real data and the reference numbers lie."""
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -12,6 +15,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Workers, and the scripts that tests start, share what they compile: two thirds of a run's time.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
+    _programs = tempfile.mkdtemp(prefix="mmjax-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 
 import jax
 import pytest

@@ -4,9 +4,11 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +26,10 @@ def script(name, *arguments, devices=1):
 
 
 def imported(name):
-    """A module of scripts/, once in a process: its flags may not be defined again."""
+    """A module of scripts/, whose flags are its own: another script's may have the same names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
+        patch.setattr(flags, "FLAGS", flags.FlagValues())
+        for define in [text for text in dir(flags) if text.startswith("DEFINE")]:
+            patch.setattr(flags, define, partial(getattr(flags, define), flag_values=flags.FLAGS))
         return importlib.import_module(name)

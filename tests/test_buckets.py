@@ -78,7 +78,7 @@ def test_graphs_and_derived_stores_are_kept_there(url, bucket, tmp_path):
     graphs = [path.name for path in buckets.path(f"{url}/derived").glob("neighbours-*.npz")]
     assert len(graphs) == 2
     data, stores = dataset.load(url), derived.named("", url)
-    assert list(stores) == ["textual", "visual"]
+    assert list(stores) == ["visual", "textual"]
     place = buckets.path(f"{url}/derived/stores")
     made = [derived.resolve("v=visual~shuffle(seed=3)", stores, data, place) for _ in range(2)]
     assert made[0] == made[1]

@@ -17,6 +17,15 @@ def folder(tmp_path_factory):
     return worlds.small(tmp_path_factory.mktemp("data") / "small")
 
 
+@pytest.fixture
+def nothing_kept(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    compilation.keep(tmp_path / "programs")
+    yield
+    compilation.keep(before)
+
+
+@pytest.mark.usefixtures("nothing_kept")
 def test_counts_programs():
     function = jax.jit(lambda x: x * 3 + jnp.sin(x))
     with compilation.Count() as count:

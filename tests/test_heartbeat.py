@@ -1,5 +1,6 @@
 """Who is silent is named once; who speaks, or is leaving, is not."""
 
+import threading
 import time
 
 import pytest
@@ -36,7 +37,8 @@ def three():
     yield kept, both, said
     kept.hangs = False
     for one in both:
-        one.leave()
+        one.stop()
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
 def beats(kept, count):
