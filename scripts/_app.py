@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmjax.errors import InputError, Preempted
+from mmjax.core.errors import InputError, Preempted
 
 PREEMPTED = 75  # exit status of a run that was asked to end and has saved: start it again
 _positional: list[str] = []
@@ -74,21 +74,21 @@ def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -
 
 
 def _keep_programs() -> None:
-    from mmjax import compilation
+    from mmjax.parallel import compile_cache
 
-    compilation.keep(COMPILE_CACHE.value)
+    compile_cache.keep(COMPILE_CACHE.value)
 
 
 def _join(several: bool) -> None:
-    from mmjax import processes
+    from mmjax.parallel import distributed
 
-    if not COORDINATOR.value and not processes.launched():
+    if not COORDINATOR.value and not distributed.launched():
         return
     if not several:
         raise InputError("this script is a single process; start it once, without a launcher")
     where = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    processes.join(*where, seconds=JOIN_SECONDS.value)
-    if not processes.first():
+    distributed.join(*where, seconds=JOIN_SECONDS.value)
+    if not distributed.first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
@@ -98,9 +98,9 @@ def _lost(error: Exception) -> None:
     if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
         return
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        from mmjax import processes
+        from mmjax.parallel import distributed
 
-        processes.leave(str(error).splitlines()[0][:200])
+        distributed.leave(str(error).splitlines()[0][:200])
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -123,8 +123,8 @@ def _unknown_key(argv: list[str]) -> str | None:
     keys = re.findall(r"(?:^|\n)--?config\.([\w.]+)", "\n".join(argv))
     if not found or not keys or not Path(found[1].split(":")[0]).exists():
         return None
-    from mmjax.recommenders.core import suggestion
-    from mmjax.setup import flatten
+    from mmjax.recommenders.base import suggestion
+    from mmjax.training.experiment import flatten
 
     try:
         known = flatten(flags.FLAGS["config"].parser.parse(found[1]).to_dict())

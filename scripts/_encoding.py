@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from _timing import median, timed
 
-from mmjax import mesh as meshes
 from mmjax import store
-from mmjax.encoders import hub, images, pixels
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.core import Clock, stream
-from mmjax.errors import InputError
-from mmjax.features.loading import load_encoder
+from mmjax.encoders.inputs import images, pixels
+from mmjax.encoders.registry import load_encoder
+from mmjax.parallel import mesh as meshes
 
 # name -> (our encoder, its options, transformers' class and config)
 TEXTS = {

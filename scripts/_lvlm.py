@@ -19,8 +19,10 @@ import numpy as np
 from _timing import median, timed
 from PIL import Image
 
-from mmjax.encoders import answering, generate, hub, qwen2_vl
+from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.core import Tower, place
+from mmjax.encoders.towers import qwen2_vl
+from mmjax.encoders.vlm import batching, generation
 
 VOCABULARY = {"2b": 151_936, "7b": 152_064}
 SHAPES = {  # (decoder, vision)
@@ -124,7 +126,7 @@ def of_mmjax(
             prompt=str(weights / prompt),
             pooling=pooling,
             dtype=dtype,
-            answers=generate.Options(max_new_tokens=answer),
+            answers=generation.Options(max_new_tokens=answer),
         )
         return tower, jax.block_until_ready(place(tower.params, None))
 
@@ -145,7 +147,7 @@ def of_mmjax(
     given, line = steps.prepare(params), np.zeros(batch, np.int32)
 
     def speak():
-        for slots in answering.run(steps, iter(made), given, None):
+        for slots in batching.run(steps, iter(made), given, None):
             jax.block_until_ready(slots.end)
 
     def read():

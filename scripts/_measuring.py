@@ -22,9 +22,9 @@ import _timing
 import numpy as np
 from absl import flags
 
-from mmjax import train
-from mmjax.errors import InputError
-from mmjax.recommenders import core
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base
+from mmjax.training import train
 
 FLAGS = flags.FLAGS
 PARTS = {  # what these kinds measure of a model
@@ -55,7 +55,7 @@ def work(kind: str, side: str, name: str) -> dict:
 def compare_models(kind: str = "models") -> tuple[list[dict], str]:
     """Epoch, evaluation, compile time and memory of every model and its peer, if it has one."""
     for name in FLAGS.models:
-        core.find(name)
+        base.find(name)
     torch = FLAGS.torch and has_torch()
     rows = []
     for name in FLAGS.models:

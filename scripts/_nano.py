@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmjax.data import drawing
-from mmjax.encoders import decoder, qwen2_vl, qwen_vl, rotary
+from mmjax.data.synthetic import drawing
+from mmjax.encoders.towers import qwen2_vl
+from mmjax.encoders.vlm import decoder, qwen_vl, rotary
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")

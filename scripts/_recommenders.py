@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from _timing import median, timed, warm
 
-from mmjax import assembly, ensemble, loop, neighbours, train
-from mmjax import mesh as meshes
-from mmjax.data import world
 from mmjax.data.prepare import prepare
+from mmjax.data.synthetic import world
 from mmjax.evaluation import protocol as protocols
-from mmjax.recommenders import core
+from mmjax.ops import knn
+from mmjax.parallel import mesh as meshes
+from mmjax.recommenders import base
+from mmjax.training import assembly, ensemble, fit, train
 
 LONGEST = 50
 LRS, FACTORS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)  # the grid of `trials`
@@ -55,12 +56,12 @@ def setting(users: int, items: int, interactions: int, widths: Sequence[int], mo
         n_items=data.n_items,
         longest=LONGEST,
     )
-    return data, core.Catalog.of(data, drawn, {}), task
+    return data, base.Catalog.of(data, drawn, {}), task
 
 
 def build(
     model: str,
-    catalog: core.Catalog,
+    catalog: base.Catalog,
     batch_size: int,
     hypers: dict[str, list[float]] | None = None,
     mesh: str = "data=1",
@@ -69,8 +70,8 @@ def build(
 ) -> ensemble.Ensemble:
     """The ensemble of a model's config; `hypers` makes it as many trials as they have values."""
     config = config_of(model)
-    recommender = core.find(model)
-    options, traced = core.split_options(recommender, config["model"] | options)
+    recommender = base.find(model)
+    options, traced = base.split_options(recommender, config["model"] | options)
     own = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
     count = len(next(iter(hypers.values()))) if hypers else 1
     every = {name: values * count for name, values in own.items()} | (hypers or {})
@@ -88,7 +89,7 @@ def build(
 
 def of_mmjax(
     model: str,
-    catalog: core.Catalog,
+    catalog: base.Catalog,
     data: Any,
     task: Any,
     batch_size: int,
@@ -103,7 +104,7 @@ def of_mmjax(
     build_s = time.perf_counter() - begin
     config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
     timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, {"test": task}, config, data, timing)
+    evaluate = fit.Evaluator(trials, {"test": task}, config, data, timing)
     row = {"build_s": build_s, "compile_s": 0.0, "times": {}}
     if trials.trainable and "train" in parts:
         begin = time.perf_counter()
@@ -142,7 +143,7 @@ def counted(trials: ensemble.Ensemble, state: Any) -> dict[str, float]:
 
 def of_torch(
     model: str,
-    catalog: core.Catalog,
+    catalog: base.Catalog,
     data: Any,
     task: Any,
     batch_size: int,
@@ -179,7 +180,7 @@ def of_torch(
     }
 
 
-def of_trials(model: str, catalog: core.Catalog, batch_size: int, epochs: int) -> dict[str, Any]:
+def of_trials(model: str, catalog: base.Catalog, batch_size: int, epochs: int) -> dict[str, Any]:
     """Seconds of ten points, five rates by two weights, as one program and as ten."""
     l_w = config_of(model)["model"]["l_w"]
     points = [(lr, l_w * factor) for lr in LRS for factor in FACTORS]
@@ -220,9 +221,9 @@ def of_graph(items: int, width: int, top_k: int, repeats: int) -> dict[str, Any]
     """Seconds of the k-NN graph and of the bare product of all rows with all, by blocks."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((items, width), np.float32))
     begin = time.perf_counter()
-    nearest = jax.jit(neighbours.nearest, static_argnums=1).lower(x, top_k).compile()
+    nearest = jax.jit(knn.nearest, static_argnums=1).lower(x, top_k).compile()
     compile_s = time.perf_counter() - begin
-    block = min(neighbours.LARGEST, items)
+    block = min(knn.LARGEST, items)
 
     def product(x: jax.Array) -> jax.Array:
         blocks = jnp.pad(x, ((0, -items % block), (0, 0))).reshape(-1, block, width)

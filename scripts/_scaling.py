@@ -10,14 +10,14 @@ from typing import Any
 import _recommenders
 import numpy as np
 
-from mmjax import explain
-from mmjax import mesh as meshes
-from mmjax.recommenders import core
+from mmjax.parallel import mesh as meshes
+from mmjax.recommenders import base
+from mmjax.training import sharding_report
 
 MESHES = {1: "data=1", 8: "data=2,model=4", 64: "data=8,model=8", 256: "data=16,model=16"}
 
 
-def drawn(users: int, items: int, count: int, width: int) -> core.Catalog:
+def drawn(users: int, items: int, count: int, width: int) -> base.Catalog:
     """About `count` interactions with long tails on both sides, and features of ones."""
     rng = np.random.default_rng(0)
     weight = rng.lognormal(0, 0.8, users)
@@ -26,19 +26,19 @@ def drawn(users: int, items: int, count: int, width: int) -> core.Catalog:
     item = (items * rng.random(count, np.float32) ** 2).astype(np.int32)
     np.minimum(item, items - 1, out=item)
     features = {"textual": np.ones((items, width), np.float32)} if width else {}
-    return core.Catalog(users, items, user, item, np.ones(0, np.float32), features)
+    return base.Catalog(users, items, user, item, np.ones(0, np.float32), features)
 
 
-def plan(model: str, catalog: core.Catalog, batch_size: int, devices: int) -> dict[str, Any]:
+def plan(model: str, catalog: base.Catalog, batch_size: int, devices: int) -> dict[str, Any]:
     """Bytes that each of so many devices holds, needs beside it, and receives in a step."""
     begin, mesh = time.perf_counter(), MESHES.get(devices, f"data={devices}")
     trials = _recommenders.build(model, catalog, batch_size, mesh=mesh, put=meshes.plan)
     built = time.perf_counter()
     compiled = trials.program
     memory = compiled.memory_analysis()
-    sent = explain.collectives(compiled.as_text())
+    sent = sharding_report.collectives(compiled.as_text())
     received = sum(
-        explain.bytes_of(result) * times
+        sharding_report.bytes_of(result) * times
         for (when, _, result, _), times in sent
         if when == "every step"
     )
@@ -48,7 +48,7 @@ def plan(model: str, catalog: core.Catalog, batch_size: int, devices: int) -> di
         "held_bytes": memory.argument_size_in_bytes,
         "scratch_bytes": memory.temp_size_in_bytes,
         "received_bytes": received,
-        "arrays": explain.arrays(trials)[0],
+        "arrays": sharding_report.arrays(trials)[0],
         "collectives": sent,
         "build_s": built - begin,
         "compile_s": time.perf_counter() - built,

@@ -87,8 +87,8 @@ def measure(side: str, model: str, folder: Path, epochs: int, devices: int) -> d
 
 def _timed_sweep(arguments: list[str], workdir: Path) -> dict[str, Any]:
     """sweep.py by its own main; what its parts take is counted around them."""
-    from mmjax import loop
-    from mmjax.sweep import packing, running, testing
+    from mmjax.sweep import batching, final_test, worker
+    from mmjax.training import fit
 
     spent: dict[str, float] = {}
     inside: dict[str, Any] = {}
@@ -106,10 +106,10 @@ def _timed_sweep(arguments: list[str], workdir: Path) -> dict[str, Any]:
 
         setattr(owner, name, counted)
 
-    count(loop, "fit")
-    count(packing.Packer, "build")
-    count(testing, "read_test")
-    count(running, "run")
+    count(fit, "fit")
+    count(batching.Packer, "build")
+    count(final_test, "read_test")
+    count(worker, "run")
     sys.argv = [str(SCRIPTS / "sweep.py"), *arguments]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -2,7 +2,7 @@
 
 import _timing
 
-from mmjax import explain
+from mmjax.training import sharding_report
 
 
 def of_models(rows: list[dict]) -> str:
@@ -90,7 +90,9 @@ def of_scaling(rows: list[dict]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|:--|--:|:--|" + "--:|" * (len(head) - 3)]
     for row in rows:
         held, scratch = row["held_bytes"], row["scratch_bytes"]
-        sizes = [explain.size(n) for n in (held, scratch, held + scratch, row["received_bytes"])]
+        sizes = [
+            sharding_report.size(n) for n in (held, scratch, held + scratch, row["received_bytes"])
+        ]
         cells = (row["model"], str(row["devices"]), row["mesh"], *sizes)
         cells += (f"{row['build_s']:.0f}", f"{row['compile_s']:.0f}", f"{row['peak_rss_mb']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 
 LEAST = 0.05  # a smaller change of a median is never called one
 FEWEST = 3  # repeats on each side without which nothing is said

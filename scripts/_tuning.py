@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import loop, setup
-from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset as datasets
-from mmjax.recommenders import core
+from mmjax.recommenders import base
+from mmjax.training import experiment, fit
+from mmjax.training.checkpoint import Checkpoints
 
 Point = dict[str, Any]  # values of lr and of a recommender's options
 
@@ -25,7 +25,7 @@ def choose(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> 
     lines = ledger.read_text().splitlines() if ledger.exists() else []
     tried = [json.loads(line) for line in lines][: len(points)]
     left = points[len(tried) :]
-    if hasattr(core.find(config["recommender"]), "loss"):
+    if hasattr(base.find(config["recommender"]), "loss"):
         values = train_grid(config, left, folder) if left else []
     else:
         values = (rank(changed(config, point)) for point in left)
@@ -47,9 +47,9 @@ def changed(config: Mapping[str, Any], point: Point) -> dict[str, Any]:
 def rank(config: dict[str, Any]) -> float:
     """The validation metric of a recommender that nothing trains."""
     data = datasets.load(config["dataset"])
-    trials = setup.trials(config, data, setup.features(config, data))
-    tasks, timing = setup.tasks(config, data), {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, tasks, config, data, timing)
+    trials = experiment.trials(config, data, experiment.features(config, data))
+    tasks, timing = experiment.tasks(config, data), {"compile_s": 0.0}
+    evaluate = fit.Evaluator(trials, tasks, config, data, timing)
     return evaluate.select(evaluate(trials.init(), "valid", lists=False)[0])
 
 
@@ -58,12 +58,12 @@ def train_grid(
 ) -> list[float | None]:
     """The best validation metric of every point, all trained as one program."""
     data = datasets.load(config["dataset"])
-    trials = setup.trials(config, data, setup.features(config, data), points)
+    trials = experiment.trials(config, data, experiment.features(config, data), points)
     timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, setup.tasks(config, data), config, data, timing)
+    evaluate = fit.Evaluator(trials, experiment.tasks(config, data), config, data, timing)
     checkpoints = Checkpoints(folder / "tuning")
     try:
-        _, progress = loop.fit(
+        _, progress = fit.fit(
             trials, trials.init(), evaluate, checkpoints, config, folder / "tuning", timing
         )
     finally:

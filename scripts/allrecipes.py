@@ -21,18 +21,21 @@ from _app import run
 from absl import flags
 
 from configs import attributeitemknn, bm3, bprmf, itemknn, mostpop, vbpr
-from mmjax import buckets, files, mesh, train
+from mmjax.core import files, storage
 from mmjax.data import dataset as datasets
-from mmjax.data import elliot
 from mmjax.data.prepare import prepare
+from mmjax.data.sources import elliot
+from mmjax.encoders.registry import load_encoder
 from mmjax.evaluation.significance import paired
-from mmjax.features import controls, describe
-from mmjax.features.extract import extract
-from mmjax.features.inputs import Inputs
-from mmjax.features.job import Job
-from mmjax.features.loading import load_encoder
-from mmjax.recommenders import core
+from mmjax.features import controls
+from mmjax.features.descriptions import describe
+from mmjax.features.extraction.extract import extract
+from mmjax.features.extraction.inputs import Inputs
+from mmjax.features.extraction.job import Job
+from mmjax.parallel import mesh
+from mmjax.recommenders import base as core
 from mmjax.recommenders.itemknn import SIMILARITIES
+from mmjax.training import train
 
 RAW = flags.DEFINE_string("raw", None, "Folder of the splits and the answers.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder of everything made.", required=True)
@@ -72,7 +75,7 @@ RIVALS = {
 
 
 def main() -> None:
-    raw, out = buckets.local(RAW.value), buckets.local(OUT.value)
+    raw, out = storage.local(RAW.value), storage.local(OUT.value)
     rows = ONLY.value or list(ROWS)
     for row in rows:
         core.choice("only", row, ROWS)

@@ -28,8 +28,10 @@ import _timing
 from _app import arguments, run
 from absl import flags
 
-from mmjax import __version__, files, journal
-from mmjax.errors import InputError
+from mmjax import __version__
+from mmjax.core import files
+from mmjax.core.errors import InputError
+from mmjax.training import metric_logger
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["bprmf", "lightgcn", "vbpr"], "recommenders to measure")
@@ -110,7 +112,7 @@ def keep(kind: str, rows: list[dict]) -> None:
     about = {
         "cpu": cpu_name(),
         "threads": FLAGS.threads,
-        "versions": journal.versions("jax", "jaxlib", "numpy") | {"mmjax": __version__},
+        "versions": metric_logger.versions("jax", "jaxlib", "numpy") | {"mmjax": __version__},
         "settings": {"kind": kind} | {name: FLAGS[name].value for name in KINDS[kind]},
     }
     files.write_json(FLAGS.json, about | {"rows": rows})

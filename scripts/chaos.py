@@ -28,8 +28,8 @@ import psutil
 from _app import arguments, run
 from absl import flags
 
-from mmjax import buckets, files
-from mmjax.errors import InputError
+from mmjax.core import files, storage
+from mmjax.core.errors import InputError
 
 OUT = flags.DEFINE_string("out", None, "Folder for both runs.", required=True)
 KILLS = flags.DEFINE_integer("kills", 20, "At most.", lower_bound=1)
@@ -42,7 +42,7 @@ TORN = ("*.partial*", "*.orbax-checkpoint-tmp*")
 
 
 def main() -> None:
-    command, out = arguments(), buckets.local(OUT.value)
+    command, out = arguments(), storage.local(OUT.value)
     script = Path(command[0]).name if command else ""
     if script not in COMPARE:
         raise InputError(f"give a command of {', '.join(COMPARE)} after --, not {script!r}")

@@ -20,8 +20,9 @@ import _tuning
 from _app import run
 from absl import flags
 
-from mmjax import buckets, files, train
-from mmjax.recommenders import core
+from mmjax.core import files, storage
+from mmjax.recommenders import base as core
+from mmjax.training import train
 
 DATASET = flags.DEFINE_string("dataset", None, "A prepared folder.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder of everything made.", required=True)
@@ -64,7 +65,7 @@ METRICS = ("recall@20", "ndcg@20")
 
 
 def main() -> None:
-    out = buckets.local(OUT.value)
+    out = storage.local(OUT.value)
     models = MODELS.value or (CLASSICAL + MULTIMODAL).split()
     for model in models:
         core.find(model)

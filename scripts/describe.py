@@ -7,7 +7,7 @@ python scripts/train.py --config=configs/attributeitemknn.py --config.dataset=DI
     --config.features=attributes=DIR/described/qwen2vl/attributes --workdir=RUN
 
 Answers are a table of ids and texts, or what an extraction by a model that answers left in its
-store. `--out` gets attributes, parsed.jsonl and summary.json (mmjax/features/describe.py);
+store. `--out` gets attributes, parsed.jsonl and summary.json (mmjax/features/descriptions/describe.py);
 `--texts_out` gets sentence embeddings of the answers as they are, of any form or none.
 """
 
@@ -18,15 +18,15 @@ from typing import Any
 from _app import run
 from absl import flags
 
-from mmjax import mesh, processes
+from mmjax.core.errors import InputError
 from mmjax.data.dataset import Dataset, load
-from mmjax.errors import InputError
-from mmjax.features import describe
-from mmjax.features.answers import slots_of_prompt
-from mmjax.features.extract import extract
-from mmjax.features.inputs import Inputs
-from mmjax.features.job import Job
-from mmjax.features.loading import load_encoder
+from mmjax.encoders.registry import load_encoder
+from mmjax.features.descriptions import describe
+from mmjax.features.descriptions.parse import slots_of_prompt
+from mmjax.features.extraction.extract import extract
+from mmjax.features.extraction.inputs import Inputs
+from mmjax.features.extraction.job import Job
+from mmjax.parallel import distributed, mesh
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", None, "Prepared folder (prepare.py).", required=True)
@@ -57,7 +57,7 @@ def main() -> None:
     answers = describe.in_order(read_answers(), dataset)
     options = {"weights": FLAGS.weights or None, "revision": FLAGS.revision}
     if FLAGS.out:
-        processes.alone(partial(find_attributes, answers, dataset, options))
+        distributed.alone(partial(find_attributes, answers, dataset, options))
     if FLAGS.texts_out:
         job = Job(FLAGS.encoder, FLAGS.texts_out, options, batch=FLAGS.batch)
         grid = mesh.make(FLAGS.mesh, own=True)

@@ -19,8 +19,9 @@ import _tuning
 from _app import run
 from absl import flags
 
-from mmjax import buckets, files, train
-from mmjax.recommenders import core
+from mmjax.core import files, storage
+from mmjax.recommenders import base
+from mmjax.training import train
 
 DATASET = flags.DEFINE_string("dataset", None, "A prepared folder.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder of everything made.", required=True)
@@ -58,10 +59,10 @@ SPREAD = 0.006  # by which seeds move test Recall@20 on `synth3k`, at most, in M
 
 
 def main() -> None:
-    out = buckets.local(OUT.value)
+    out = storage.local(OUT.value)
     models = MODELS.value or list(REFERENCE)
     for model in models:
-        core.choice("models", model, REFERENCE)
+        base.choice("models", model, REFERENCE)
     for model in models:
         for seed in range(1, SEEDS.value + 1):
             train.run(config_of(model) | {"seed": seed}, folder_of(model, seed, out))

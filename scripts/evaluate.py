@@ -6,8 +6,11 @@ python scripts/evaluate.py --workdir=RUN [--split=test] [--protocol=mmrec] [--cu
 from _app import run
 from absl import flags
 
-from mmjax import buckets, files, processes, report, train
-from mmjax.errors import InputError
+from mmjax.core import files, storage
+from mmjax.core.errors import InputError
+from mmjax.parallel import distributed
+from mmjax.report import runs
+from mmjax.training import train
 
 WORKDIR = flags.DEFINE_string("workdir", None, "a run of train.py", required=True)
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "which split to rank")
@@ -20,7 +23,7 @@ JSON = flags.DEFINE_string("json", "", "also write the metrics to this file")
 
 
 def main() -> None:
-    workdir = buckets.path(WORKDIR.value)
+    workdir = storage.path(WORKDIR.value)
     if not files.exists(workdir / "config.json"):
         raise InputError(f"--workdir={workdir} is no run of train.py (it has no config.json)")
     for cutoff in CUTOFFS.value:
@@ -33,8 +36,8 @@ def main() -> None:
     }
     change = {key: value for key, value in change.items() if value not in ("", None, [])}
     found = train.evaluate(workdir, SPLIT.value, change)
-    print(report.listing(found.rounded()))
-    if JSON.value and processes.first():
+    print(runs.listing(found.rounded()))
+    if JSON.value and distributed.first():
         files.write_json(JSON.value, found.rounded())
         print(f"wrote {JSON.value}")
 

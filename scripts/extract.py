@@ -25,12 +25,14 @@ from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax import mesh, processes, store
+from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data.dataset import load
-from mmjax.errors import InputError
-from mmjax.features import ducho, inputs
-from mmjax.features.job import Job
-from mmjax.features.plan import Plan, check_modality, follow, steps_of
+from mmjax.features import ducho
+from mmjax.features.extraction import inputs
+from mmjax.features.extraction.job import Job
+from mmjax.features.extraction.plan import Plan, check_modality, follow, steps_of
+from mmjax.parallel import distributed, mesh
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", None, "Prepared folder (prepare.py) whose items are encoded.")
@@ -102,7 +104,7 @@ def main() -> None:
     grid = mesh.make(FLAGS.mesh, own=True)
     for url in follow(plan.steps, mesh=grid, overwrite=FLAGS.overwrite):
         if FLAGS.export_folders:
-            processes.alone(partial(export, url))
+            distributed.alone(partial(export, url))
 
 
 def export(url: str) -> None:

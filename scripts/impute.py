@@ -12,11 +12,11 @@ from _app import run
 from absl import flags
 
 from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data.dataset import Dataset, load
-from mmjax.errors import InputError
-from mmjax.features.gaps import Gaps
 from mmjax.features.homophily import homophily
-from mmjax.features.impute import METHODS, impute, resolve
+from mmjax.features.imputation.impute import METHODS, impute, resolve
+from mmjax.features.imputation.missing import Gaps
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", None, "Prepared folder (prepare.py).", required=True)

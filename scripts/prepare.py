@@ -20,21 +20,15 @@ from typing import Any
 from _app import run
 from absl import flags
 
-from mmjax import buckets, files
-from mmjax.data import (
-    amazon,
-    dataset,
-    elliot,
-    interactions,
-    mmrec,
-    modalities,
-    movielens,
-    world,
-)
-from mmjax.data.download import Patience, count_reasons
+from mmjax.core import files, storage
+from mmjax.core.errors import InputError
+from mmjax.data import dataset
+from mmjax.data.download import images as modalities
+from mmjax.data.download.fetch import Patience, count_reasons
 from mmjax.data.prepare import COLD_USERS, DUPLICATES, WAYS, feature_rows, prepare
 from mmjax.data.raw import Raw
-from mmjax.errors import InputError
+from mmjax.data.sources import amazon, elliot, mmrec, movielens, table
+from mmjax.data.synthetic import world
 
 AMAZON = tuple(amazon.LAYOUTS)
 SOURCES = ("world", "movielens", "elliot", "mmrec", "interactions", *AMAZON)
@@ -102,7 +96,7 @@ def main() -> None:
         raise InputError("--reviews needs the reviews of an Amazon dump, --dump=reviews")
     if DOWNLOAD.value and SOURCE.value not in AMAZON:
         raise InputError(f"--download does not know where {SOURCE.value} is; fetch it by hand")
-    out = buckets.path(OUT.value)
+    out = storage.path(OUT.value)
     if not files.exists(out / "dataset.json"):  # what --overwrite may replace
         files.refuse_filled(out, "holds files but no prepared dataset; choose another folder")
     clock = time.perf_counter()
@@ -123,7 +117,7 @@ def main() -> None:
         dataset.save(prepared, aside)
         write_features(raw, prepared, aside / "features")
         if REVIEWS.value:
-            tables = amazon.reviews(buckets.local(RAW.value), SOURCE.value, CATEGORY.value)
+            tables = amazon.reviews(storage.local(RAW.value), SOURCE.value, CATEGORY.value)
             count = amazon.write_reviews(prepared, tables, aside / "reviews.tsv")
             say(f"{count:,} reviews")
     say("done")
@@ -135,7 +129,7 @@ def main() -> None:
 def run_steps(raw: Raw, **instead: Any) -> dataset.Dataset:
     """The steps of mmjax/data/prepare.py, as the flags say or as `instead` does."""
     options = dict(
-        name=NAME.value or buckets.path(OUT.value).resolve().name,
+        name=NAME.value or storage.path(OUT.value).resolve().name,
         split=SPLIT.value,
         k_core=K_CORE.value,
         min_rating=MIN_RATING.value,
@@ -157,7 +151,7 @@ def prepare_amazon(
     # What the k-core leaves out of all items, it leaves out of fewer: its images are not needed.
     unsplit = dict(split="random", test=0, valid=0, cold_users="keep") if DROP_MISSING.value else {}
     prepared = run_steps(raw, **unsplit)
-    urls, folder = prepared.attributes["image_url"], buckets.local(RAW.value) / "images"
+    urls, folder = prepared.attributes["image_url"], storage.local(RAW.value) / "images"
     failed = {}
     if DOWNLOAD.value:
         say(f"fetching images of {prepared.n_items:,} items")
@@ -189,9 +183,9 @@ def read(aside: Path) -> Raw:
             images=aside if IMAGES.value else None,
             missing=MISSING.value,
         )
-    raw = buckets.local(RAW.value)
+    raw = storage.local(RAW.value)
     if SOURCE.value == "movielens":
-        return movielens.read(raw, posters=buckets.local(POSTERS.value) if POSTERS.value else None)
+        return movielens.read(raw, posters=storage.local(POSTERS.value) if POSTERS.value else None)
     if SOURCE.value == "elliot":
         return elliot.read(raw)
     if SOURCE.value == "mmrec":
@@ -202,14 +196,14 @@ def read(aside: Path) -> Raw:
         if DOWNLOAD.value:
             amazon.fetch(*names, dump=dump, base_url=BASE_URL.value, patience=patience())
         return amazon.read(*names, dump=dump, text_fields=TEXT_FIELDS.value)
-    return interactions.read(
+    return table.read(
         raw,
         user_column=USER_COLUMN.value,
         item_column=ITEM_COLUMN.value,
         rating_column=RATING_COLUMN.value,
         time_column=TIME_COLUMN.value,
         split_column=SPLIT_COLUMN.value,
-        items_file=buckets.local(ITEMS_FILE.value) if ITEMS_FILE.value else None,
+        items_file=storage.local(ITEMS_FILE.value) if ITEMS_FILE.value else None,
     )
 
 

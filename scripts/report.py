@@ -10,10 +10,12 @@ import shlex
 from _app import arguments, run
 from absl import flags
 
-from mmjax import buckets, gallery, report, showcase
-from mmjax.ablation import page
+from mmjax.core import storage
+from mmjax.core.errors import InputError
 from mmjax.data.dataset import load
-from mmjax.errors import InputError
+from mmjax.report import runs as report
+from mmjax.report.descriptions import figure, gallery
+from mmjax.report.sweep import page
 
 OUT = flags.DEFINE_string("out", "", "folder for the files; by the first run, or the sweep's own")
 SWEEP = flags.DEFINE_string("sweep", "", "a folder that sweep.py works in, finished or not")
@@ -45,14 +47,14 @@ def show_descriptions() -> None:
     dataset = load(DATASET.value)
     print("wrote", gallery.write(described, dataset, out, **shown))
     if any(dataset.images):
-        print("wrote", showcase.write(described[0], dataset, out, seed=SEED.value))
+        print("wrote", figure.write(described[0], dataset, out, seed=SEED.value))
 
 
 def report_sweep() -> None:
     given = {"sweep": SWEEP.value, "out": OUT.value, "reference": REFERENCE.value}
     words = [f"--{name}={shlex.quote(value)}" for name, value in given.items() if value]
     paths = page.write(
-        buckets.local(SWEEP.value),
+        storage.local(SWEEP.value),
         OUT.value or SWEEP.value,
         reference=REFERENCE.value,
         command=" ".join(["python scripts/report.py", *words]),
@@ -61,7 +63,7 @@ def report_sweep() -> None:
 
 
 def compare_runs() -> None:
-    workdirs = [buckets.path(name) for name in arguments()]
+    workdirs = [storage.path(name) for name in arguments()]
     if not workdirs:
         raise InputError("no run is named; call report.py RUN RUN ...")
     runs = report.load(workdirs)

@@ -13,8 +13,8 @@ from _app import run
 from absl import flags
 
 from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data.dataset import load
-from mmjax.errors import InputError
 from mmjax.features.controls import CONTROLS, control
 from mmjax.features.fuse import WAYS, fuse
 

@@ -14,11 +14,12 @@ from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax import buckets, compilation
-from mmjax import mesh as meshes
-from mmjax.sweep import ahead, estimate, running, space
-from mmjax.sweep.shelf import Shelf
-from mmjax.sweep.survey import Plan
+from mmjax.core import storage
+from mmjax.parallel import compile_cache
+from mmjax.parallel import mesh as meshes
+from mmjax.sweep import estimate, precompile, space, worker
+from mmjax.sweep.plan import Plan
+from mmjax.sweep.resources import Shelf
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/sweeps/NAME.py[:small]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this sweep.", required=True)
@@ -32,9 +33,9 @@ EXPIRY = flags.DEFINE_float(
 
 
 def main() -> None:
-    workdir = buckets.local(WORKDIR.value)
+    workdir = storage.local(WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
-        compilation.keep(workdir / "programs")
+        compile_cache.keep(workdir / "programs")
     sweep = CONFIG.value.to_dict()
     shelf = Shelf(sweep)
     cells, without = shelf.resolve(space.cells(sweep))
@@ -42,13 +43,13 @@ def main() -> None:
         print(f"left out: {cell}, there is no {store!r}")
     plan = Plan(sweep, cells, shelf, workdir)
     if COMPILE.value:
-        print(f"{ahead.compile_all(plan, MOST.value)} programs are in the cache")
+        print(f"{precompile.compile_all(plan, MOST.value)} programs are in the cache")
         return
     if ESTIMATE.value:
         free = meshes.free_memory(meshes.make(cells[0].config["mesh"]))
         print(estimate.table(estimate.estimate(plan, MOST.value), free))
         return
-    running.run(plan, most=MOST.value, retry_failed=RETRY.value, expiry=EXPIRY.value)
+    worker.run(plan, most=MOST.value, retry_failed=RETRY.value, expiry=EXPIRY.value)
     print(f"done; python scripts/report.py --sweep={workdir} makes its page")
 
 

@@ -8,7 +8,8 @@ from _app import run
 from absl import flags
 from ml_collections import config_flags
 
-from mmjax import explain, report, train
+from mmjax.report import runs
+from mmjax.training import sharding_report, train
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py[:preset]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
@@ -17,10 +18,10 @@ EXPLAIN = flags.DEFINE_bool("explain_sharding", False, "say what the mesh does t
 
 def main() -> None:
     if EXPLAIN.value:
-        print(explain.explain(CONFIG.value))
+        print(sharding_report.explain(CONFIG.value))
         return
     results = train.run(CONFIG.value, WORKDIR.value)
-    print(report.card(results))
+    print(runs.card(results))
     print(
         f"wrote {WORKDIR.value}/results.json, metrics.jsonl, per_user.npz, checkpoints, tensorboard"
     )

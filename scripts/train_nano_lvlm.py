@@ -27,12 +27,13 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
-from mmjax import buckets, files
-from mmjax.data import drawing, world
-from mmjax.encoders import hub, lvlm, prompts, qwen_tower, qwen_vl
-from mmjax.encoders.pixels import BICUBIC
-from mmjax.features.loading import load_encoder
-from mmjax.progress import Progress
+from mmjax.core import files, storage
+from mmjax.core.progress import Progress
+from mmjax.data.synthetic import drawing, world
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.pixels import BICUBIC
+from mmjax.encoders.registry import load_encoder
+from mmjax.encoders.vlm import lvlm, prompts, qwen_tower, qwen_vl
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", None, "Folder of the checkpoint.", required=True)
@@ -98,7 +99,7 @@ def main() -> None:
             if progress.done == FLAGS.steps:
                 break
 
-    with files.folder_aside(buckets.local(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
+    with files.folder_aside(storage.local(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
         checkpoint(folder, params, module, tokenizer)
         right = check(folder)
         right |= {"seconds": round(time.perf_counter() - begin), "seed": FLAGS.seed}

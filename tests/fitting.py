@@ -3,18 +3,19 @@
 import jax
 import numpy as np
 
-from mmjax import loop, setup
-from mmjax.checkpoint import Checkpoints
 from mmjax.data import dataset
+from mmjax.training import experiment
+from mmjax.training import fit as loop
+from mmjax.training.checkpoint import Checkpoints
 
 
 def fit(made, points, workdir, stores=None, variant=None):
     """Best states, progress and ensemble of these points after the loop; `stores` are the config's
     own if not given."""
     data, checkpoints = dataset.load(made["dataset"]), Checkpoints(workdir / "checkpoints")
-    stores = setup.features(made, data) if stores is None else stores
-    trials, timing = setup.trials(made, data, stores, points, variant), {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
+    stores = experiment.features(made, data) if stores is None else stores
+    trials, timing = experiment.trials(made, data, stores, points, variant), {"compile_s": 0.0}
+    evaluate = loop.Evaluator(trials, experiment.tasks(made, data), made, data, timing)
     try:
         best, progress = loop.fit(
             trials, trials.init(), evaluate, checkpoints, made, workdir, timing

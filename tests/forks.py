@@ -13,7 +13,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PARENT = """
 import json, os, runpy, sys, tempfile
-import mmjax.train, mmjax.report, mmjax.features.extract, mmjax.data.prepare, ml_collections
+import mmjax.training.train, mmjax.report.runs, mmjax.features.extraction.extract
+import mmjax.data.prepare, ml_collections
 for line in sys.stdin:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.argv = json.loads(line)

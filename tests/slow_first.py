@@ -3,8 +3,12 @@
 import os
 import time
 
-from mmjax import processes
+from mmjax.parallel import distributed
 
 count, index = (int(os.environ[f"JAX_{name}"]) for name in ("NUM_PROCESSES", "PROCESS_ID"))
-processes.join(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
-print(processes.gather([processes.alone(lambda: time.sleep(40) or "done"), processes.told(True)]))
+distributed.join(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+print(
+    distributed.gather(
+        [distributed.alone(lambda: time.sleep(40) or "done"), distributed.told(True)]
+    )
+)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import scripting
 
-from mmjax.ablation import facts, page, plots, stats, tables
-from mmjax.ablation.study import curve, read
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.evaluation import significance
+from mmjax.report.sweep import page, plots, prose, stats, tables
+from mmjax.report.sweep.study import curve, read
 
 USERS, SEEDS = 60, (0, 1, 2)
 ODD = "a<b&c_d"  # a model whose name every format must escape
@@ -197,7 +197,7 @@ def test_marks_say_which_side_and_of_what(folder):
 def test_a_reading_says_who_won_and_when_nobody_did(folder):
     study = read(folder)
     found, compared = stats.summaries(study), stats.compare(study)
-    readings = dict(facts.readings(study, found, compared, "recall@20"))
+    readings = dict(prose.readings(study, found, compared, "recall@20"))
     assert list(readings) == [ODD, "vbpr"]
     real, control = (found[f"{ODD} features={k}", "recall@20"].mean for k in ("real", "gaussian"))
     change = 100 * (real - control) / control
@@ -313,7 +313,7 @@ def test_an_unfinished_sweep_shows_what_it_has(tmp_path):
     assert study.left_out == [gone]
     # Five grids of six points with two more seeds each, and one point with two more.
     assert study.planned == 5 * (6 + 2) + 3
-    about = facts.about(study)
+    about = prose.about(study)
     assert about["trials"] == (
         "19 of 43 done, 1 failed, 13 tested (unfinished: 5 of 6 cells are tested)"
     )
@@ -353,7 +353,7 @@ def test_a_curve_is_the_trials_own(folder):
 
 
 def test_costs_share_a_programs_time(folder):
-    head, rows = facts.costs(read(folder))
+    head, rows = prose.costs(read(folder))
     row = dict(zip(head, rows[0], strict=True))
     assert (row["trials"], row["s / trial"], row["s in all"]) == ("4", "4.00", "16.0")
     assert (row["peak MB"], row["device"]) == ("1,000", "cpu")

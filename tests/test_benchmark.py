@@ -6,8 +6,8 @@ import forks
 import pytest
 from scripting import imported
 
-from mmjax import files
-from mmjax.errors import InputError
+from mmjax.core import files
+from mmjax.core.errors import InputError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import bisection
+from mmjax.ops import binary_search
 
 
 @given(st.integers(0, 10_000))
@@ -18,7 +18,7 @@ def test_first_in_each_range(seed):
     values = [np.sort(rng.integers(0, 12, n)) for n in lengths]
     flat = jnp.asarray(np.append(np.concatenate(values), 0).astype(np.int32))
     wanted = rng.integers(-1, 13, 6)
-    found = bisection.first(
+    found = binary_search.first(
         jnp.asarray(starts),
         jnp.asarray(ends),
         lambda at: flat.at[at].get(mode="clip") < jnp.asarray(wanted),

@@ -12,11 +12,14 @@ from scripting import script
 
 from configs import freedom
 from configs import vbpr as vbpr_config
-from mmjax import buckets, files, report, store, train
+from mmjax import store
+from mmjax.core import files, storage
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
-from mmjax.encoders import images
-from mmjax.errors import InputError
-from mmjax.features import derived
+from mmjax.encoders.inputs import images
+from mmjax.features import expressions
+from mmjax.report import runs
+from mmjax.training import train
 
 VBPR = ("scripts/train.py", "--config=configs/vbpr.py", "--config.mesh=data=-1")
 VBPR += ("--config.batch_size=512", "--config.lr=0.01", "--config.patience=0")
@@ -31,7 +34,7 @@ def folder(tmp_path_factory):
 def url(folder, bucket):
     """The same world in the bucket."""
     place = bucket.new()
-    files.copy(folder, buckets.path(place), last="dataset.json")
+    files.copy(folder, storage.path(place), last="dataset.json")
     return place
 
 
@@ -49,7 +52,7 @@ def same_users(one, other):
     """The per-user values of two workdirs are equal."""
     found = []
     for workdir in (one, other):
-        with buckets.open_file(f"{workdir}/per_user.npz") as file, np.load(file) as arrays:
+        with storage.open_file(f"{workdir}/per_user.npz") as file, np.load(file) as arrays:
             found.append(dict(arrays))
     assert found[0].keys() == found[1].keys()
     for name, values in found[0].items():
@@ -66,23 +69,23 @@ def test_a_run_is_what_it_is_in_folders(module, folder, url, bucket, tmp_path):
     assert found == files.read_json(f"{workdir}/results.json")
     lines = files.read_bytes(f"{workdir}/metrics.jsonl").decode().splitlines()
     assert len(lines) == 4
-    assert any(buckets.path(f"{workdir}/tensorboard").iterdir())
+    assert any(storage.path(f"{workdir}/tensorboard").iterdir())
     again = train.evaluate(workdir, "test", {})
     assert again.rounded() == local["test"]
-    report.write(report.load([workdir, workdir]), workdir)
+    runs.write(runs.load([workdir, workdir]), workdir)
     assert files.exists(f"{workdir}/table.png")
 
 
 def test_graphs_and_derived_stores_are_kept_there(url, bucket, tmp_path):
     train.run(config(freedom, url, epochs=1), bucket.new())
-    graphs = [path.name for path in buckets.path(f"{url}/derived").glob("neighbours-*.npz")]
+    graphs = [path.name for path in storage.path(f"{url}/derived").glob("neighbours-*.npz")]
     assert len(graphs) == 2
-    data, stores = dataset.load(url), derived.named("", url)
+    data, stores = dataset.load(url), expressions.named("", url)
     assert list(stores) == ["visual", "textual"]
-    place = buckets.path(f"{url}/derived/stores")
-    made = [derived.resolve("v=visual~shuffle(seed=3)", stores, data, place) for _ in range(2)]
+    place = storage.path(f"{url}/derived/stores")
+    made = [expressions.resolve("v=visual~shuffle(seed=3)", stores, data, place) for _ in range(2)]
     assert made[0] == made[1]
-    local = derived.resolve("v=visual~shuffle(seed=3)", stores, data, tmp_path)
+    local = expressions.resolve("v=visual~shuffle(seed=3)", stores, data, tmp_path)
     one, other = (store.open_store(text.partition("=")[2]) for text in (made[0], local))
     np.testing.assert_array_equal(one.read()[0], other.read()[0])
     assert one.manifest["content_hash"] == other.manifest["content_hash"]
@@ -122,7 +125,7 @@ def test_killed_at_any_moment_it_ends_as_undisturbed(folder, bucket, tmp_path):
     code, said = finished(start(*command, f"--workdir={tmp_path}/run"))
     assert code == 0, said
     run = bucket.new()
-    steps = buckets.path(run) / "checkpoints"
+    steps = storage.path(run) / "checkpoints"
 
     def saved():
         return files.exists(steps) and any(steps.glob("*/checkpoint.json"))
@@ -157,7 +160,7 @@ def test_two_processes_and_another_mesh(folder, url, bucket, tmp_path):
     command = (*VBPR, f"--config.dataset={url}", *change, "--config.checkpoint_seconds=0.5")
     run = bucket.new()
     process = together(2, (*command, f"--workdir={run}"))
-    steps = buckets.path(run) / "checkpoints"
+    steps = storage.path(run) / "checkpoints"
     until(lambda: any(steps.glob("*/checkpoint.json")) or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     code, said = finished(process)
@@ -210,7 +213,7 @@ def test_places_that_are_not_there(folder, bucket, monkeypatch):
         train.run(config(vbpr_config, folder, epochs=1), "s3://nobodys/run")
     with pytest.raises(InputError, match=r"only gs:// and s3:// URLs can be read and written"):
         dataset.load("hdfs://cluster/data")
-    monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="gs://a/b needs the package gcsfs: pip install gcsfs"):
         dataset.load("gs://a/b")
 
@@ -218,10 +221,10 @@ def test_places_that_are_not_there(folder, bucket, monkeypatch):
 def test_where_a_file_system_is_needed(url, bucket):
     """Else a folder called "s3:" would appear."""
     with pytest.raises(InputError, match="s3://a/b must be on a file system here, not a URL"):
-        buckets.local("s3://a/b")
+        storage.local("s3://a/b")
     opened = store.open_store(f"{url}/features/visual")
     with pytest.raises(InputError, match="must be on a file system"):
         store.export_npy(opened, f"{url}/visual.npy")
     place = bucket.new()
     store.export_folder(opened, place)
-    assert len(list(buckets.path(place).iterdir())) == opened.shape[0]
+    assert len(list(storage.path(place).iterdir())) == opened.shape[0]

@@ -11,9 +11,10 @@ import pytest
 from fitting import same
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax import buckets, mesh
-from mmjax.checkpoint import Checkpoints
-from mmjax.errors import InputError
+from mmjax.core import storage
+from mmjax.core.errors import InputError
+from mmjax.parallel import mesh
+from mmjax.training.checkpoint import Checkpoints
 
 
 def tree(value, sharding=None):
@@ -31,8 +32,8 @@ def tree(value, sharding=None):
 def place(request, tmp_path):
     """Where checkpoints may lie."""
     if request.param == "folder":
-        return buckets.path(tmp_path / "checkpoints")
-    return buckets.path(request.getfixturevalue("bucket").new()) / "checkpoints"
+        return storage.path(tmp_path / "checkpoints")
+    return storage.path(request.getfixturevalue("bucket").new()) / "checkpoints"
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
 def test_what_a_killed_save_left_in_a_bucket_is_not_a_checkpoint(bucket):
     """Without its last object it is none, whatever its arrays hold; the next save clears it away,
     since another mesh may have cut them otherwise."""
-    place = buckets.path(bucket.new())
+    place = storage.path(bucket.new())
     first = Checkpoints(place)
     first.save(1, tree(1), {"epoch": 1})
     first.save(2, tree(2, mesh.rows(mesh.make("data=8"))), {"epoch": 2})
@@ -157,7 +158,7 @@ def test_rows_that_a_mesh_adds_are_filled_and_cut_in_a_bucket(bucket):
 
 
 def test_a_damaged_object_is_named(bucket):
-    place = buckets.path(bucket.new())
+    place = storage.path(bucket.new())
     saved = Checkpoints(place)
     saved.save(1, tree(1), {})
     saved.wait()

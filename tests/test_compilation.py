@@ -9,7 +9,8 @@ import worlds
 from scripting import script
 
 from configs import bprmf
-from mmjax import compilation, train
+from mmjax.parallel import compile_cache
+from mmjax.training import train
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +21,15 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def nothing_kept(tmp_path):
     before = jax.config.jax_compilation_cache_dir
-    compilation.keep(tmp_path / "programs")
+    compile_cache.keep(tmp_path / "programs")
     yield
-    compilation.keep(before)
+    compile_cache.keep(before)
 
 
 @pytest.mark.usefixtures("nothing_kept")
 def test_counts_programs():
     function = jax.jit(lambda x: x * 3 + jnp.sin(x))
-    with compilation.Count() as count:
+    with compile_cache.Count() as count:
         function(2.0)
         first = count.programs
         function(3.0)

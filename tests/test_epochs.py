@@ -8,9 +8,11 @@ import worlds
 from fitting import fit, same
 
 from configs import bprmf, freedom, lattice, vbpr
-from mmjax import ensemble, files, processes, setup, train
+from mmjax.core import files
+from mmjax.core.errors import InputError, Preempted
 from mmjax.data import dataset
-from mmjax.errors import InputError, Preempted
+from mmjax.parallel import distributed
+from mmjax.training import ensemble, experiment, train
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ class Ends:
 
     def __init__(self, monkeypatch):
         self.looks, self.last = 0, None
-        monkeypatch.setattr(processes.Notice, "given", lambda notice: self._given())
+        monkeypatch.setattr(distributed.Notice, "given", lambda notice: self._given())
 
     def _given(self):
         self.looks += 1
@@ -56,7 +58,9 @@ def test_parts_are_the_whole_wherever_it_ends(module, folder, tmp_path, monkeypa
     ends = Ends(monkeypatch)
     whole = train.run(config(module, folder), tmp_path / "whole")
     made = config(module, folder, part_steps=4)
-    trials = setup.trials(made, dataset.load(folder), setup.features(made, dataset.load(folder)))
+    trials = experiment.trials(
+        made, dataset.load(folder), experiment.features(made, dataset.load(folder))
+    )
     assert [len(part) for part in trials.parts()] == [4, trials.steps - 4]
     undisturbed = train.run(made, tmp_path / "parts")
     for split in ("valid", "test"):

@@ -4,7 +4,7 @@ import pytest
 import worlds
 
 from configs import lightgcn, mostpop
-from mmjax import explain
+from mmjax.training import sharding_report
 
 TEXT = """
 %body (p: f32[8,4]) -> f32[8,4] {
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def report(module, folder, mesh):
     made = module.get_config().to_dict() | {"dataset": str(folder), "batch_size": 512}
-    return explain.explain(made | {"mesh": mesh})
+    return sharding_report.explain(made | {"mesh": mesh})
 
 
 def test_arrays_and_collectives_of_a_mesh(folder):
@@ -44,7 +44,7 @@ def test_one_device_sends_nothing(folder):
 
 
 def test_collectives_of_a_text():
-    assert explain.collectives(TEXT) == [
+    assert sharding_report.collectives(TEXT) == [
         (("every step", "all-gather", "f32[8,4]", "128 B"), 2),
         (("every step", "all-reduce", "f32[2,2], pred[]", "17 B"), 1),
         (("once an epoch", "all-to-all", "s32[16]", "64 B"), 1),
@@ -55,4 +55,4 @@ def test_collectives_of_a_text():
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (3.2e10, "32 GB")]
 )
 def test_sizes(count, text):
-    assert explain.size(count) == text
+    assert sharding_report.size(count) == text

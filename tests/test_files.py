@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmjax import files
-from mmjax.errors import InputError
+from mmjax.core import files
+from mmjax.core.errors import InputError
 
 
 def listing(folder):

@@ -13,11 +13,11 @@ import worlds
 from PIL import Image
 from scripting import script
 
-from mmjax import gallery
+from mmjax.core.errors import InputError
 from mmjax.data import dataset as datasets
-from mmjax.errors import InputError
-from mmjax.features import describe
-from mmjax.features.inputs import Inputs
+from mmjax.features.descriptions import describe
+from mmjax.features.extraction.inputs import Inputs
+from mmjax.report.descriptions import gallery
 
 MAGENTA = (255, 0, 255)
 BROWSER = next(

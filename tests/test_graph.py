@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import graph, sparse
+from mmjax.ops import graph, sparse
 
 
 def dense(matrix: sparse.Csr, columns: int) -> np.ndarray:

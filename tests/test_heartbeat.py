@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mmjax.heartbeat import PLACE, Heartbeat
+from mmjax.parallel.heartbeat import PLACE, Heartbeat
 
 SECONDS = 0.6
 

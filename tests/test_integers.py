@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mmjax.integers import distinct
+from mmjax.core.unique import distinct
 
 
 @given(arrays(np.int64, st.integers(0, 40), elements=st.integers(-9, 2**62)))

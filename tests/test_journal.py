@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mmjax import journal
-from mmjax.journal import Journal
+from mmjax.training import metric_logger
+from mmjax.training.metric_logger import Journal
 
 
 def lines(workdir):
@@ -48,6 +48,6 @@ def test_files_are_closed_when_the_run_fails(tmp_path, capsys):
 
 
 def test_versions():
-    found = journal.versions("jax", "numpy")
+    found = metric_logger.versions("jax", "numpy")
     assert list(found) == ["python", "jax", "numpy"]
     assert all(isinstance(version, str) and version for version in found.values())

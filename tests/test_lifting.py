@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import bprmf, freedom, vbpr
-from mmjax import ensemble, lifting, selection, setup
-from mmjax import mesh as meshes
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
-from mmjax.errors import InputError
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel import trial_axis
+from mmjax.training import early_stopping, ensemble, experiment
 
 RATES = (0.05, 0.0, 0.003, 0.0, 0.01, 0.0, 0.0, 0.0)  # five stop as soon as they may
 
@@ -38,7 +39,7 @@ def test_trials_over_devices_equal_those_of_one(mesh, folder, tmp_path):
     assert max(width for _, width in trials.programs) == 8
     assert len(trials.programs) > 1 or mesh == "trial=8"
     assert all(width % int(mesh[6]) == 0 for _, width in trials.programs)
-    shapes = jax.tree.leaves(selection.weights(trials.shapes()))
+    shapes = jax.tree.leaves(early_stopping.weights(trials.shapes()))
     for x, shape in zip(jax.tree.leaves(best), shapes, strict=True):
         assert x.sharding.is_equivalent_to(shape.sharding, x.ndim)
     if "data" in mesh:
@@ -60,7 +61,7 @@ def test_a_run_resumes_on_a_mesh_that_splits_trials(folder, tmp_path):
 def test_a_mesh_that_cannot_split_the_trials(folder):
     made = config(bprmf, folder, mesh="trial=2")
     with pytest.raises(InputError, match="over 2 devices and there are 1; a single run needs"):
-        setup.trials(made, dataset.load(folder), {})
+        experiment.trials(made, dataset.load(folder), {})
 
 
 def test_side_by_side_those_that_stopped_are_left_out(folder, tmp_path, monkeypatch):
@@ -84,7 +85,7 @@ def test_side_by_side_those_that_stopped_are_left_out(folder, tmp_path, monkeypa
 def test_places(active, devices):
     active = active * devices
     mesh = meshes.make(f"trial={devices}")
-    chosen = lifting.places(active, mesh)
+    chosen = trial_axis.places(active, mesh)
     assert len(set(chosen)) == len(chosen)
     assert set(np.flatnonzero(active)) <= set(chosen)
     assert len(chosen) % devices == 0
@@ -98,7 +99,9 @@ def test_places(active, devices):
 def test_features_as_an_axis_of_one_program(folder, tmp_path):
     """Trials on a store, on its shuffled rows and on noise of its shape: each as alone."""
     made, data = config(vbpr, folder, epochs=3), dataset.load(folder)
-    stores = [setup.features(made | {"features": f"visual={one}"}, data) for one in three(folder)]
+    stores = [
+        experiment.features(made | {"features": f"visual={one}"}, data) for one in three(folder)
+    ]
     points, variant = [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.01}], [2, 0, 1]
     together, progress, trials = fit(made, points, tmp_path / "together", stores, variant)
     assert len(trials.varied) == 1
@@ -112,19 +115,21 @@ def test_features_as_an_axis_of_one_program(folder, tmp_path):
 
 def three(folder):
     """Stores of one shape."""
-    from mmjax.features import derived
+    from mmjax.features import expressions
 
     data = dataset.load(folder)
-    named = derived.named("", folder)
+    named = expressions.named("", folder)
     texts = ("visual", "visual~shuffle", "visual~gaussian")
-    made = [derived.resolve(f"v={text}", named, data, folder / "stores") for text in texts]
-    return [derived.pairs(text)["v"] for text in made]
+    made = [expressions.resolve(f"v={text}", named, data, folder / "stores") for text in texts]
+    return [expressions.pairs(text)["v"] for text in made]
 
 
 def test_features_that_start_what_is_trained(folder, tmp_path):
     """FREEDOM's trainable features and item graphs are of each trial's own catalogue."""
     made, data = config(freedom, folder, epochs=1), dataset.load(folder)
-    stores = [setup.features(made | {"features": f"visual={one}"}, data) for one in three(folder)]
+    stores = [
+        experiment.features(made | {"features": f"visual={one}"}, data) for one in three(folder)
+    ]
     together, _, _ = fit(made, [{}, {}], tmp_path / "together", stores[:2], [0, 1])
     for trial in range(2):
         one, _, _ = fit(made, [{}], tmp_path / str(trial), stores[trial])
@@ -133,30 +138,30 @@ def test_features_that_start_what_is_trained(folder, tmp_path):
 
 def test_what_one_program_cannot_serve():
     a = {"x": jnp.zeros(3), "y": jnp.ones(2)}
-    merged, varied = lifting.stack([a, {"x": jnp.zeros(3), "y": jnp.zeros(2)}])
+    merged, varied = trial_axis.stack([a, {"x": jnp.zeros(3), "y": jnp.zeros(2)}])
     assert varied == {1}
     assert merged["y"].shape == (2, 2)
     assert merged["x"] is a["x"]
-    same(lifting.choose(merged, varied, 1), {"x": jnp.zeros(3), "y": jnp.zeros(2)})
+    same(trial_axis.choose(merged, varied, 1), {"x": jnp.zeros(3), "y": jnp.zeros(2)})
     for other in ({"x": jnp.zeros(4), "y": jnp.ones(2)}, {"x": jnp.zeros(3)}):
-        with pytest.raises(lifting.Unlike):
-            lifting.stack([a, other])
+        with pytest.raises(trial_axis.Unlike):
+            trial_axis.stack([a, other])
 
 
 def test_catalogues_that_make_different_programs(folder):
     made, data = config(vbpr, folder), dataset.load(folder)
     both = [
-        setup.features(made | {"features": text}, data)
+        experiment.features(made | {"features": text}, data)
         for text in ("auto", f"visual={three(folder)[0]}")
     ]
-    with pytest.raises(lifting.Unlike):
-        setup.trials(made, data, both, [{}, {}], [0, 1])
+    with pytest.raises(trial_axis.Unlike):
+        experiment.trials(made, data, both, [{}, {}], [0, 1])
 
 
 def test_other_points_of_the_same_ensemble(folder):
     made, data = config(bprmf, folder), dataset.load(folder)
-    trials = setup.trials(made, data, {}, [{"lr": 0.1}, {"seed": 3}])
-    other = trials.given(**setup.seeds_and_hypers(made, [{"seed": 3}, {"lr": 0.1}]))
+    trials = experiment.trials(made, data, {}, [{"lr": 0.1}, {"seed": 3}])
+    other = trials.given(**experiment.seeds_and_hypers(made, [{"seed": 3}, {"lr": 0.1}]))
     assert other.programs is trials.programs
     first, second = trials.init(), other.init()
     same(ensemble.pick(first, 0), ensemble.pick(second, 1))

@@ -8,8 +8,8 @@ import jaxlib
 import numpy as np
 import pytest
 
-from mmjax import mesh
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.parallel import mesh
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from recommenders import formulas
 
-from mmjax import modality
-from mmjax.errors import InputError
-from mmjax.recommenders import core, parts
+from mmjax.core import modality
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 MMREC = {"visual": "image_feat", "textual": "text_feat"}
 
@@ -38,14 +39,16 @@ def test_names_mean_a_modality_and_come_in_the_papers_order():
 
 def test_values_by_name():
     names = ("image_feat", "text_feat")
-    assert parts.by_modality("weights", {"visual": 0.1}, names) == {"image_feat": 0.1}
-    assert parts.shares(names, {"visual": 0.1}, 1.0) == {"image_feat": 0.1, "text_feat": 0.9}
+    assert propagation.by_modality("weights", {"visual": 0.1}, names) == {"image_feat": 0.1}
+    assert propagation.shares(names, {"visual": 0.1}, 1.0) == {"image_feat": 0.1, "text_feat": 0.9}
     with pytest.raises(InputError, match="weights names 'visuel'"):
-        parts.by_modality("weights", {"visuel": 0.1}, names)
+        propagation.by_modality("weights", {"visuel": 0.1}, names)
     with pytest.raises(InputError, match="names the modality 'image_feat' twice"):
-        parts.by_modality("weights", {"visual": 0.1, "image": 0.2}, names)
+        propagation.by_modality("weights", {"visual": 0.1, "image": 0.2}, names)
     # Every modality has its value: the others are of data that has more.
-    assert parts.by_modality("latent", {"visual": 256, "textual": 0}, names[1:]) == {"text_feat": 0}
+    assert propagation.by_modality("latent", {"visual": 256, "textual": 0}, names[1:]) == {
+        "text_feat": 0
+    }
 
 
 @pytest.mark.parametrize("model", ["freedom", "dragon", "pgl", "mmgcn", "slmrec", "grcn", "smore"])
@@ -53,12 +56,12 @@ def test_values_by_name():
 def test_presets_run_on_mmrecs_names(model, preset):
     """They start, and score, as on `visual` and `textual`."""
     config = importlib.import_module(f"configs.{model}").get_config(preset)
-    recommender = core.find(model)
+    recommender = base.find(model)
     options = config.model.to_dict() | {"dim": 8}
     options |= {"top_k": 3} if "top_k" in options else {}
-    shaping, _ = core.split_options(recommender, options)
+    shaping, _ = base.split_options(recommender, options)
     ours, scores = formulas.catalog(), []
-    theirs = core.Catalog(
+    theirs = base.Catalog(
         **vars(ours)
         | {
             "features": {MMREC[name]: rows for name, rows in ours.features.items()},

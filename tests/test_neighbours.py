@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import neighbours
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.ops import knn
 
 SMALL = {"LARGEST": 16, "FEWEST": 3, "PART": 4}
 
@@ -19,7 +19,7 @@ SMALL = {"LARGEST": 16, "FEWEST": 3, "PART": 4}
 def small(monkeypatch):
     """Blocks of a few rows."""
     for name, value in SMALL.items():
-        monkeypatch.setattr(neighbours, name, value)
+        monkeypatch.setattr(knn, name, value)
 
 
 def dense(x, k):
@@ -55,11 +55,11 @@ def check(found, x, k, atol=0.0):
 def test_nearest_is_a_stable_sort_at_any_size(count, k, small):
     """Ties, equal rows, rows of zeros; k of 1, few, more than a block has, and all rows."""
     x = signs(np.random.default_rng(count), count)
-    check(neighbours.nearest(jnp.asarray(x), k), x, k)
+    check(knn.nearest(jnp.asarray(x), k), x, k)
 
 
 def test_nearest_of_nothing_but_zeros(small):
-    found = neighbours.nearest(jnp.zeros((9, 3)), 4)
+    found = knn.nearest(jnp.zeros((9, 3)), 4)
     assert (np.asarray(found.values) == -np.inf).all()
     assert (np.asarray(found.columns) == 0).all()
 
@@ -69,9 +69,9 @@ def compiled():
     """With small blocks, one program a k: 37 rows are no multiple of any."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
-            patch.setattr(neighbours, name, value)
+            patch.setattr(knn, name, value)
         shape = jax.ShapeDtypeStruct((37, 6), np.float32)
-        lower = jax.jit(neighbours.nearest, static_argnums=1).lower
+        lower = jax.jit(knn.nearest, static_argnums=1).lower
         return {k: lower(shape, k).compile() for k in (6, 37)}
 
 
@@ -89,7 +89,7 @@ def test_nearest_of_any_rows(seed, k, tied):
         values, _ = dense(x.astype(np.float64), 37)
         np.testing.assert_allclose(found.values, values[:, :k], atol=1e-6)
         kept = np.isfinite(found.values)
-        cosines = np.asarray(neighbours.cosines(jnp.asarray(x), found.columns))
+        cosines = np.asarray(knn.cosines(jnp.asarray(x), found.columns))
         np.testing.assert_allclose(found.values[kept], cosines[kept], atol=1e-6)
         for row, there in zip(found.columns, kept, strict=True):
             assert len(set(row[there].tolist())) == there.sum()
@@ -101,9 +101,9 @@ def test_nearest_at_its_own_block_sizes_and_over_trials():
     with jax.enable_x64(True):
         x = rng.normal(size=(2, 700, 8))
         x[:, 5] = 0
-        found = jax.jit(jax.vmap(lambda x: neighbours.nearest(x, 7)))(x)
+        found = jax.jit(jax.vmap(lambda x: knn.nearest(x, 7)))(x)
         for n in range(2):
-            trial = neighbours.Neighbours(np.asarray(found.values[n]), found.columns[n])
+            trial = knn.Neighbours(np.asarray(found.values[n]), found.columns[n])
             check(trial, x[n], 7, atol=1e-12)
 
 
@@ -116,7 +116,7 @@ def test_unit_and_cosines_have_finite_gradients():
     weights = rng.normal(size=(6, 3)).astype(np.float32)
 
     def energy(x):
-        return (weights * neighbours.cosines(x, columns)).sum()
+        return (weights * knn.cosines(x, columns)).sum()
 
     def plain(x):
         rows = x / jnp.linalg.norm(x, axis=1, keepdims=True)
@@ -140,9 +140,9 @@ def test_graphs_of_neighbours_by_their_formulas(how):
     x = rng.normal(size=(23, 5)).astype(np.float32)
     x[[4, 11]] = 0
     x[7] = -x[8] * 2
-    found = neighbours.build(jnp.asarray(x), 22)
+    found = knn.build(jnp.asarray(x), 22)
     options = {"uniform": dict(eps=1e-7), "self_one": dict(self_one=True)}.get(how, {})
-    built = neighbours.weigh(found, "uniform" if how == "uniform" else "cosine", **options)
+    built = knn.weigh(found, "uniform" if how == "uniform" else "cosine", **options)
     assert built.dtype == np.float64
     values, columns = dense(x, 22)
     kept = np.full((23, 23), -np.inf)
@@ -167,16 +167,16 @@ def test_graphs_of_neighbours_by_their_formulas(how):
 def test_a_graph_is_kept_under_its_content_and_made_once(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(19, 4)), jnp.float32)
-    made, real = [], neighbours._nearest
+    made, real = [], knn._nearest
 
     def nearest(x, k):
         made.append(k)
         return real(x, k)
 
-    monkeypatch.setattr(neighbours, "_nearest", nearest)
-    first = neighbours.build(x, 3, tmp_path)
-    again = neighbours.build(jnp.array(x), 3, tmp_path)
-    plain = neighbours.build(x, 3)
+    monkeypatch.setattr(knn, "_nearest", nearest)
+    first = knn.build(x, 3, tmp_path)
+    again = knn.build(jnp.array(x), 3, tmp_path)
+    plain = knn.build(x, 3)
     for a, b, c in zip(first, again, plain, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
@@ -185,16 +185,16 @@ def test_a_graph_is_kept_under_its_content_and_made_once(tmp_path, monkeypatch):
     changed = x.at[0, 0].add(1e-3)
     for rows, k in ((changed, 3), (x, 4), (x.reshape(38, 2), 3), (x[::-1], 3)):
         before = len(made)
-        kept = neighbours.build(rows, k, tmp_path)
+        kept = knn.build(rows, k, tmp_path)
         assert len(made) == before + 1
-        np.testing.assert_array_equal(kept.columns, neighbours.build(rows, k).columns)
+        np.testing.assert_array_equal(kept.columns, knn.build(rows, k).columns)
     assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_features_in_bfloat16_are_kept_too(tmp_path):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(19, 4)), jnp.bfloat16)
-    wide = neighbours.build(x.astype(jnp.float32), 3)
-    for found in (neighbours.build(x, 3, folder) for folder in ("", tmp_path, tmp_path)):
+    wide = knn.build(x.astype(jnp.float32), 3)
+    for found in (knn.build(x, 3, folder) for folder in ("", tmp_path, tmp_path)):
         for a, b in zip(found, wide, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -202,7 +202,7 @@ def test_features_in_bfloat16_are_kept_too(tmp_path):
 @pytest.mark.parametrize("k", [0, 5])
 def test_a_number_of_neighbours_that_there_are_not(k):
     with pytest.raises(InputError, match=f"top_k={k} neighbours of 4 items.*between 1 and 4"):
-        neighbours.build(jnp.ones((4, 2)), k)
+        knn.build(jnp.ones((4, 2)), k)
 
 
 def test_unit_rows_are_torchs_down_to_rows_of_zeros():
@@ -218,10 +218,10 @@ def test_unit_rows_are_torchs_down_to_rows_of_zeros():
     wanted = torch.nn.functional.normalize(given)
     (wanted * torch.tensor(weights)).sum().backward()
     with jax.enable_x64(True):
-        found, back = jax.vjp(neighbours.unit, jnp.asarray(rows))
+        found, back = jax.vjp(knn.unit, jnp.asarray(rows))
         np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-12)
         gradient = np.asarray(back(jnp.asarray(weights))[0])
     np.testing.assert_allclose(gradient[:4], given.grad.numpy()[:4], rtol=1e-9)
     assert not gradient[4].any()
-    single = jax.grad(lambda x: (neighbours.unit(x) * weights.astype(np.float32)).sum())
+    single = jax.grad(lambda x: (knn.unit(x) * weights.astype(np.float32)).sum())
     assert np.isfinite(single(rows.astype(np.float32))).all()

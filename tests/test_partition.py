@@ -13,12 +13,15 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import ensemble, graph, loop, neighbours, partition, setup, sparse, store
-from mmjax import mesh as meshes
-from mmjax.checkpoint import Checkpoints
+from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
-from mmjax.errors import InputError
 from mmjax.evaluation import ranking
+from mmjax.ops import graph, knn, sparse
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel import table_sharding
+from mmjax.training import ensemble, experiment, fit
+from mmjax.training.checkpoint import Checkpoints
 
 GRIDS = ("data=8", "model=8", "data=2,model=4")
 # Of every kind: tables alone, features, a fixed graph, drawn and learned ones, all items
@@ -40,17 +43,17 @@ def config(name, folder, **changes):
 
 def build(made, points=({},)):
     data = dataset.load(made["dataset"])
-    return setup.trials(made, data, setup.features(made, data), points)
+    return experiment.trials(made, data, experiment.features(made, data), points)
 
 
 def ranked(made, workdir, points=({},)):
     """Progress, losses of an epoch, rankings of the test split after training."""
     data, trials = dataset.load(made["dataset"]), build(made, points)
     timing = {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, setup.tasks(made, data), made, data, timing)
+    evaluate = fit.Evaluator(trials, experiment.tasks(made, data), made, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = trials.init()
-    best, progress = loop.fit(trials, state, evaluate, checkpoints, made, workdir, timing)
+    best, progress = fit.fit(trials, state, evaluate, checkpoints, made, workdir, timing)
     checkpoints.close()
     return best, progress, evaluate(best, "test")
 
@@ -121,9 +124,9 @@ def test_features_are_read_by_the_devices_that_hold_them(name, folder, monkeypat
     if name == "mmgcn":
         made["model"]["latent"] = 0
     data = dataset.load(folder)
-    stores = setup.features(made, data)
+    stores = experiment.features(made, data)
     widths = {opened.shape[1] for opened in stores.values()}
-    setup.trials(made, data, stores, put=putting).init()
+    experiment.trials(made, data, stores, put=putting).init()
     assert read
     assert None not in read
     features = [x for x in given if x.ndim == 2 and x.shape[1] in widths | {sum(widths)}]
@@ -138,7 +141,7 @@ def test_a_modality_of_zeros_is_refused_unread(folder, tmp_path):
     store.write_array(tmp_path / "none", np.zeros((101, 3), np.float32), item_ids=data.item_ids)
     made["features"] = f"none={tmp_path}/none"
     with pytest.raises(InputError, match="'none' are all zero"):
-        setup.trials(made, data, setup.features(made, data))
+        experiment.trials(made, data, experiment.features(made, data))
 
 
 def test_no_table_travels_where_a_batch_does(folder):
@@ -207,16 +210,16 @@ def test_top_k_over_devices_keeps_values_and_the_order_of_ties(items, k, seed):
 def test_neighbours_round_a_ring(grid, count, k):
     """Small whole numbers: many ties, and sums without rounding."""
     x = np.random.default_rng(0).integers(0, 2, (count, 4)).astype(np.float32)
-    expected = neighbours.nearest(jnp.asarray(x), k)
+    expected = knn.nearest(jnp.asarray(x), k)
     with jax.set_mesh(meshes.make(grid)):
-        found = jax.jit(neighbours.nearest, static_argnums=1)(x, k)
-    for one in (found, neighbours.build(x, k, mesh=meshes.make(grid))):
+        found = jax.jit(knn.nearest, static_argnums=1)(x, k)
+    for one in (found, knn.build(x, k, mesh=meshes.make(grid))):
         np.testing.assert_allclose(one.values, expected.values, atol=1e-6)
         np.testing.assert_array_equal(one.columns, expected.columns)
 
 
 def test_one_device_splits_nothing(folder):
     trials = build(config("lightgcn", folder))
-    assert partition.pieces(trials.mesh) == 1
+    assert table_sharding.pieces(trials.mesh) == 1
     assert not [x for x in jax.tree.leaves(trials.frozen) if isinstance(x, sparse.Pieces)]
     assert ensemble.pick(trials.init(), 0)["params"]["user"].shape[0] == 203

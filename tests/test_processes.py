@@ -12,8 +12,8 @@ import pytest
 import worlds
 from launching import ROOT, finished, mpirun, start, together, until
 
-from mmjax import processes
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.parallel import distributed
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_open_mpi_over_hosts(monkeypatch):
     numbers = {"SIZE": "16", "RANK": "9", "LOCAL_SIZE": "8", "LOCAL_RANK": "1"}
     for name, value in numbers.items():
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
-    assert processes.open_mpi() == {
+    assert distributed.open_mpi() == {
         "coordinator_address": "node-1:61441",
         "num_processes": 16,
         "process_id": 9,
@@ -194,20 +194,20 @@ def test_open_mpi_over_hosts(monkeypatch):
 
 
 def test_what_a_launcher_says(monkeypatch):
-    assert not processes.launched()
+    assert not distributed.launched()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert not processes.launched()
+    assert not distributed.launched()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert processes.launched()
+    assert distributed.launched()
 
 
 def test_numbers_that_contradict():
     with pytest.raises(InputError, match="process 2 of 2 at host:1: give the number"):
-        processes.join("host:1", 2, 2)
+        distributed.join("host:1", 2, 2)
 
 
 def test_one_process_agrees_with_itself():
-    processes.agree({"lr": 1.0})
-    assert processes.gather({"a": [1]}) == [{"a": [1]}]
-    assert processes.everywhere(True)
-    assert not processes.told(False)
+    distributed.agree({"lr": 1.0})
+    assert distributed.gather({"a": [1]}) == [{"a": [1]}]
+    assert distributed.everywhere(True)
+    assert not distributed.told(False)

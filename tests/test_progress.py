@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mmjax import progress
-from mmjax.progress import Progress
+from mmjax.core import progress
+from mmjax.core.progress import Progress
 
 
 @pytest.fixture

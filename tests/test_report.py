@@ -11,8 +11,10 @@ import worlds
 from PIL import Image
 
 from configs import itemknn, mostpop
-from mmjax import files, report, train
-from mmjax.errors import InputError
+from mmjax.core import files
+from mmjax.core.errors import InputError
+from mmjax.report import runs as report
+from mmjax.training import train
 
 
 @pytest.fixture(scope="module")

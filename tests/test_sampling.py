@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import sampling
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.training import sampling
 
 
 def interactions(seed, n_users, n_items, n):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import worlds
 
-from mmjax import files, store
+from mmjax import store
+from mmjax.core import files
 from mmjax.data import dataset
 
 

@@ -16,10 +16,13 @@ import worlds
 from fitting import fit, same
 
 from configs import bprmf, itemknn, lightgcn, vbpr
-from mmjax import ensemble, files, optimizer, report, selection, setup, store, train
-from mmjax.checkpoint import Checkpoints
+from mmjax import store
+from mmjax.core import files
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
-from mmjax.errors import InputError
+from mmjax.report import runs
+from mmjax.training import early_stopping, ensemble, experiment, optimizer, train
+from mmjax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,9 +45,9 @@ def trained(workdir):
     step, progress = checkpoints.latest()
     config = files.read_json(workdir / "config.json")
     data = dataset.load(config["dataset"])
-    trials = setup.trials(config | {"mesh": "data=1"}, data, setup.features(config, data))
+    trials = experiment.trials(config | {"mesh": "data=1"}, data, experiment.features(config, data))
     state = trials.init()
-    tree = checkpoints.load(step, {"state": state, "best": selection.weights(state)})
+    tree = checkpoints.load(step, {"state": state, "best": early_stopping.weights(state)})
     checkpoints.close()
     return jax.tree.map(np.asarray, tree), progress
 
@@ -70,7 +73,7 @@ def test_a_run_and_what_it_writes(folder, tmp_path):
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     again = train.evaluate(tmp_path / "run", "test", {})
     assert again.rounded() == results["test"]
-    assert "vbpr on small" in report.card(results)
+    assert "vbpr on small" in runs.card(results)
     assert train.run(config(vbpr, folder), tmp_path / "run") == results  # finished: nothing to do
 
 
@@ -80,7 +83,7 @@ def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_pa
     points = [{"lr": rate} for rate in (0.05, 0.0, 0.003)]
     together, progress, _ = fit(made, points, tmp_path / "together")
     assert progress["best_epoch"][1] == 1  # nothing moves, so nothing improves on the first
-    assert selection.finished(progress, made)[1]
+    assert early_stopping.finished(progress, made)[1]
     assert len(set(progress["best_epoch"])) > 1
     for trial, point in enumerate(points):
         alone, own, _ = fit(made, [point], tmp_path / f"alone-{trial}")
@@ -91,7 +94,7 @@ def test_trials_together_keep_the_best_epochs_that_each_has_alone(folder, tmp_pa
 
 def test_a_trial_that_is_not_active_stays_as_it_is(folder):
     made = config(bprmf, folder)
-    trials = setup.trials(made, dataset.load(folder), {}, [{"lr": 0.05}, {"seed": 7}])
+    trials = experiment.trials(made, dataset.load(folder), {}, [{"lr": 0.05}, {"seed": 7}])
     begin = jax.device_get(trials.init())
     after, losses = trials.epoch()(*trials.arguments(trials.init(), [True, False]))
     same(ensemble.pick(after, 1), ensemble.pick(begin, 1))
@@ -106,7 +109,7 @@ def test_a_trial_that_diverges_ends_alone(folder, tmp_path):
     together, progress, _ = fit(made, points, tmp_path / "together")
     alone, own, _ = fit(made, points[:1], tmp_path / "alone")
     assert progress["diverged"] == [0, 1]
-    assert selection.finished(progress, made) == [False, True]
+    assert early_stopping.finished(progress, made) == [False, True]
     assert progress["best"] == [own["best"][0], None]  # it was never ranked
     same(ensemble.pick(together, 0), ensemble.pick(alone, 0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(together["params"]))

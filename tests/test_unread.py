@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax import mesh as meshes
-from mmjax import partition, store
-from mmjax.neighbours import unit
-from mmjax.unread import array, by_rows
+from mmjax import store
+from mmjax.ops.knn import unit
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel import table_sharding
+from mmjax.parallel.lazy_features import array, by_rows
 
 
 def unit_and_beside(*rows):
@@ -34,7 +35,9 @@ def test_unread_features_are_those_that_were_read(features):
     np.testing.assert_allclose(array(made), expected, rtol=1e-6)
 
     grid = meshes.make("data=2,model=4")
-    laid = meshes.put(partition.filled(made, 8), NamedSharding(grid, PartitionSpec(partition.AXES)))
+    laid = meshes.put(
+        table_sharding.filled(made, 8), NamedSharding(grid, PartitionSpec(table_sharding.AXES))
+    )
     assert {shard.data.shape for shard in laid.addressable_shards} == {(2, 8)}
     np.testing.assert_allclose(laid[:13], expected, rtol=1e-6)
     assert not np.asarray(laid)[13:].any()

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax import files, store
-from mmjax.data import dataset, world
+from mmjax import store
+from mmjax.core import files
+from mmjax.data import dataset
 from mmjax.data.prepare import prepare
+from mmjax.data.synthetic import world
 
 
 def small(folder: Path, *, users=200, items=100, interactions=4000, features=True) -> Path:

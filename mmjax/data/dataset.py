@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import buckets, files
-from mmjax.errors import InputError
+from mmjax.core import files, storage
+from mmjax.core.errors import InputError
 
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
@@ -144,21 +144,21 @@ def load(folder: Path | str) -> Dataset:
     Raises:
       InputError: a file is missing or damaged, or does not belong to the others.
     """
-    folder = buckets.path(folder)
+    folder = storage.path(folder)
     if not files.exists(folder / "dataset.json"):
         raise InputError(f"{folder} is not a prepared dataset (no dataset.json); run prepare.py")
     about = files.read_json(folder / "dataset.json")
     if about.get("format") != FORMAT:
         raise InputError(f"{folder}/dataset.json has format {about.get('format')}, not {FORMAT}")
     try:
-        with buckets.open_file(folder / "interactions.npz") as stream, np.load(stream) as arrays:
+        with storage.open_file(folder / "interactions.npz") as stream, np.load(stream) as arrays:
             splits = {
                 name: Interactions(*(arrays[f"{name}_{c}"] for c in Interactions._fields))
                 for name in SPLITS
             }
-        with buckets.open_file(folder / "items.jsonl") as lines:
+        with storage.open_file(folder / "items.jsonl") as lines:
             items = [json.loads(line) for line in lines]
-        with buckets.open_file(folder / "users.txt") as stream:
+        with storage.open_file(folder / "users.txt") as stream:
             user_ids = stream.read().decode().split("\n")[:-1]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}); prepare it again") from None

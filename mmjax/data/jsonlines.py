@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
-from mmjax.errors import InputError
-from mmjax.progress import Progress
+from mmjax.core.errors import InputError
+from mmjax.core.progress import Progress
 
 BLOCK = 1 << 24  # bytes, unpacked; a column's chunk, so its dictionary, is a block's
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.core.errors import InputError
 from mmjax.data import splits
 from mmjax.data.dataset import SPLITS, Dataset, Interactions
 from mmjax.data.raw import Raw
-from mmjax.errors import InputError
 
 DUPLICATES = ("last", "first", "max", "error")
 WAYS = ("given", "random", "leave_last_out", "temporal", "temporal_global")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmjax.core.errors import InputError
 from mmjax.data.tables import decode
-from mmjax.errors import InputError
 
 COLUMNS = ("title", "text", "image", "audio")  # of an item table; its others are attributes
 

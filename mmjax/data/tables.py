@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 
 IDS = ("user", "item")  # read as dictionary-encoded text
 NUMBERS = ("rating", "time")  # read as float64

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.encoders.rotary import Turn, rotate
-from mmjax.errors import InputError
-from mmjax.mesh import flash_attention
+from mmjax.core.errors import InputError
+from mmjax.encoders.vlm.rotary import Turn, rotate
+from mmjax.parallel.mesh import flash_attention
 
 
 def gelu(x: jax.Array) -> jax.Array:

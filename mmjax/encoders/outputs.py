@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax.core.errors import InputError
 from mmjax.encoders.core import Batches, Tower
-from mmjax.errors import InputError
 
 POOLINGS = ("mean", "cls", "max", "flatten")
 Outputs = dict[str, jax.Array]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.errors import InputError
-from mmjax.integers import distinct
+from mmjax.core.errors import InputError
+from mmjax.core.unique import distinct
 
 
 @dataclass(frozen=True)

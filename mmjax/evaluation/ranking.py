@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from mmjax import bisection, partition
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.evaluation import metrics
 from mmjax.evaluation.protocol import Task
+from mmjax.ops import binary_search
+from mmjax.parallel import table_sharding
 
 # Scores a chunk holds at most: 8 MiB stay in a CPU's cache, half a GiB keeps an accelerator busy.
 CPU_CHUNK, ACCELERATOR_CHUNK = 1 << 21, 1 << 27
@@ -129,7 +130,7 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     each device sorts its own columns, and only k of each travel. Selecting blocks by their maxima
     first was measured on CPU: scores and top-k together took 2 to 18 % less, not worth its code.
     """
-    mesh = partition.current()
+    mesh = table_sharding.current()
     many = 1 if mesh is None else mesh.shape["model"]
     if many == 1 or scores.shape[0] % mesh.shape["data"]:
         return _top_k(scores, k)
@@ -144,7 +145,7 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         return value, jnp.take_along_axis(index, which, axis=1)
 
     split, lists = PartitionSpec("data", "model"), PartitionSpec("data")
-    return partition.on_each(own, mesh, split, (lists, lists))(scores)
+    return table_sharding.on_each(own, mesh, split, (lists, lists))(scores)
 
 
 def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -156,7 +157,7 @@ def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 def find(items: jax.Array, start: jax.Array, end: jax.Array, wanted: jax.Array) -> jax.Array:
     """Where each wanted item [B, K] stands in its row's ascending items[start:end]; -1: nowhere."""
     low, high = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
-    place = bisection.first(
+    place = binary_search.first(
         low, high, lambda at: items.at[at].get(mode="clip") < wanted, items.shape[0]
     )
     found = (place < high) & (items.at[place].get(mode="clip") == wanted)

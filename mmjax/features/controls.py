@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mmjax import store
-from mmjax.errors import InputError
-from mmjax.store.creating import ABOUT
+from mmjax.core.errors import InputError
+from mmjax.store.create import ABOUT
 
 
 def gaussian(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:

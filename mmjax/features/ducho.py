@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from mmjax.encoders import hub
-from mmjax.errors import InputError
-from mmjax.features import inputs
-from mmjax.features.inputs import Inputs
-from mmjax.features.job import Job
-from mmjax.features.plan import Plan, Step, steps_of
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.features.extraction import inputs
+from mmjax.features.extraction.inputs import Inputs
+from mmjax.features.extraction.job import Job
+from mmjax.features.extraction.plan import Plan, Step, steps_of
 
 # Names of libraries that carry weights of their own -> the same weights on the Hugging Face hub.
 COPIES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mmjax import store
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 
 WAYS = ("concat", "sum", "mul", "mean")
 

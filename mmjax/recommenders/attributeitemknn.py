@@ -4,8 +4,8 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, itemknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, itemknn
 
 WEIGHTINGS = ("none", "tfidf", "bm25")
 
@@ -33,7 +33,7 @@ class AttributeItemKNN(itemknn.ItemKNN):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         neighbours: int = 50,
         similarity: str = "cosine",
@@ -48,7 +48,7 @@ class AttributeItemKNN(itemknn.ItemKNN):
         reproduce_constant_attributes: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
-        core.choice("feature_weighting", feature_weighting, WEIGHTINGS)
+        base.choice("feature_weighting", feature_weighting, WEIGHTINGS)
         profile = itemknn.profile_of(catalog, implicit)
         attributes = itemknn.features_of(catalog).astype(np.float64)  # [I, A]
         if reproduce_constant_attributes:

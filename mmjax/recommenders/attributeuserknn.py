@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax.recommenders import core, itemknn, userknn
+from mmjax.recommenders import base, itemknn, userknn
 
 PROFILES = ("binary", "tfidf")
 
@@ -25,7 +25,7 @@ class AttributeUserKNN(userknn.UserKNN):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         neighbours: int = 50,
         similarity: str = "cosine",
@@ -38,7 +38,7 @@ class AttributeUserKNN(userknn.UserKNN):
         keep_self: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
-        core.choice("profile", profile, PROFILES)
+        base.choice("profile", profile, PROFILES)
         attributes = itemknn.features_of(catalog)  # [I, A]
         if profile == "tfidf":
             attributes = tfidf(attributes)

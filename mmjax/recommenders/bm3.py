@@ -5,8 +5,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax import graph
-from mmjax.recommenders import core, parts
+from mmjax.ops import graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class BM3(nnx.Module):
@@ -30,7 +31,7 @@ class BM3(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -39,15 +40,15 @@ class BM3(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers = layers
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = parts.contents(
+        self.contents = propagation.contents(
             catalog, dim, trainable=trainable_features, init="xavier_normal", rngs=rngs
         )
-        self.predictor = parts.linear(dim, dim, init="xavier_normal", rngs=rngs)
+        self.predictor = propagation.linear(dim, dim, init="xavier_normal", rngs=rngs)
         train = (catalog.train_user, catalog.train_item, catalog.shape)
         dtype = self.user[...].dtype
-        self.graph = core.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
+        self.graph = base.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
 
     def loss(
         self,
@@ -60,8 +61,8 @@ class BM3(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         keys = iter(jax.random.split(key, 2 + len(self.contents)))
-        target = lambda x: jax.lax.stop_gradient(parts.dropout(next(keys), x, dropout))  # noqa: E731
-        away = lambda online, target: 1 - parts.cosine(online, target)  # noqa: E731
+        target = lambda x: jax.lax.stop_gradient(propagation.dropout(next(keys), x, dropout))  # noqa: E731
+        away = lambda online, target: 1 - propagation.cosine(online, target)  # noqa: E731
         users, items = self._states()
         user, item = users[batch["user"]], items[batch["pos"]]  # [B, D]
         for_user, for_item = target(user), target(item)
@@ -71,17 +72,17 @@ class BM3(nnx.Module):
             online = self.predictor(x)
             both = away(online, for_item) + away(online, target(x))
             total += cl_weight * content.weight_of(batch["pos"]) * both
-        return total.mean() + l_w * core.penalty((users, items), "norms")
+        return total.mean() + l_w * base.penalty((users, items), "norms")
 
-    def _states(self) -> parts.Tables:
+    def _states(self) -> propagation.Tables:
         user, item = self.user[...], self.item[...]
-        users, items = parts.light_gcn(self.graph.get_value(), user, item, self.layers)
+        users, items = propagation.light_gcn(self.graph.get_value(), user, item, self.layers)
         return users, items + item
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D], both predicted."""
         users, items = self._states()
         return self.predictor(users), self.predictor(items)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

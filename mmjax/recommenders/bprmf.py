@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.recommenders import core
+from mmjax.recommenders import base
 
 
 class BPRMF(nnx.Module):
@@ -19,7 +19,7 @@ class BPRMF(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         bias: bool = True,
@@ -28,10 +28,10 @@ class BPRMF(nnx.Module):
         init: str = "xavier_uniform",
         rngs: nnx.Rngs,
     ):
-        self.ranking_loss = core.choice("ranking_loss", ranking_loss, core.LOSSES)
-        self.regulariser = core.choice("regulariser", regulariser, core.PENALTIES)
-        self.user = nnx.Param(core.init_table(init, rngs.params(), (catalog.n_users, dim)))
-        self.item = nnx.Param(core.init_table(init, rngs.params(), (catalog.n_items, dim)))
+        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
+        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
+        self.user = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_users, dim)))
+        self.item = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_items, dim)))
         self.bias = nnx.Param(jnp.zeros(catalog.n_items)) if bias else None
 
     def loss(
@@ -40,12 +40,12 @@ class BPRMF(nnx.Module):
         user = self.user[...][batch["user"]]  # [B, D]
         pos, neg = (self.item[...][batch[side]] for side in ("pos", "neg"))
         margin = (user * (pos - neg)).sum(-1)  # [B]
-        reg = l_w * core.penalty((user, pos, neg), self.regulariser)
+        reg = l_w * base.penalty((user, pos, neg), self.regulariser)
         if self.bias is not None:
             b_pos, b_neg = (self.bias[...][batch[side]] for side in ("pos", "neg"))
             margin += b_pos - b_neg
             reg += 0.5 * l_b * (jnp.square(b_pos).sum() + jnp.square(b_neg).sum() / 10)
-        return core.bpr(margin, self.ranking_loss) + reg
+        return base.bpr(margin, self.ranking_loss) + reg
 
     def tables(self) -> dict[str, jax.Array]:
         tables = {"user": self.user[...], "item": self.item[...]}

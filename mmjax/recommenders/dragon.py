@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import graph
-from mmjax.recommenders import core, dual, parts
+from mmjax.ops import graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation, user_graph
 
 
 class DRAGON(nnx.Module):
@@ -38,7 +39,7 @@ class DRAGON(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -51,11 +52,11 @@ class DRAGON(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.item_layers = item_layers
-        self.towers = dual.Towers(catalog, dim, layers=layers, rngs=rngs)
+        self.towers = user_graph.Towers(catalog, dim, layers=layers, rngs=rngs)
         dtype = self.towers.preferences[0][...].dtype
-        self.peers = dual.Peers(catalog, peers, fill=fill, dtype=dtype)
-        shares = parts.shares(catalog.modalities(), weights or {}, 1.0)
-        self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))
+        self.peers = user_graph.Peers(catalog, peers, fill=fill, dtype=dtype)
+        shares = propagation.shares(catalog.modalities(), weights or {}, 1.0)
+        self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """Whom each user reads."""
@@ -64,10 +65,10 @@ class DRAGON(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
-        bpr = jax.nn.softplus(-parts.margin(self._tables(epoch), batch)).mean() / math.log(2)
+        bpr = jax.nn.softplus(-propagation.margin(self._tables(epoch), batch)).mean() / math.log(2)
         return bpr + l_w * self.towers.penalty(batch["user"])
 
-    def _tables(self, peers: graph.Graph) -> parts.Tables:
+    def _tables(self, peers: graph.Graph) -> propagation.Tables:
         users, items = self.towers()
         user = jnp.concatenate(self.towers.weigh(users), axis=1)
         item = similar = jnp.concatenate(items, axis=1)
@@ -75,9 +76,9 @@ class DRAGON(nnx.Module):
             similar = graph.propagate(self.similar.get_value(), similar)
         return user + graph.propagate(peers, user), item + similar
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, M D] and items [I, M D]."""
         return self._tables(self.peers.graph(None))
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

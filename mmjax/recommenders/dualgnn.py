@@ -6,8 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax import graph
-from mmjax.recommenders import core, dual, parts
+from mmjax.ops import graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation, user_graph
 
 
 class DualGNN(nnx.Module):
@@ -34,7 +35,7 @@ class DualGNN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -44,9 +45,9 @@ class DualGNN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.sum_in_place = sum_in_place
-        self.towers = dual.Towers(catalog, dim, layers=layers, rngs=rngs)
+        self.towers = user_graph.Towers(catalog, dim, layers=layers, rngs=rngs)
         dtype = self.towers.preferences[0][...].dtype
-        self.peers = dual.Peers(catalog, peers, fill=fill, dtype=dtype)
+        self.peers = user_graph.Peers(catalog, peers, fill=fill, dtype=dtype)
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """Whom each user reads."""
@@ -55,19 +56,19 @@ class DualGNN(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
-        bpr = jax.nn.softplus(-parts.margin(self._tables(epoch), batch)).mean() / math.log(2)
+        bpr = jax.nn.softplus(-propagation.margin(self._tables(epoch), batch)).mean() / math.log(2)
         return bpr + l_w * self.towers.penalty(batch["user"])
 
-    def _tables(self, peers: graph.Graph) -> parts.Tables:
+    def _tables(self, peers: graph.Graph) -> propagation.Tables:
         users, items = self.towers()
         if self.sum_in_place:
             users = [sum(users), *users[1:]]
         user = sum(self.towers.weigh(users))
         return user + graph.propagate(peers, user), sum(items)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]."""
         return self._tables(self.peers.graph(None))
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -9,9 +9,9 @@ import scipy.sparse as sp
 from flax import nnx
 from scipy.linalg import lapack
 
-from mmjax import graph, sparse
-from mmjax.errors import InputError
-from mmjax.recommenders import core, itemknn
+from mmjax.core.errors import InputError
+from mmjax.ops import graph, sparse
+from mmjax.recommenders import base, itemknn
 
 BLOCK = 512  # rows that are copied at once
 DIAGONALS = ("gram", "counts")
@@ -33,7 +33,7 @@ class EASE(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         l2: float = 250.0,
         implicit: bool = True,
@@ -52,10 +52,10 @@ class EASE(nnx.Module):
                 "take a sparse recommender such as itemknn"
             )
         profile = itemknn.profile_of(catalog, implicit)
-        counts = core.choice("diagonal", diagonal, DIAGONALS) == "counts"
+        counts = base.choice("diagonal", diagonal, DIAGONALS) == "counts"
         dtype = jnp.result_type(float)
-        self.profile = core.Frozen(graph.from_scipy(profile, dtype).forward)  # R [U, I]
-        self.weights = core.Frozen(solve(profile, l2, dtype, counts))  # B [I, I]
+        self.profile = base.Frozen(graph.from_scipy(profile, dtype).forward)  # R [U, I]
+        self.weights = base.Frozen(solve(profile, l2, dtype, counts))  # B [I, I]
 
     def tables(self) -> jax.Array:
         return self.weights.get_value()

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges, graph
-from mmjax.errors import InputError
-from mmjax.recommenders import core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import graph, weighted_graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class FREEDOM(nnx.Module):
@@ -30,7 +31,7 @@ class FREEDOM(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -46,30 +47,30 @@ class FREEDOM(nnx.Module):
         if not 0 <= drop < 1:
             raise InputError(f"drop={drop} must be at least 0 and less than 1")
         self.layers, self.item_layers, self.eps = layers, item_layers, eps
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
-        shares = parts.shares(catalog.modalities(), weights or {}, single_weight)
+        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        shares = propagation.shares(catalog.modalities(), weights or {}, single_weight)
         dtype = self.user[...].dtype
-        self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))
-        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = core.Frozen(whole)
+        self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
+        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(whole)
         self.kept = int((1 - drop) * len(whole.forward.rows))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """The pruned user-item graph."""
         dtype = self.user[...].dtype
-        return parts.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
+        return propagation.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
 
-    def _normalised(self, pattern: edges.Pattern) -> graph.Graph:
-        return parts.normalised(pattern, self.eps, self.user[...].dtype)
+    def _normalised(self, pattern: weighted_graph.Pattern) -> graph.Graph:
+        return propagation.normalised(pattern, self.eps, self.user[...].dtype)
 
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
         tables = self._tables(epoch)
         user, both = tables[0][batch["user"]], jnp.concatenate([batch["pos"], batch["neg"]])
-        total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
+        total = jax.nn.softplus(-propagation.margin(tables, batch)).mean()
         for content in self.contents:
             pos, neg = jnp.split(content(both), 2)  # [B, D]
             margin = (user * (pos - neg)).sum(axis=-1)
@@ -77,16 +78,16 @@ class FREEDOM(nnx.Module):
             total += l_w * (there * jax.nn.softplus(-margin)).mean()
         return total
 
-    def _tables(self, adjacency: graph.Graph) -> parts.Tables:
-        users, items = parts.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
+    def _tables(self, adjacency: graph.Graph) -> propagation.Tables:
+        users, items = propagation.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
         similar = self.item[...]
         for _ in range(self.item_layers):
             similar = graph.propagate(self.similar.get_value(), similar)
         return users, items + similar
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D] on the whole graph."""
         return self._tables(self._normalised(self.whole.get_value()))
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

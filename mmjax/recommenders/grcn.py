@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges
-from mmjax.errors import InputError
-from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import weighted_graph
+from mmjax.ops.knn import unit
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 WEIGHT_MODES = ("confid", "max", "mean")
 CONFIDENCES = ("source", "target")
@@ -50,7 +51,7 @@ class GRCN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         content_dim: int = 64,
@@ -70,21 +71,21 @@ class GRCN(nnx.Module):
             raise InputError(f"layers={layers} and routings={routings} must not be negative")
         self.layers, self.routings, self.pruning = layers, routings, pruning
         self.normalize_layers = normalize_layers
-        self.weight_mode = core.choice("weight_mode", weight_mode, WEIGHT_MODES)
-        self.of_source = core.choice("confidence", confidence, CONFIDENCES) == "source"
-        self.content_penalty = core.choice("content_penalty", content_penalty, CONTENT_PENALTIES)
+        self.weight_mode = base.choice("weight_mode", weight_mode, WEIGHT_MODES)
+        self.of_source = base.choice("confidence", confidence, CONFIDENCES) == "source"
+        self.content_penalty = base.choice("content_penalty", content_penalty, CONTENT_PENALTIES)
         names, nodes = catalog.modalities(), sum(catalog.shape)
-        table = lambda *shape: nnx.Param(core.init_table(init, rngs.params(), shape))  # noqa: E731
-        tables = core.init_tables(init, rngs, catalog.shape, dim, joint)
+        table = lambda *shape: nnx.Param(base.init_table(init, rngs.params(), shape))  # noqa: E731
+        tables = base.init_tables(init, rngs, catalog.shape, dim, joint)
         self.n_users, self.node = catalog.n_users, nnx.Param(jnp.concatenate(tables))
         self.confidence = table(nodes, len(names)) if weight_mode == "confid" else None
         self.preferences = nnx.List([table(catalog.n_users, content_dim) for _ in names])
-        self.contents = parts.contents(catalog, content_dim, init=projection_init, rngs=rngs)
-        pattern = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.pattern = core.Frozen(pattern)
+        self.contents = propagation.contents(catalog, content_dim, init=projection_init, rngs=rngs)
+        pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.pattern = base.Frozen(pattern)
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
-        bpr = jax.nn.softplus(-parts.margin(self.tables(), batch)).mean()
+        bpr = jax.nn.softplus(-propagation.margin(self.tables(), batch)).mean()
         user, node = batch["user"], self.node[...]
         items = jnp.concatenate([batch["pos"], batch["neg"]]) + self.n_users
         ids = jnp.square(node[user]).mean() + jnp.square(node[items]).mean()
@@ -95,7 +96,7 @@ class GRCN(nnx.Module):
             content += jnp.square(self.preferences[0][...]).mean()
         return bpr + l_w * (ids + content)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D + M C] and items [I, D + M C]."""
         of_users = self.pattern.get_value()  # the edges by user; arrays of edges below, [E], are
         of_items = of_users.flip()  # by user in `to_users`, by item in `to_items`
@@ -104,13 +105,15 @@ class GRCN(nnx.Module):
         for preference, content in zip(self.preferences, self.contents, strict=True):
             p, f = unit(preference[...]), unit(jax.nn.leaky_relu(content()))
             for _ in range(self.routings):
-                attention = edges.softmax(of_users, edges.products(of_users, p, f))
-                p = unit(p + edges.aggregate(of_users, attention, f))
-            logits = edges.products(of_users, p, f)
-            to_users.append(edges.softmax(of_users, logits))
-            to_items.append(edges.softmax(of_items, logits[by_item]))
-            users.append(p + edges.aggregate(of_users, to_users[-1], f))
-            items.append(f + edges.aggregate(of_items, to_items[-1], p))
+                attention = weighted_graph.softmax(
+                    of_users, weighted_graph.products(of_users, p, f)
+                )
+                p = unit(p + weighted_graph.aggregate(of_users, attention, f))
+            logits = weighted_graph.products(of_users, p, f)
+            to_users.append(weighted_graph.softmax(of_users, logits))
+            to_items.append(weighted_graph.softmax(of_items, logits[by_item]))
+            users.append(p + weighted_graph.aggregate(of_users, to_users[-1], f))
+            items.append(f + weighted_graph.aggregate(of_items, to_items[-1], p))
         confidences = None, None
         if self.confidence is not None:
             confidences = jnp.split(self.confidence[...], [self.n_users])  # of users, of items
@@ -120,8 +123,8 @@ class GRCN(nnx.Module):
         total = [user, item]
         for _ in range(self.layers):
             user, item = (
-                edges.aggregate(of_users, from_items, item),
-                edges.aggregate(of_items, from_users, user),
+                weighted_graph.aggregate(of_users, from_items, item),
+                weighted_graph.aggregate(of_items, from_users, user),
             )
             if self.normalize_layers:
                 user, item = unit(user), unit(item)
@@ -133,7 +136,7 @@ class GRCN(nnx.Module):
 
     def _weights(
         self,
-        pattern: edges.Pattern,
+        pattern: weighted_graph.Pattern,
         attentions: list[jax.Array],
         readers: jax.Array | None,
         sources: jax.Array | None,
@@ -148,5 +151,5 @@ class GRCN(nnx.Module):
         weights = weights.mean(axis=0) if self.weight_mode == "mean" else weights.max(axis=0)
         return jax.nn.relu(weights) if self.pruning else weights
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, itemknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, itemknn
 
 PIECE = 16  # neighbours whose outer products are summed by one matrix product
 ENTRIES = 1 << 22  # of D x D systems in memory at a time
@@ -32,7 +32,7 @@ class IALS(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         iterations: int = 16,
@@ -58,11 +58,11 @@ class IALS(nnx.Module):
             user = solve(sides[0], tables[1], *weights, solver)
             return user, solve(sides[1], user, *weights, solver)
 
-        item = core.init_table("normal", rngs.params(), (catalog.n_items, dim))
+        item = base.init_table("normal", rngs.params(), (catalog.n_items, dim))
         item = item * (stddev * dim**-0.5)
         user = jnp.zeros((catalog.n_users, dim), item.dtype)
         user, item = jax.lax.fori_loop(0, iterations, sweep, (user, item))
-        self.user, self.item = core.Drawn(user), core.Drawn(item)
+        self.user, self.item = base.Drawn(user), base.Drawn(item)
 
     def tables(self) -> tuple[jax.Array, jax.Array]:
         return self.user[...], self.item[...]

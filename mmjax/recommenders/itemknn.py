@@ -9,9 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax import graph, sparse
-from mmjax.errors import InputError
-from mmjax.recommenders import core
+from mmjax.core.errors import InputError
+from mmjax.ops import graph, sparse
+from mmjax.recommenders import base
 
 SIMILARITIES = ("cosine", "asymmetric", "dot", "jaccard", "tversky")
 ENTRIES = 1 << 22  # of similarities at a time, of 80 bytes each: bounds the memory, not the result
@@ -35,7 +35,7 @@ class ItemKNN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         neighbours: int = 50,
         similarity: str = "cosine",
@@ -61,8 +61,8 @@ class ItemKNN(nnx.Module):
     def _remember(self, left: sp.csr_matrix, right: sp.csr_matrix) -> None:
         """All scores are left @ right; here R [U, I] and w [history, candidate]."""
         dtype = jnp.result_type(float)
-        self.left = core.Frozen(graph.from_scipy(left, dtype).forward)
-        self.right = core.Frozen(graph.from_scipy(right, dtype).forward)
+        self.left = base.Frozen(graph.from_scipy(left, dtype).forward)
+        self.right = base.Frozen(graph.from_scipy(right, dtype).forward)
         self.n_items = right.shape[1]
         self.step = int(np.diff(right.indptr).max(initial=1).clip(1, STEP))
 
@@ -75,14 +75,14 @@ class ItemKNN(nnx.Module):
         return sparse.product_rows(left, right, batch["user"], self.n_items, step=self.step)
 
 
-def profile_of(catalog: core.Catalog, implicit: bool) -> sp.csr_matrix:
+def profile_of(catalog: base.Catalog, implicit: bool) -> sp.csr_matrix:
     """R, [U, I]: the train ratings, or ones."""
     ratings = np.ones_like(catalog.train_rating) if implicit else catalog.train_rating
     pairs = (catalog.train_user, catalog.train_item)
     return sp.csr_matrix((ratings.astype(np.float64), pairs), shape=catalog.shape)
 
 
-def features_of(catalog: core.Catalog) -> np.ndarray:
+def features_of(catalog: base.Catalog) -> np.ndarray:
     """All modalities side by side on the host, [I, F], in float32 at least."""
     rows = np.asarray(catalog.concatenated())
     return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
@@ -110,8 +110,8 @@ def similar_items(
     """
     if neighbours < 1:
         raise InputError(f"neighbours={neighbours} must be at least 1")
-    core.choice("similarity", similarity, SIMILARITIES)
-    core.choice("neighbours_of", neighbours_of, ("candidate", "history"))
+    base.choice("similarity", similarity, SIMILARITIES)
+    base.choice("neighbours_of", neighbours_of, ("candidate", "history"))
     by_history = neighbours_of == "history"
     if similarity == "jaccard":
         similarity, constants = "tversky", (1.0, 1.0, constants[2])

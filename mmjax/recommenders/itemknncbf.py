@@ -2,8 +2,8 @@
 
 from flax import nnx
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, itemknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, itemknn
 
 
 class ItemKNNCBF(itemknn.ItemKNN):
@@ -18,7 +18,7 @@ class ItemKNNCBF(itemknn.ItemKNN):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         top_k: int = 10,
         shrink: float = 10.0,

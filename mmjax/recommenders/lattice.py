@@ -5,8 +5,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax import neighbours
-from mmjax.recommenders import core, latent, parts
+from mmjax.ops import knn
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import item_graph, propagation
 
 
 class LATTICE(nnx.Module):
@@ -32,7 +33,7 @@ class LATTICE(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -45,11 +46,11 @@ class LATTICE(nnx.Module):
         trainable_features: bool = True,
         rngs: nnx.Rngs,
     ):
-        core.choice("norm", norm, ("left", "both"))
+        base.choice("norm", norm, ("left", "both"))
         self.layers, self.item_layers, self.normalize = layers, item_layers, normalize
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.similar = latent.ItemGraph(
+        self.similar = item_graph.ItemGraph(
             catalog,
             catalog.modalities(),
             dim,
@@ -59,30 +60,30 @@ class LATTICE(nnx.Module):
             trainable=trainable_features,
             rngs=rngs,
         )
-        self.graph = core.Frozen(latent.looped(catalog, norm, self.user[...].dtype))
+        self.graph = base.Frozen(item_graph.looped(catalog, norm, self.user[...].dtype))
 
-    def epoch(self, key: Any) -> latent.Kept:
+    def epoch(self, key: Any) -> item_graph.Kept:
         """The item graph."""
         return self.similar.build()
 
     def loss(
-        self, batch: dict[str, jax.Array], epoch: latent.Kept, *, l_w: float, key: Any
+        self, batch: dict[str, jax.Array], epoch: item_graph.Kept, *, l_w: float, key: Any
     ) -> jax.Array:
-        user, pos, neg = parts.rows(self._tables(epoch, batch["step"] == 0), batch)
+        user, pos, neg = propagation.rows(self._tables(epoch, batch["step"] == 0), batch)
         margin = (user * (pos - neg)).sum(axis=-1)
-        return core.bpr(margin, "softplus") + l_w * core.penalty((user, pos, neg), "squares")
+        return base.bpr(margin, "softplus") + l_w * base.penalty((user, pos, neg), "squares")
 
-    def _tables(self, kept: latent.Kept, first: jax.Array | bool) -> parts.Tables:
+    def _tables(self, kept: item_graph.Kept, first: jax.Array | bool) -> propagation.Tables:
         item = self.item[...]
-        users, items = latent.walk(
+        users, items = item_graph.walk(
             self.graph.get_value(), self.user[...], item, self.layers, self.normalize
         )
         similar = self.similar.propagate(kept, first, item, self.item_layers)
-        return users, items + neighbours.unit(similar)
+        return users, items + knn.unit(similar)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D] on a graph built anew."""
         return self._tables(self.similar.build(), False)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges, graph
-from mmjax.errors import InputError
-from mmjax.recommenders import core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import graph, weighted_graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 PRUNINGS = ("degree", "random", "mixed")
 
@@ -30,7 +31,7 @@ class LayerGCN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 4,
@@ -45,49 +46,49 @@ class LayerGCN(nnx.Module):
         if layers < 1:
             raise InputError(f"layers={layers} must be at least 1: the first state is left out")
         self.layers, self.eps = layers, eps
-        self.pruning = core.choice("pruning", pruning, PRUNINGS)
-        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.pruning = base.choice("pruning", pruning, PRUNINGS)
+        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = core.Frozen(whole)
+        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(whole)
         self.kept = int((1 - drop) * len(whole.forward.rows))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """The pruned user-item graph."""
         whole, dtype = self.whole.get_value(), self.user[...].dtype
         if self.kept == len(whole.forward.rows):
-            return parts.normalised(whole, self.eps, dtype)
+            return propagation.normalised(whole, self.eps, dtype)
         of_coin, of_edges = jax.random.split(key)
-        odds = jnp.log(edges.symmetric(whole, self.eps, dtype))
+        odds = jnp.log(weighted_graph.symmetric(whole, self.eps, dtype))
         if self.pruning == "random":
             odds = jnp.zeros_like(odds)
         elif self.pruning == "mixed":
             odds = jnp.where(jax.random.bernoulli(of_coin), odds, 0)
-        kept = edges.keep(whole, edges.draw(of_edges, odds, self.kept))
-        return parts.normalised(kept, self.eps, dtype)
+        kept = weighted_graph.keep(whole, weighted_graph.draw(of_edges, odds, self.kept))
+        return propagation.normalised(kept, self.eps, dtype)
 
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
-        mean = core.bpr(parts.margin(self._tables(epoch), batch), "softplus")
-        ego = parts.rows((self.user[...], self.item[...]), batch)
-        mean += l_w * core.penalty(ego, "squares")
+        mean = base.bpr(propagation.margin(self._tables(epoch), batch), "softplus")
+        ego = propagation.rows((self.user[...], self.item[...]), batch)
+        mean += l_w * base.penalty(ego, "squares")
         return batch["user"].shape[0] * mean
 
-    def _tables(self, adjacency: graph.Graph) -> parts.Tables:
+    def _tables(self, adjacency: graph.Graph) -> propagation.Tables:
         ego = state = self.user[...], self.item[...]
         states = []
         for _ in range(self.layers):
-            pairs = zip(next(parts.propagations(adjacency, *state, 1)), ego, strict=True)
-            state = tuple(parts.cosine(h, x)[:, None] * h for h, x in pairs)
+            pairs = zip(next(propagation.propagations(adjacency, *state, 1)), ego, strict=True)
+            state = tuple(propagation.cosine(h, x)[:, None] * h for h, x in pairs)
             states.append(state)
         users, items = zip(*states, strict=True)
         return sum(users), sum(items)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D] on the whole graph."""
         whole, dtype = self.whole.get_value(), self.user[...].dtype
-        return self._tables(parts.normalised(whole, self.eps, dtype))
+        return self._tables(propagation.normalised(whole, self.eps, dtype))
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

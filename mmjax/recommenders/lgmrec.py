@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax import graph
-from mmjax.errors import InputError
-from mmjax.neighbours import unit
-from mmjax.recommenders import contrast, core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import contrastive, graph
+from mmjax.ops.knn import unit
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class LGMRec(nnx.Module):
@@ -44,7 +45,7 @@ class LGMRec(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -63,22 +64,22 @@ class LGMRec(nnx.Module):
             )
         self.dim, self.layers, self.modal_layers = dim, layers, modal_layers
         self.hyper_layers, self.alpha, self.temperature = hyper_layers, alpha, temperature
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         # W_m and V_m side by side, so that the features are read once.
-        self.contents = parts.contents(catalog, dim + hyperedges, bias=None, rngs=rngs)
+        self.contents = propagation.contents(catalog, dim + hyperedges, bias=None, rngs=rngs)
         for content in self.contents:
             sizes = [(content.weight[...].shape[1], out) for out in (dim, hyperedges)]
-            both = [core.init_table("xavier_uniform", rngs.params(), size).T for size in sizes]
+            both = [base.init_table("xavier_uniform", rngs.params(), size).T for size in sizes]
             content.weight = nnx.Param(jnp.concatenate(both))  # [D + H, F]
         dtype = self.user[...].dtype
         train = (catalog.train_user, catalog.train_item, catalog.shape)
-        self.adjacency = core.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
+        self.adjacency = base.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
         history = graph.bipartite(*train, norm="none", dtype=dtype)
-        self.history = core.Frozen(history)
+        self.history = base.Frozen(history)
         counts = np.diff(history.forward.starts)[:, None]
-        self.share = core.Frozen((1 / (counts + eps)).astype(dtype))  # [U, 1]
-        self.seed = core.Drawn(jax.random.bits(rngs.params())) if noisy_evaluation else None
+        self.share = base.Frozen((1 / (counts + eps)).astype(dtype))  # [U, 1]
+        self.seed = base.Drawn(jax.random.bits(rngs.params())) if noisy_evaluation else None
 
     def loss(
         self,
@@ -91,8 +92,8 @@ class LGMRec(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         tables, hyper = self._embed(key, drop)
-        total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
-        total += l_w * core.penalty(parts.rows(tables, batch), "norms")
+        total = jax.nn.softplus(-propagation.margin(tables, batch)).mean()
+        total += l_w * base.penalty(propagation.rows(tables, batch), "norms")
         user, pos = batch["user"], batch["pos"]
         for one, other in itertools.combinations(zip(hyper, self.contents, strict=True), 2):
             (users, items), content = one
@@ -102,16 +103,16 @@ class LGMRec(nnx.Module):
                 ((users, other_users), user, jnp.ones_like(both)),
                 ((items, other_items), pos, both),
             ):
-                total += contrast.against_all(*pair, nodes, self.temperature, cl_weight * each)
+                total += contrastive.against_all(*pair, nodes, self.temperature, cl_weight * each)
         return total
 
     def _embed(
         self, key: jax.Array | None, drop: Any = None
-    ) -> tuple[parts.Tables, list[parts.Tables]]:
+    ) -> tuple[propagation.Tables, list[propagation.Tables]]:
         """z, and the g of each modality. Without a key there is no noise, without `drop` no
         dropout."""
         adjacency, history = self.adjacency.get_value(), self.history.get_value()
-        own = parts.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
+        own = propagation.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
         (users, items), hyper = own, []
         for n, content in enumerate(self.contents):
             projected = content()  # [I, D + H]
@@ -119,7 +120,7 @@ class LGMRec(nnx.Module):
             item, item_logits = jnp.split(projected, [self.dim], axis=1)
             user, user_logits = jnp.split(gathered, [self.dim], axis=1)
             local = user * self.share[...], item
-            for state in parts.propagations(adjacency, *local, self.modal_layers):
+            for state in propagation.propagations(adjacency, *local, self.modal_layers):
                 local = state
             users, items = users + unit(local[0]), items + unit(local[1])
             keys = [None, None] if key is None else jax.random.split(jax.random.fold_in(key, n))
@@ -141,11 +142,11 @@ class LGMRec(nnx.Module):
         if key is not None:
             logits = logits + jax.random.gumbel(of_noise, logits.shape, logits.dtype)
         shares = jax.nn.softmax(logits / self.temperature, axis=1)
-        return shares if drop is None else parts.dropout(of_drop, shares, drop)
+        return shares if drop is None else propagation.dropout(of_drop, shares, drop)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """z of users [U, D] and items [I, D]."""
         return self._embed(None if self.seed is None else jax.random.key(self.seed[...]))[0]
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

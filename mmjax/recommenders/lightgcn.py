@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax import graph
-from mmjax.recommenders import core
+from mmjax.ops import graph
+from mmjax.recommenders import base
 
 
 class LightGCN(nnx.Module):
@@ -20,7 +20,7 @@ class LightGCN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int,
@@ -32,11 +32,11 @@ class LightGCN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.sigmoid = layers, sigmoid
-        self.ranking_loss = core.choice("ranking_loss", ranking_loss, core.LOSSES)
-        self.regulariser = core.choice("regulariser", regulariser, core.PENALTIES)
-        self.user = nnx.Param(core.init_table(init, rngs.params(), (catalog.n_users, dim)))
-        self.item = nnx.Param(core.init_table(init, rngs.params(), (catalog.n_items, dim)))
-        self.graph = core.Frozen(
+        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
+        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
+        self.user = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_users, dim)))
+        self.item = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_items, dim)))
+        self.graph = base.Frozen(
             graph.bipartite(
                 catalog.train_user,
                 catalog.train_item,
@@ -55,7 +55,7 @@ class LightGCN(nnx.Module):
             self.item[...][batch["pos"]],
             self.item[...][batch["neg"]],
         )
-        return core.bpr(margin, self.ranking_loss) + l_w * core.penalty(ego, self.regulariser)
+        return base.bpr(margin, self.ranking_loss) + l_w * base.penalty(ego, self.regulariser)
 
     def tables(self) -> tuple[jax.Array, jax.Array]:
         """Mean over the layers of the users' [U, D] and the items' [I, D] states."""

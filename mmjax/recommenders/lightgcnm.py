@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax import graph
-from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
+from mmjax.ops import graph
+from mmjax.ops.knn import unit
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 PLACES = ("items", "head")
 AGGREGATIONS = ("concat", "mean", "sum")
@@ -32,7 +33,7 @@ class LightGCNM(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -45,19 +46,21 @@ class LightGCNM(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.sigmoid = layers, sigmoid
-        self.place = core.choice("content", content, PLACES)
-        self.aggregation = core.choice("aggregation", aggregation, AGGREGATIONS)
-        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.place = base.choice("content", content, PLACES)
+        self.aggregation = base.choice("aggregation", aggregation, AGGREGATIONS)
+        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
         self.user = nnx.Param(table(catalog.n_users))
         if content == "head":
             self.item = nnx.Param(table(catalog.n_items))
-            self.head = parts.Head(catalog, dim, rngs=rngs)
+            self.head = propagation.Head(catalog, dim, rngs=rngs)
         elif aggregation == "concat":
-            whole = parts.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
+            whole = propagation.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
             self.contents = nnx.List([whole])
         else:
-            self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
-        self.graph = core.Frozen(
+            self.contents = propagation.contents(
+                catalog, dim, trainable=trainable_features, rngs=rngs
+            )
+        self.graph = base.Frozen(
             graph.bipartite(
                 catalog.train_user,
                 catalog.train_item,
@@ -69,22 +72,22 @@ class LightGCNM(nnx.Module):
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
         tables = self.tables()
-        user, pos, neg = parts.rows(tables, batch)
+        user, pos, neg = propagation.rows(tables, batch)
         if self.place == "items":
             user = self.user[...][batch["user"]]
-        reg = core.penalty((user, pos, neg), "squares")
-        return core.bpr(parts.margin(tables, batch), "softplus") + l_w * reg
+        reg = base.penalty((user, pos, neg), "squares")
+        return base.bpr(propagation.margin(tables, batch), "softplus") + l_w * reg
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]; 2D wide with a head."""
         item = self.item[...] if self.place == "head" else self._contents()
-        tables = parts.light_gcn(self.graph.get_value(), self.user[...], item, self.layers)
+        tables = propagation.light_gcn(self.graph.get_value(), self.user[...], item, self.layers)
         return self.head.beside(tables) if self.place == "head" else tables
 
     def _contents(self) -> jax.Array:
         rows = [unit(content()) for content in self.contents]
-        return sum(rows) if self.aggregation == "sum" else parts.average(rows)
+        return sum(rows) if self.aggregation == "sum" else propagation.average(rows)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]
         return jax.nn.sigmoid(scores) if self.sigmoid else scores

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from mmjax import graph, neighbours
-from mmjax.recommenders import core, parts
+from mmjax.ops import graph, knn
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class MGCN(nnx.Module):
@@ -31,7 +32,7 @@ class MGCN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -42,26 +43,25 @@ class MGCN(nnx.Module):
         trainable_features: bool = True,
         rngs: nnx.Rngs,
     ):
-        core.choice("item_graph", item_graph, ("cosine", "uniform"))
-        core.choice("user_view", user_view, ("sym", "none"))
+        base.choice("item_graph", item_graph, ("cosine", "uniform"))
+        base.choice("user_view", user_view, ("sym", "none"))
         self.layers, self.item_layers = layers, item_layers
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         names, dtype = catalog.modalities(), self.user[...].dtype
-        gates = lambda: nnx.List([parts.linear(dim, dim, rngs=rngs) for _ in names])  # noqa: E731
-        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        gates = lambda: nnx.List([propagation.linear(dim, dim, rngs=rngs) for _ in names])  # noqa: E731
+        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         self.gates, self.prefers = gates(), gates()
-        self.attention = parts.Attention(dim, rngs=rngs)
+        self.attention = propagation.Attention(dim, rngs=rngs)
         similar = [
-            neighbours.weigh(catalog.neighbours(name, top_k), item_graph, eps=1e-7)
-            for name in names
+            knn.weigh(catalog.neighbours(name, top_k), item_graph, eps=1e-7) for name in names
         ]
-        self.similar = nnx.List([core.Frozen(graph.from_scipy(s, dtype)) for s in similar])
+        self.similar = nnx.List([base.Frozen(graph.from_scipy(s, dtype)) for s in similar])
         train = (catalog.train_user, catalog.train_item, catalog.shape)
-        self.graph = core.Frozen(graph.bipartite(*train, dtype=dtype))
+        self.graph = base.Frozen(graph.bipartite(*train, dtype=dtype))
         # None: users read items by the same graph.
         bare = graph.bipartite(*train, norm="none", dtype=dtype) if user_view == "none" else None
-        self.view = None if bare is None else core.Frozen(bare)
+        self.view = None if bare is None else base.Frozen(bare)
 
     def loss(
         self,
@@ -74,15 +74,17 @@ class MGCN(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         own, views = self._states()
-        own = parts.rows(own, batch)  # of users, positives, negatives: [B, D] each
-        views = zip(*(parts.rows(view, batch) for view in views), strict=True)
+        own = propagation.rows(own, batch)  # of users, positives, negatives: [B, D] each
+        views = zip(*(propagation.rows(view, batch) for view in views), strict=True)
         sides = [self._side(view, c) for view, c in zip(views, own, strict=True)]
-        return parts.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
+        return propagation.with_sides(
+            own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature
+        )
 
-    def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
+    def _states(self) -> tuple[propagation.Tables, list[propagation.Tables]]:
         """c and, of each modality, v_m: users [U, D] and items [I, D]."""
         user, item = self.user[...], self.item[...]
-        own = parts.light_gcn(self.graph.get_value(), user, item, self.layers)
+        own = propagation.light_gcn(self.graph.get_value(), user, item, self.layers)
         views, by_user = [], (self.graph if self.view is None else self.view).get_value()
         for content, gate, similar in zip(self.contents, self.gates, self.similar, strict=True):
             items = item * jax.nn.sigmoid(gate(content()))
@@ -101,12 +103,12 @@ class MGCN(nnx.Module):
         )
         return (apart + common) / (len(self.prefers) + 1)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]."""
         own, views = self._states()
         both = zip(own, zip(*views, strict=True), strict=True)
         users, items = (c + self._side(view, c) for c, view in both)
         return users, items
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

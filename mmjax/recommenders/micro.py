@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import neighbours
-from mmjax.recommenders import core, latent, pairwise, parts
+from mmjax.ops import knn, pairwise
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import item_graph, propagation
 
 
 class MICRO(nnx.Module):
@@ -30,7 +31,7 @@ class MICRO(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -41,24 +42,24 @@ class MICRO(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.item_layers = layers, item_layers
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         options = dict(top_k=top_k, skip=skip, self_one=False, trainable=trainable_features)
         self.similar = nnx.List(
-            latent.ItemGraph(catalog, [name], dim, **options, rngs=rngs)
+            item_graph.ItemGraph(catalog, [name], dim, **options, rngs=rngs)
             for name in catalog.modalities()
         )
-        self.attention = parts.Attention(dim, rngs=rngs)
-        self.graph = core.Frozen(latent.looped(catalog, "left", self.user[...].dtype))
+        self.attention = propagation.Attention(dim, rngs=rngs)
+        self.graph = base.Frozen(item_graph.looped(catalog, "left", self.user[...].dtype))
 
-    def epoch(self, key: Any) -> tuple[latent.Kept, ...]:
+    def epoch(self, key: Any) -> tuple[item_graph.Kept, ...]:
         """The item graphs."""
         return tuple(similar.build() for similar in self.similar)
 
     def loss(
         self,
         batch: dict[str, jax.Array],
-        epoch: tuple[latent.Kept, ...],
+        epoch: tuple[item_graph.Kept, ...],
         *,
         l_w: float,
         cl_weight: float = 0.03,
@@ -66,20 +67,20 @@ class MICRO(nnx.Module):
         key: Any,
     ) -> jax.Array:
         tables, states, fused = self._states(epoch, batch["step"] == 0)
-        user, pos, neg = parts.rows(tables, batch)
-        total = core.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
-        total += l_w * core.penalty((user, pos, neg), "squares")
+        user, pos, neg = propagation.rows(tables, batch)
+        total = base.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
+        total += l_w * base.penalty((user, pos, neg), "squares")
         for similar, state in zip(self.similar, states, strict=True):
             there = similar.contents[0].weight_of(jnp.arange(state.shape[0]))
             total += cl_weight * (there * _contrast(state, fused, there, temperature)).mean()
         return total
 
     def _states(
-        self, kept: tuple[latent.Kept, ...], first: jax.Array | bool
-    ) -> tuple[parts.Tables, list[jax.Array], jax.Array]:
+        self, kept: tuple[item_graph.Kept, ...], first: jax.Array | bool
+    ) -> tuple[propagation.Tables, list[jax.Array], jax.Array]:
         """Users and items; E_m; h."""
         item = self.item[...]
-        users, items = latent.walk(self.graph.get_value(), self.user[...], item, self.layers)
+        users, items = item_graph.walk(self.graph.get_value(), self.user[...], item, self.layers)
         states = [
             similar.propagate(graph, first, item, self.item_layers)
             for similar, graph in zip(self.similar, kept, strict=True)
@@ -88,13 +89,13 @@ class MICRO(nnx.Module):
         if len(states) > 1:  # alone, a = 1
             shares = self.attention(states)
             fused = sum(share * state for share, state in zip(shares, states, strict=True))
-        return (users, items + neighbours.unit(fused)), states, fused
+        return (users, items + knn.unit(fused)), states, fused
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D] on graphs built anew."""
         return self._states(self.epoch(None), False)[0]
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 
@@ -103,8 +104,8 @@ def _contrast(
 ) -> jax.Array:
     """C of every item [I], among those that are `there` [I] (1 or 0)."""
     alone = fused is state  # of one modality: h is E_m
-    state, shift = neighbours.unit(state) / jnp.sqrt(temperature), 1 / temperature
-    fused = state if alone else neighbours.unit(fused) / jnp.sqrt(temperature)
+    state, shift = knn.unit(state) / jnp.sqrt(temperature), 1 / temperature
+    fused = state if alone else knn.unit(fused) / jnp.sqrt(temperature)
     # Cosines are at most 1: less 1, nothing overflows.
     pair = (state * fused).sum(axis=-1) - shift
     same = pairwise.other_sums(state, there, shift)

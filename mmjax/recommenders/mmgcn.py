@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import graph
-from mmjax.errors import InputError
-from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
-from mmjax.unread import by_rows
+from mmjax.core.errors import InputError
+from mmjax.ops import graph
+from mmjax.ops.knn import unit
+from mmjax.parallel.lazy_features import by_rows
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 LATENT = 256  # the width that features are projected to, unless said otherwise
 
@@ -47,7 +48,7 @@ class MMGCN(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -64,17 +65,17 @@ class MMGCN(nnx.Module):
         self.untrained = untrained_tables
         names = catalog.modalities()
         sizes = dict.fromkeys(names, latent) if isinstance(latent, int) else latent
-        sizes = parts.by_modality("latent", sizes, names)
+        sizes = propagation.by_modality("latent", sizes, names)
         for name, size in sizes.items():
             if size < 0:
                 raise InputError(f"latent size {size} of {name!r} must be 0 or more")
 
-        kept = core.Drawn if untrained_tables else nnx.Param
+        kept = base.Drawn if untrained_tables else nnx.Param
 
         def table(rows: int, width: int) -> nnx.Variable:
-            return kept(core.init_table(init, rngs.params(), (rows, width)))
+            return kept(base.init_table(init, rngs.params(), (rows, width)))
 
-        tables = core.init_tables(init, rngs, catalog.shape, dim, joint)
+        tables = base.init_tables(init, rngs, catalog.shape, dim, joint)
         self.user, self.item = (kept(table) for table in tables)
         like = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
         like["merge_inits"] = [init] + [merge_init] * (layers - 1)
@@ -83,10 +84,10 @@ class MMGCN(nnx.Module):
         )
         user, item, dtype = catalog.train_user, catalog.train_item, self.user[...].dtype
         mean = {"norm": "left", "dtype": dtype}
-        self.to_users = core.Frozen(graph.bipartite(user, item, catalog.shape, **mean))
-        self.to_items = core.Frozen(graph.bipartite(item, user, catalog.shape[::-1], **mean))
+        self.to_users = base.Frozen(graph.bipartite(user, item, catalog.shape, **mean))
+        self.to_items = base.Frozen(graph.bipartite(item, user, catalog.shape[::-1], **mean))
 
-    def epoch(self, key: jax.Array | None) -> list[parts.Tables]:
+    def epoch(self, key: jax.Array | None) -> list[propagation.Tables]:
         """x_0 of the users and A x_0 of the items in each modality, where they never change."""
         if not self.untrained:
             return []
@@ -94,7 +95,7 @@ class MMGCN(nnx.Module):
         return [(u, graph.propagate(self.to_items.get_value(), u)) for u in users]
 
     def loss(
-        self, batch: dict[str, jax.Array], epoch: list[parts.Tables], *, l_w: float, key: Any
+        self, batch: dict[str, jax.Array], epoch: list[propagation.Tables], *, l_w: float, key: Any
     ) -> jax.Array:
         user, item = batch["user"], jnp.concatenate([batch["pos"], batch["neg"]])
         z_u, z_i = self._states(epoch, user, item)
@@ -103,13 +104,13 @@ class MMGCN(nnx.Module):
         own = self.user[...][user], self.item[...][item], self.modalities[0].preference[...]
         return bpr + l_w * sum(jnp.square(x).mean() for x in own)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]."""
         return self._states(self.epoch(None), slice(None), slice(None))
 
     def _states(
-        self, ready: list[parts.Tables], user: jax.Array | slice, item: jax.Array | slice
-    ) -> parts.Tables:
+        self, ready: list[propagation.Tables], user: jax.Array | slice, item: jax.Array | slice
+    ) -> propagation.Tables:
         """Of these users and items; `ready` is what `epoch` gives."""
         to_users, to_items = self.to_users.get_value(), self.to_items.get_value()
         of_users, of_items = [], []
@@ -127,9 +128,9 @@ class MMGCN(nnx.Module):
                 )
             of_users.append(u)
             of_items.append(i)
-        return parts.average(of_users), parts.average(of_items)
+        return propagation.average(of_users), propagation.average(of_items)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 
@@ -138,7 +139,7 @@ class Modality(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         name: str,
         latent: int,
         table: Callable[[int, int], nnx.Variable],
@@ -150,10 +151,10 @@ class Modality(nnx.Module):
     ):
         self.projected, features = latent > 0, catalog.features[name]
         if latent:
-            self.content = parts.Content(catalog, name, latent, rngs=rngs)
+            self.content = propagation.Content(catalog, name, latent, rngs=rngs)
         else:
             wide = jnp.promote_types(features.dtype, jnp.float32)
-            self.content = core.Frozen(by_rows(lambda x: unit(x.astype(wide)), features))
+            self.content = base.Frozen(by_rows(lambda x: unit(x.astype(wide)), features))
         width = latent or features.shape[1]
         self.preference = table(catalog.n_users, width)
         widths = [width] + [dim] * (len(merge_inits) - 1)
@@ -174,9 +175,9 @@ class Layer(nnx.Module):
         self, width: int, dim: int, *, concat: bool, init: str, merge_init: str, rngs: nnx.Rngs
     ):
         self.concat, self.width = concat, width
-        self.message = parts.linear(width, width, init=init, bias=False, rngs=rngs)
-        self.own = parts.linear(width, dim, init=init, rngs=rngs)
-        self.merge = parts.linear(width + dim * concat, dim, init=merge_init, rngs=rngs)
+        self.message = propagation.linear(width, width, init=init, bias=False, rngs=rngs)
+        self.own = propagation.linear(width, dim, init=init, rngs=rngs)
+        self.merge = propagation.linear(width + dim * concat, dim, init=merge_init, rngs=rngs)
 
     def messages(self, mean: graph.Graph, x: jax.Array, read: jax.Array | None = None) -> jax.Array:
         """A x W [N, W] from states x [M, W] of the other side; `read` is A x, if it is there."""

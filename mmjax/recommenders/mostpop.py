@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.recommenders.core import Catalog, Frozen
+from mmjax.recommenders.base import Catalog, Frozen
 
 
 class MostPop(nnx.Module):

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges, graph
-from mmjax.errors import InputError
-from mmjax.neighbours import unit
-from mmjax.recommenders import core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import graph, weighted_graph
+from mmjax.ops.knn import unit
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 COMBINATIONS = ("concat", "mean")
 
@@ -27,7 +28,7 @@ class Layer(nnx.Module):
     """leaky_0.2(y W1 + b1 + (y * x) W2 + b2), where y = D^-1 (A + I) x."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        init = lambda shape: nnx.Param(core.init_table("xavier_uniform", rngs.params(), shape))  # noqa: E731
+        init = lambda shape: nnx.Param(base.init_table("xavier_uniform", rngs.params(), shape))  # noqa: E731
         self.weight1, self.bias1 = init((dim, dim)), init((1, dim))
         self.weight2, self.bias2 = init((dim, dim)), init((1, dim))
 
@@ -56,7 +57,7 @@ class NGCF(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -70,14 +71,14 @@ class NGCF(nnx.Module):
             if not 0 <= rate < 1:
                 raise InputError(f"{name}={rate} must be at least 0 and less than 1")
         self.node_dropout, self.evaluation_dropout = node_dropout, evaluation_dropout
-        self.combine = core.choice("combine", combine, COMBINATIONS)
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        self.combine = base.choice("combine", combine, COMBINATIONS)
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         self.layers = nnx.List([Layer(dim, rngs=rngs) for _ in range(layers)])
-        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = core.Frozen(whole)
+        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(whole)
         noisy = evaluation_dropout > 0
-        self.seed = core.Drawn(jax.random.bits(rngs.params())) if noisy else None
+        self.seed = base.Drawn(jax.random.bits(rngs.params())) if noisy else None
 
     def epoch(self, key: jax.Array) -> Adjacency:
         """What is left of D^-1 (A + I)."""
@@ -85,15 +86,19 @@ class NGCF(nnx.Module):
 
     def _adjacency(self, key: jax.Array | None = None) -> Adjacency:
         whole, dtype = self.whole.get_value(), self.user[...].dtype
-        users, items = (1 / (count.astype(dtype) + 1) for count in edges.degrees(whole))
+        users, items = (1 / (count.astype(dtype) + 1) for count in weighted_graph.degrees(whole))
         weights = [users[whole.forward.rows], items[whole.forward.columns], users, items]
         if key is not None:
             keys = jax.random.split(key, 4)
             weights = [
-                parts.dropout(k, w, self.node_dropout) for k, w in zip(keys, weights, strict=True)
+                propagation.dropout(k, w, self.node_dropout)
+                for k, w in zip(keys, weights, strict=True)
             ]
         to_users, to_items, users, items = weights
-        to_users, to_items = edges.weighted(whole, to_users), edges.weighted(whole, to_items).flip()
+        to_users, to_items = (
+            weighted_graph.weighted(whole, to_users),
+            weighted_graph.weighted(whole, to_items).flip(),
+        )
         return Adjacency(to_users, to_items, users[:, None], items[:, None])
 
     def loss(
@@ -106,12 +111,12 @@ class NGCF(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         tables = self._tables(epoch, key, message_dropout)
-        reg = core.penalty(parts.rows(tables, batch), "squares")
-        return core.bpr(parts.margin(tables, batch), "softplus") + l_w * reg
+        reg = base.penalty(propagation.rows(tables, batch), "squares")
+        return base.bpr(propagation.margin(tables, batch), "softplus") + l_w * reg
 
     def _tables(
         self, adjacency: Adjacency, key: jax.Array | None = None, rate: jax.Array | float = 0
-    ) -> parts.Tables:
+    ) -> propagation.Tables:
         """z of users and items; without a key there is no message dropout."""
         user, item = self.user[...], self.item[...]
         users, items = [user], [item]
@@ -121,18 +126,21 @@ class NGCF(nnx.Module):
             user, item = layer(user, of_user), layer(item, of_item)
             if key is not None:
                 keys = jax.random.split(jax.random.fold_in(key, number))
-                user, item = parts.dropout(keys[0], user, rate), parts.dropout(keys[1], item, rate)
+                user, item = (
+                    propagation.dropout(keys[0], user, rate),
+                    propagation.dropout(keys[1], item, rate),
+                )
             user, item = unit(user), unit(item)
             users.append(user)
             items.append(item)
         if self.combine == "mean":
-            return parts.average(users), parts.average(items)
+            return propagation.average(users), propagation.average(items)
         return jnp.concatenate(users, axis=1), jnp.concatenate(items, axis=1)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, (L + 1) D] and items [I, (L + 1) D], or D wide their means."""
         key = None if self.seed is None else jax.random.key(self.seed[...])
         return self._tables(self._adjacency(), key, self.evaluation_dropout)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

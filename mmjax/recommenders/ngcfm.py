@@ -3,7 +3,8 @@
 import jax
 from flax import nnx
 
-from mmjax.recommenders import core, ngcf, parts
+from mmjax.recommenders import base, ngcf
+from mmjax.recommenders.layers import propagation
 
 
 class NGCFM(ngcf.NGCF):
@@ -16,7 +17,7 @@ class NGCFM(ngcf.NGCF):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -34,12 +35,12 @@ class NGCFM(ngcf.NGCF):
             evaluation_dropout=evaluation_dropout,
             rngs=rngs,
         )
-        self.head = parts.Head(catalog, dim, rngs=rngs)
+        self.head = propagation.Head(catalog, dim, rngs=rngs)
 
     def _tables(
         self,
         adjacency: ngcf.Adjacency,
         key: jax.Array | None = None,
         rate: jax.Array | float = 0,
-    ) -> parts.Tables:
+    ) -> propagation.Tables:
         return self.head.beside(super()._tables(adjacency, key, rate))

@@ -9,10 +9,11 @@ import scipy.sparse as sp
 from flax import nnx
 from scipy.sparse.linalg import svds
 
-from mmjax import edges, graph
-from mmjax.errors import InputError
-from mmjax.neighbours import unit
-from mmjax.recommenders import contrast, core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import contrastive, graph, weighted_graph
+from mmjax.ops.knn import unit
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 ENTRIES = 1 << 22  # of the product of singular vectors at a time
 
@@ -44,7 +45,7 @@ class PGL(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -58,32 +59,32 @@ class PGL(nnx.Module):
         eps: float = 1e-7,
         rngs: nnx.Rngs,
     ):
-        core.choice("subgraph", subgraph, ("local", "global"))
+        base.choice("subgraph", subgraph, ("local", "global"))
         if not 0 < keep <= 1:
             raise InputError(f"keep={keep} must be more than 0 and at most 1")
         self.layers, self.item_layers, self.eps = layers, item_layers, eps
         names, train = catalog.modalities(), (catalog.train_user, catalog.train_item, catalog.shape)
-        shares, strong = parts.shares(names, weights or {}, 1.0), None
+        shares, strong = propagation.shares(names, weights or {}, 1.0), None
         if subgraph == "global":
             matrix = graph.bipartite(*train, eps=eps, dtype=np.float64).forward
             matrix = sp.csr_matrix((matrix.values, matrix.columns, matrix.starts), catalog.shape)
             strong = principal(matrix, dim // 2, threshold)
         size = catalog.n_users, dim
-        users = [core.init_table("xavier_uniform", rngs.params(), size) for _ in names]
+        users = [base.init_table("xavier_uniform", rngs.params(), size) for _ in names]
         self.user = nnx.Param(jnp.concatenate(users, axis=1))  # [U, M D]
-        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         dtype = self.user[...].dtype
-        self.similar = core.Frozen(parts.similar(catalog, shares, top_k, eps, dtype))
-        self.whole = core.Frozen(edges.pattern(*train))
+        self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
+        self.whole = base.Frozen(weighted_graph.pattern(*train))
         self.kept = max(int(keep * len(self.whole.get_value().forward.rows)), 1)
-        self.principal = None if strong is None else core.Frozen(graph.from_scipy(strong, dtype))
+        self.principal = None if strong is None else base.Frozen(graph.from_scipy(strong, dtype))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
         """The subgraph of users [U] and items [I] to train on."""
         if self.principal is not None:
             return self.principal.get_value()
         dtype = self.user[...].dtype
-        return parts.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
+        return propagation.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
 
     def loss(
         self,
@@ -97,26 +98,26 @@ class PGL(nnx.Module):
     ) -> jax.Array:
         tables = self._tables(epoch)
         keys = jax.random.split(key, (2, 2))
-        total = jax.nn.softplus(-parts.margin(tables, batch)).mean()
-        for of_views, rows in zip(keys, parts.rows(tables, batch), strict=False):
-            views = [parts.dropout(k, rows, drop) for k in of_views]
-            total += 0.5 * cl_weight * contrast.info_nce(*views, temperature)
+        total = jax.nn.softplus(-propagation.margin(tables, batch)).mean()
+        for of_views, rows in zip(keys, propagation.rows(tables, batch), strict=False):
+            views = [propagation.dropout(k, rows, drop) for k in of_views]
+            total += 0.5 * cl_weight * contrastive.info_nce(*views, temperature)
         return total
 
-    def _tables(self, adjacency: graph.Graph) -> parts.Tables:
+    def _tables(self, adjacency: graph.Graph) -> propagation.Tables:
         item = jnp.concatenate([unit(content()) for content in self.contents], axis=1)
-        users, items = parts.light_gcn(adjacency, self.user[...], item, self.layers)
+        users, items = propagation.light_gcn(adjacency, self.user[...], item, self.layers)
         for _ in range(self.item_layers):
             item = graph.propagate(self.similar.get_value(), item)
         return users, items + item
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users and items [., M D] on the whole graph."""
         return self._tables(
-            parts.normalised(self.whole.get_value(), self.eps, self.user[...].dtype)
+            propagation.normalised(self.whole.get_value(), self.eps, self.user[...].dtype)
         )
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 

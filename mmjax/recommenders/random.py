@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from mmjax.recommenders.core import Catalog, Drawn
+from mmjax.recommenders.base import Catalog, Drawn
 
 
 class Random(nnx.Module):

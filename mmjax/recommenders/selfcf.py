@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges, graph
-from mmjax.recommenders import core, parts
+from mmjax.ops import graph, weighted_graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 PERTURBATIONS = ("embedding", "edges")
 
@@ -33,7 +34,7 @@ class SelfCF(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 2,
@@ -44,19 +45,19 @@ class SelfCF(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.eps, self.encoder_dropout = layers, eps, encoder_dropout
-        self.perturbation = core.choice("perturbation", perturbation, PERTURBATIONS)
-        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.perturbation = base.choice("perturbation", perturbation, PERTURBATIONS)
+        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.predictor = parts.linear(dim, dim, rngs=rngs)
-        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = core.Frozen(whole)
+        self.predictor = propagation.linear(dim, dim, rngs=rngs)
+        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(whole)
 
     def epoch(self, key: jax.Array) -> jax.Array:
         """The weights [E] of the graph's edges; nothing is drawn."""
         return self._weights()
 
     def _weights(self) -> jax.Array:
-        return edges.symmetric(self.whole.get_value(), self.eps, self.user[...].dtype)
+        return weighted_graph.symmetric(self.whole.get_value(), self.eps, self.user[...].dtype)
 
     def loss(
         self,
@@ -82,16 +83,16 @@ class SelfCF(nnx.Module):
         else:
             keys, rows = jax.random.split(of_target), jax.lax.stop_gradient((user, pos))
             of_user, of_pos = (
-                parts.dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True)
+                propagation.dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True)
             )
-        alike = parts.cosine(self.predictor(user), of_pos) + parts.cosine(
+        alike = propagation.cosine(self.predictor(user), of_pos) + propagation.cosine(
             self.predictor(pos), of_user
         )
         squares = jnp.square(user).sum() + jnp.square(pos).sum()
         return -0.5 * alike.mean() + l_w * 0.5 * squares
 
-    def _encode(self, graphs: tuple[graph.Graph, graph.Graph]) -> parts.Tables:
-        return parts.light_gcn_over([graphs] * self.layers, self.user[...], self.item[...])
+    def _encode(self, graphs: tuple[graph.Graph, graph.Graph]) -> propagation.Tables:
+        return propagation.light_gcn_over([graphs] * self.layers, self.user[...], self.item[...])
 
     def _graphs(
         self, weights: jax.Array, key: jax.Array | None = None, rate: Any = None
@@ -99,14 +100,15 @@ class SelfCF(nnx.Module):
         """What users read items by, [U, I], and items users, [I, U]; a key drops some edges."""
         whole = self.whole.get_value()
         if key is None:
-            both = edges.weighted(whole, weights)
+            both = weighted_graph.weighted(whole, weights)
             return both, both.flip()
         to_users, to_items = (
-            edges.weighted(whole, parts.dropout(k, weights, rate)) for k in jax.random.split(key)
+            weighted_graph.weighted(whole, propagation.dropout(k, weights, rate))
+            for k in jax.random.split(key)
         )
         return to_users, to_items.flip()
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users (P(e_u) | e_u) [U, 2D] and items (e_i | P(e_i)) [I, 2D]."""
         users, items = self._encode(self._graphs(self._weights()))
         return (
@@ -114,5 +116,5 @@ class SelfCF(nnx.Module):
             jnp.concatenate([items, self.predictor(items)], axis=1),
         )
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import edges, graph
-from mmjax.errors import InputError
-from mmjax.recommenders import contrast, core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import contrastive, graph, weighted_graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 VIEWS = ("edges", "nodes", "layers")
 
@@ -31,7 +32,7 @@ class SGL(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -43,11 +44,11 @@ class SGL(nnx.Module):
         if not 0 <= drop < 1:
             raise InputError(f"drop={drop} must be at least 0 and less than 1")
         self.layers, self.drop = layers, drop
-        self.views = core.choice("views", views, VIEWS)
-        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.views = base.choice("views", views, VIEWS)
+        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        whole = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = core.Frozen(whole)
+        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(whole)
 
     def epoch(self, key: jax.Array) -> dict[str, Any]:
         """The whole graph, and two views: one graph each, or one for each layer."""
@@ -58,14 +59,16 @@ class SGL(nnx.Module):
         views = [[draw(whole, k) for k in of_view] for of_view in keys]
         return {"whole": self._normalised(whole), "views": views}
 
-    def _without_edges(self, whole: edges.Pattern, key: jax.Array) -> graph.Graph:
+    def _without_edges(self, whole: weighted_graph.Pattern, key: jax.Array) -> graph.Graph:
         total = len(whole.forward.rows)
         odds = jnp.zeros(total, self.user[...].dtype)
         return self._normalised(
-            edges.keep(whole, edges.draw(key, odds, total - round(self.drop * total)))
+            weighted_graph.keep(
+                whole, weighted_graph.draw(key, odds, total - round(self.drop * total))
+            )
         )
 
-    def _without_nodes(self, whole: edges.Pattern, key: jax.Array) -> graph.Graph:
+    def _without_nodes(self, whole: weighted_graph.Pattern, key: jax.Array) -> graph.Graph:
         """Dropped edges stay with a weight of zero, since how many there are depends on the key."""
         dtype = self.user[...].dtype
         users, items = (
@@ -81,10 +84,12 @@ class SGL(nnx.Module):
             )
         ]
         of_user, of_item = (jax.lax.rsqrt(jnp.maximum(degree, 1)) for degree in sums)
-        return edges.weighted(whole, left * of_user[forward.rows] * of_item[forward.columns])
+        return weighted_graph.weighted(
+            whole, left * of_user[forward.rows] * of_item[forward.columns]
+        )
 
-    def _normalised(self, pattern: edges.Pattern) -> graph.Graph:
-        return parts.normalised(pattern, 0.0, self.user[...].dtype)
+    def _normalised(self, pattern: weighted_graph.Pattern) -> graph.Graph:
+        return propagation.normalised(pattern, 0.0, self.user[...].dtype)
 
     def loss(
         self,
@@ -98,24 +103,24 @@ class SGL(nnx.Module):
     ) -> jax.Array:
         ego = self.user[...], self.item[...]
         size = batch["user"].shape[0]
-        tables = parts.light_gcn(epoch["whole"], *ego, self.layers)
-        mean = core.bpr(parts.margin(tables, batch), "softplus")
-        mean += l_w * core.penalty(parts.rows(ego, batch), "squares")
+        tables = propagation.light_gcn(epoch["whole"], *ego, self.layers)
+        mean = base.bpr(propagation.margin(tables, batch), "softplus")
+        mean += l_w * base.penalty(propagation.rows(ego, batch), "squares")
         both = [self._states(view) for view in epoch["views"]]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
             each = jnp.full(size, cl_weight / size)
-            mean += contrast.against_all(one, other, nodes, temperature, each)
+            mean += contrastive.against_all(one, other, nodes, temperature, each)
         return size * mean
 
-    def _states(self, view: list[graph.Graph]) -> parts.Tables:
+    def _states(self, view: list[graph.Graph]) -> propagation.Tables:
         graphs = view if self.views == "layers" else view * self.layers
         pairs = [(adjacency, adjacency.flip()) for adjacency in graphs]
-        return parts.light_gcn_over(pairs, self.user[...], self.item[...])
+        return propagation.light_gcn_over(pairs, self.user[...], self.item[...])
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D] on the whole graph."""
         whole = self._normalised(self.whole.get_value())
-        return parts.light_gcn(whole, self.user[...], self.item[...], self.layers)
+        return propagation.light_gcn(whole, self.user[...], self.item[...], self.layers)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import graph
-from mmjax.errors import InputError
-from mmjax.neighbours import unit
-from mmjax.recommenders import contrast, core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import contrastive, graph
+from mmjax.ops.knn import unit
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class SimGCL(nnx.Module):
@@ -28,7 +29,7 @@ class SimGCL(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -42,11 +43,11 @@ class SimGCL(nnx.Module):
         if layers < 1:
             raise InputError(f"layers={layers} must be at least 1: the first state is left out")
         self.layers, self.offset = layers, offset
-        self.ranking_loss = core.choice("ranking_loss", ranking_loss, core.LOSSES)
-        self.regulariser = core.choice("regulariser", regulariser, core.PENALTIES)
-        table = lambda count: core.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
+        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
+        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.graph = core.Frozen(
+        self.graph = base.Frozen(
             graph.bipartite(
                 catalog.train_user,
                 catalog.train_item,
@@ -68,38 +69,40 @@ class SimGCL(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         tables = self.tables()
-        total = core.bpr(parts.margin(tables, batch), self.ranking_loss, self.offset)
-        user, pos, _ = parts.rows(tables, batch)
-        total += l_w * core.penalty((user, pos), self.regulariser)
+        total = base.bpr(propagation.margin(tables, batch), self.ranking_loss, self.offset)
+        user, pos, _ = propagation.rows(tables, batch)
+        total += l_w * base.penalty((user, pos), self.regulariser)
         both = [self._tables(k, noise) for k in jax.random.split(key)]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
             total += cl_weight * distinct_nce(one, other, nodes, temperature)
         return total
 
-    def _tables(self, key: jax.Array | None = None, noise: jax.Array | float = 0.0) -> parts.Tables:
+    def _tables(
+        self, key: jax.Array | None = None, noise: jax.Array | float = 0.0
+    ) -> propagation.Tables:
         """The mean of the states 1..L; without a key there is no noise."""
         adjacency, states = self.graph.get_value(), []
         state = self.user[...], self.item[...]
         for layer in range(self.layers):
-            state = next(parts.propagations(adjacency, *state, 1))
+            state = next(propagation.propagations(adjacency, *state, 1))
             if key is not None:
                 keys = jax.random.split(jax.random.fold_in(key, layer))
                 state = tuple(disturbed(k, x, noise) for k, x in zip(keys, state, strict=True))
             states.append(state)
         users, items = zip(*states, strict=True)
-        return parts.average(users), parts.average(items)
+        return propagation.average(users), propagation.average(items)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]."""
         return self._tables()
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 
 def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Array:
     """Rows moved by a distance of `noise`, within their own orthant."""
-    return x + noise * jnp.sign(x) * unit(parts.uniform(key, x.shape, x.dtype))
+    return x + noise * jnp.sign(x) * unit(propagation.uniform(key, x.shape, x.dtype))
 
 
 def distinct_nce(
@@ -113,4 +116,4 @@ def distinct_nce(
     a = jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
     b = jnp.concatenate([b, jnp.where(first, 0, -1e9)[:, None].astype(b.dtype)], axis=1)
     weights = (first / first.sum()).astype(a.dtype)
-    return contrast.cross_entropy(a, b, jnp.arange(len(nodes)), weights)
+    return contrastive.cross_entropy(a, b, jnp.arange(len(nodes)), weights)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax import graph, neighbours
-from mmjax.recommenders import contrast, core, parts
-from mmjax.unread import by_rows
+from mmjax.ops import contrastive, graph, knn
+from mmjax.parallel.lazy_features import by_rows
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class SLMRec(nnx.Module):
@@ -36,7 +37,7 @@ class SLMRec(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 3,
@@ -45,13 +46,13 @@ class SLMRec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.sigmoid = layers, sigmoid
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         count = len(catalog.modalities())
         features = {k: by_rows(_unit, x) for k, x in catalog.features.items()}
         catalog = dataclasses.replace(catalog, features=features)
-        self.contents = parts.contents(catalog, dim, init="xavier_uniform", rngs=rngs)
-        linear = functools.partial(parts.linear, init="xavier_uniform", rngs=rngs)
+        self.contents = propagation.contents(catalog, dim, init="xavier_uniform", rngs=rngs)
+        linear = functools.partial(propagation.linear, init="xavier_uniform", rngs=rngs)
         self.fuse_users = linear((count + 1) * dim, dim)
         self.fuse_items = linear((count + 1) * dim, dim)
         # The modality of each level; None where it has none.
@@ -66,7 +67,7 @@ class SLMRec(nnx.Module):
         )
         train = (catalog.train_user, catalog.train_item, catalog.shape)
         dtype = self.user[...].dtype
-        self.graph = core.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
+        self.graph = base.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
 
     def loss(
         self,
@@ -80,7 +81,7 @@ class SLMRec(nnx.Module):
     ) -> jax.Array:
         users, items = self._states()
         user, item = users[batch["user"]], items[batch["pos"]]  # [B, (M + 1) D]
-        total = contrast.info_nce(self.fuse_users(user), self.fuse_items(item), temperature)
+        total = contrastive.info_nce(self.fuse_users(user), self.fuse_items(item), temperature)
         y, *towers = jnp.split(item, len(self.contents) + 1, axis=1)
         for step, modality in zip(self.steps, self.of_level, strict=True):
             y = step(y)
@@ -88,12 +89,12 @@ class SLMRec(nnx.Module):
                 continue
             there = self.contents[modality].weight_of(batch["pos"])
             others, rows = self.heads[modality](towers[modality]), jnp.arange(len(there))
-            total += contrast.cross_entropy(
+            total += contrastive.cross_entropy(
                 y / ssl_temperature, others, rows, ssl_weight * there / len(there)
             )
         return total
 
-    def _states(self) -> parts.Tables:
+    def _states(self) -> propagation.Tables:
         """All towers side by side: users [U, (M + 1) D], items [I, (M + 1) D].
 
         Propagation is linear: what the users send out, the same in every tower, is propagated
@@ -107,7 +108,7 @@ class SLMRec(nnx.Module):
         count = self.layers + 1
         return (of_users + to_users) / count, (of_items + to_items) / count
 
-    def _spread(self, adjacency: graph.Graph, x: jax.Array) -> parts.Tables:
+    def _spread(self, adjacency: graph.Graph, x: jax.Array) -> propagation.Tables:
         """Sums of the states 0..L that start from x on one side alone: that side's, the other's."""
         own, other = x, jnp.zeros((adjacency.shape[0], x.shape[1]), x.dtype)
         for layer in range(self.layers):
@@ -116,16 +117,16 @@ class SLMRec(nnx.Module):
             adjacency = adjacency.flip()
         return own, other
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]."""
         users, items = self._states()
         return self.fuse_users(users), self.fuse_items(items)
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]
         return jax.nn.sigmoid(scores) if self.sigmoid else scores
 
 
 def _unit(features: jax.Array) -> jax.Array:
     wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-    return neighbours.unit(wide).astype(features.dtype)
+    return knn.unit(wide).astype(features.dtype)

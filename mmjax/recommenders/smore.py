@@ -9,9 +9,10 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax import graph, neighbours
-from mmjax.errors import InputError
-from mmjax.recommenders import core, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import graph, knn
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 
 class SMORE(nnx.Module):
@@ -42,7 +43,7 @@ class SMORE(nnx.Module):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         dim: int,
         layers: int = 4,
@@ -60,26 +61,26 @@ class SMORE(nnx.Module):
                 "give one for all, or one for each in this order"
             )
         self.layers, self.item_layers = layers, item_layers
-        table = lambda count: core.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = parts.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         shape = len(names) + 1, dim // 2 + 1, 2
         self.filters = nnx.Param(jax.random.normal(rngs.params(), shape))
         linears = lambda n, **options: nnx.List(  # noqa: E731
-            [parts.linear(dim, dim, rngs=rngs, **options) for _ in range(n)]
+            [propagation.linear(dim, dim, rngs=rngs, **options) for _ in range(n)]
         )
         # Those of the fusion come last.
         self.gates, self.prefers = linears(len(names) + 1), linears(len(names) + 1)
         self.hidden, self.queries = linears(len(names)), linears(len(names), bias=False)
         dtype = self.user[...].dtype
         similar = [
-            neighbours.weigh(catalog.neighbours(name, k), "cosine")
+            knn.weigh(catalog.neighbours(name, k), "cosine")
             for name, k in zip(names, top_ks, strict=True)
         ]
         similar.append(strongest(similar))
-        self.similar = nnx.List([core.Frozen(graph.from_scipy(s, dtype)) for s in similar])
+        self.similar = nnx.List([base.Frozen(graph.from_scipy(s, dtype)) for s in similar])
         train = (catalog.train_user, catalog.train_item, catalog.shape)
-        self.adjacency = core.Frozen(graph.bipartite(*train, dtype=dtype))
+        self.adjacency = base.Frozen(graph.bipartite(*train, dtype=dtype))
 
     def loss(
         self,
@@ -93,20 +94,22 @@ class SMORE(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         own, views = self._states()
-        own = parts.rows(own, batch)  # of users, positives, negatives: [B, D] each
-        views = zip(*(parts.rows(view, batch) for view in views), strict=True)
+        own = propagation.rows(own, batch)  # of users, positives, negatives: [B, D] each
+        views = zip(*(propagation.rows(view, batch) for view in views), strict=True)
         of_user, of_item = jax.random.split(key)
         kept = [
             self._kept(k, batch[name], drop)
             for k, name in ((of_user, "user"), (of_item, "pos"), (of_item, "neg"))
         ]
         sides = [self._side(*one, drop) for one in zip(views, own, kept, strict=True)]
-        return parts.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
+        return propagation.with_sides(
+            own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature
+        )
 
-    def _states(self) -> tuple[parts.Tables, list[parts.Tables]]:
+    def _states(self) -> tuple[propagation.Tables, list[propagation.Tables]]:
         """c and the views v_m and v_f: users [U, D] and items [I, D] each."""
         adjacency, item = self.adjacency.get_value(), self.item[...]
-        own = parts.light_gcn(adjacency, self.user[...], item, self.layers)
+        own = propagation.light_gcn(adjacency, self.user[...], item, self.layers)
         views = []
         for y, gate, similar in zip(self._denoised(), self.gates, self.similar, strict=True):
             items = item * jax.nn.sigmoid(gate(y))
@@ -136,7 +139,7 @@ class SMORE(nnx.Module):
 
         def of_view(n: int) -> jax.Array:
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-            return jax.vmap(lambda k: parts.uniform(k, shape, dtype))(own) >= rate
+            return jax.vmap(lambda k: propagation.uniform(k, shape, dtype))(own) >= rate
 
         return jnp.stack([of_view(n) for n in range(len(self.prefers))])
 
@@ -162,14 +165,14 @@ class SMORE(nnx.Module):
             total += wanted * view
         return total / len(views)
 
-    def tables(self) -> parts.Tables:
+    def tables(self) -> propagation.Tables:
         """Users [U, D] and items [I, D]."""
         own, views = self._states()
         both = zip(own, zip(*views, strict=True), strict=True)
         users, items = (c + self._side(view, c) for c, view in both)
         return users, items
 
-    def scores(self, tables: parts.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
-from mmjax.recommenders import core, itemknn
+from mmjax.recommenders import base, itemknn
 
 SIDES = {"user": "history", "neighbour": "candidate"}
 
@@ -27,7 +27,7 @@ class UserKNN(itemknn.ItemKNN):
 
     def __init__(
         self,
-        catalog: core.Catalog,
+        catalog: base.Catalog,
         *,
         neighbours: int = 50,
         similarity: str = "cosine",
@@ -59,6 +59,6 @@ def similar_users(
     Raises:
       InputError: as there.
     """
-    core.choice("neighbours_of", neighbours_of, SIDES)
+    base.choice("neighbours_of", neighbours_of, SIDES)
     # Rows of these weights are the scored users; of items they are the history's.
     return itemknn.similar_items(users, neighbours_of=SIDES[neighbours_of], **options)

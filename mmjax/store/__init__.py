@@ -15,10 +15,10 @@ several writers may share them.
 Its `content_hash` changes with any value, so whatever is derived from a store is keyed by it.
 """
 
-from mmjax.store.creating import create, refuse_existing, write_array
-from mmjax.store.exchange import export_folder, export_npy, import_folder, import_npy
-from mmjax.store.reading import Store, open_store
-from mmjax.store.writing import Writer
+from mmjax.store.convert import export_folder, export_npy, import_folder, import_npy
+from mmjax.store.create import create, refuse_existing, write_array
+from mmjax.store.read import Store, open_store
+from mmjax.store.write import Writer
 
 __all__ = [
     "Store",

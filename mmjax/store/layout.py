@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from mmjax import buckets
-from mmjax.errors import InputError
+from mmjax.core import storage
+from mmjax.core.errors import InputError
 
 FORMAT = 1
 CHUNK_BYTES = 4 << 20
@@ -30,14 +30,14 @@ DTYPES = {
 def kvstore(url: str | Path, context: ts.Context | None) -> ts.KvStore:
     """The place a path or URL names: files of a folder, objects of a bucket, one interface."""
     spec: Any = str(url)  # memory:// and other kinds of TensorStore
-    if buckets.remote(url) or "://" not in spec:
-        spec = buckets.key_values(url)
+    if storage.remote(url) or "://" not in spec:
+        spec = storage.key_values(url)
         if spec["driver"] == "file" and os.path.isfile(spec["path"][:-1]):
             raise InputError(f"{url} is a file, not a store; choose another name")
     try:
         return ts.KvStore.open(spec, context=context).result()
     except ValueError as error:
-        raise InputError(f"{url} cannot hold a store: {buckets.first_line(error)}") from None
+        raise InputError(f"{url} cannot hold a store: {storage.first_line(error)}") from None
 
 
 def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
@@ -49,7 +49,7 @@ def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
     try:
         answer = kv.read(key).result()
     except ValueError as error:
-        raise InputError(f"{url}/{key} cannot be read: {buckets.first_line(error)}") from None
+        raise InputError(f"{url}/{key} cannot be read: {storage.first_line(error)}") from None
     return answer.value if answer.state == "value" else None
 
 
@@ -68,7 +68,7 @@ def write(kv: ts.KvStore, key: str, value: bytes) -> None:
     try:
         kv.write(key, value).result()
     except ValueError as error:
-        raise InputError(f"{kv.url}{key} cannot be written: {buckets.first_line(error)}") from None
+        raise InputError(f"{kv.url}{key} cannot be written: {storage.first_line(error)}") from None
 
 
 def zarr(
@@ -77,9 +77,9 @@ def zarr(
     """Opens an array of the store or, with a dtype, shape and chunk shape, creates it."""
     inner = kv.spec()
     inner.path += part
-    spec = buckets.zarr(inner.to_json())
+    spec = storage.zarr(inner.to_json())
     if dtype:
-        spec["metadata"] = buckets.zarr_metadata(shapes[0], dtype, shapes[1])
+        spec["metadata"] = storage.zarr_metadata(shapes[0], dtype, shapes[1])
     return ts.open(spec, context=context, open=not dtype, create=bool(dtype)).result()
 
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mmjax import ensemble, lifting, loop, selection, setup
-from mmjax import mesh as meshes
-from mmjax.sweep import packing, space
-from mmjax.sweep.packing import Packer
-from mmjax.sweep.survey import Plan
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel import trial_axis
+from mmjax.sweep import batching, space
+from mmjax.sweep.batching import Packer
+from mmjax.sweep.plan import Plan
+from mmjax.training import early_stopping, ensemble, experiment, fit
 
 STEPS = 9  # timed, the first apart: it has what an epoch begins with
 
@@ -44,7 +45,7 @@ def estimate(plan: Plan, most: int = 0) -> list[Estimate]:
                 _of_group(plan, group, packer, measured)
                 for group in packer.groups(every_trial(plan))
             ]
-        except lifting.Unlike:  # the packer knows it now, and groups them otherwise
+        except trial_axis.Unlike:  # the packer knows it now, and groups them otherwise
             continue
 
 
@@ -100,8 +101,11 @@ def _measure(plan: Plan, group: Sequence[space.Trial], packer: Packer) -> tuple:
     at_once = min(packer.size(group), len(group))
     together, data = packer.build(group[:at_once]), packer.data(group[0].config)
     config, shapes = group[0].config, together.shapes()
-    memory = packing.needed(together) if together.trainable else packing.nbytes(shapes)
-    sizes = packing.nbytes(shapes) // at_once, packing.nbytes(selection.weights(shapes)) // at_once
+    memory = batching.needed(together) if together.trainable else batching.nbytes(shapes)
+    sizes = (
+        batching.nbytes(shapes) // at_once,
+        batching.nbytes(early_stopping.weights(shapes)) // at_once,
+    )
     # A CPU trains the trials in turn, so that one of them tells all; else all must be timed.
     grid = together.mesh
     fewest = grid.shape["trial"] if meshes.is_cpu(grid) else len(together.keys)
@@ -113,8 +117,8 @@ def _measure(plan: Plan, group: Sequence[space.Trial], packer: Packer) -> tuple:
         step = max(0.0, few - first) / max(1, steps - 1)
         epoch_s = (first + step * (timed.steps - 1)) / share
     timing: dict[str, Any] = {"compile_s": 0.0}
-    tasks = setup.tasks(config, data, ("valid",))
-    evaluate = loop.Evaluator(timed, tasks, config, data, timing)
+    tasks = experiment.tasks(config, data, ("valid",))
+    evaluate = fit.Evaluator(timed, tasks, config, data, timing)
     state = timed.init()
     for _ in range(2):
         evaluate(state, "valid", lists=False)

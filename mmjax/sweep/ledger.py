@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 
 Line = dict[str, Any]
 

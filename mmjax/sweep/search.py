@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.sweep import space
 from mmjax.sweep.ledger import Ledger
 

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import setup
-from mmjax.errors import InputError
-from mmjax.recommenders import core
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base as core
+from mmjax.training import experiment
 
 Config = dict[str, Any]
 Point = dict[str, Any]  # dotted key of a training config -> value
@@ -96,7 +96,7 @@ def cells(sweep: Config) -> list[Cell]:
         for levels in itertools.product(*(values.items() for values in factors.values())):
             config, taken = base, dict.fromkeys(axes, "tune") | {"seed": "seeds"}
             for factor, (_, changes) in zip(factors, levels, strict=True):
-                for key, value in setup.flatten(changes).items():
+                for key, value in experiment.flatten(changes).items():
                     if key in taken:
                         raise InputError(
                             f"{model}: {key} is changed by {taken[key]} and by compare.{factor}; "
@@ -138,7 +138,7 @@ def _axes(model: str, tune: Mapping[str, Any], base: Config, search: str) -> dic
 
 def _known(model: str, key: str, config: Config) -> str:
     """The key, if the config has it or its recommender takes it as an option."""
-    known = list(setup.flatten(config))
+    known = list(experiment.flatten(config))
     group, _, option = key.partition(".")
     if key in known or key in config or (group == "model" and option in config["model"]):
         return key
@@ -178,11 +178,15 @@ def _draw(axis: Axis, rng: np.random.Generator) -> Any:
 def trial(cell: Cell, point: Point, seed: int, hashes: Callable[[Config], Any]) -> Trial:
     """The trial of a point; `hashes` gives the content that a config names, as JSON."""
     config = changed(cell.config, point | {"seed": seed})
-    what = {key: value for key, value in setup.plain(config).items() if key not in setup.PLACES}
+    what = {
+        key: value
+        for key, value in experiment.plain(config).items()
+        if key not in experiment.PLACES
+    }
     text = json.dumps([what, hashes(config)], sort_keys=True)
     # The point as the ledger gives it back, so that the two compare.
     return Trial(
-        hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, setup.plain(point), config
+        hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, experiment.plain(point), config
     )
 
 

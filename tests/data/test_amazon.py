@@ -16,10 +16,12 @@ import pytest
 from PIL import Image
 from serving import body, cut, page, picture, ranged, serve, status
 
-from mmjax.data import amazon, dataset, modalities
+from mmjax.core.errors import InputError
+from mmjax.data import dataset
+from mmjax.data.download import images
 from mmjax.data.prepare import prepare
+from mmjax.data.sources import amazon
 from mmjax.data.tables import read_table
-from mmjax.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare.py"
 FILES = {
@@ -315,8 +317,8 @@ def test_dropping_before_the_core_by_way_of_it(tmp_path):
         rows = catalogue(source, folder, with_image, seed=seed)
         raw = amazon.read(folder, source, "Toys")
         core = prepare(raw, name="d", k_core=4, test=0, valid=0)
-        missing = modalities.find_missing(core, core.attributes["image_url"], {})
-        left = modalities.drop(raw, missing)
+        missing = images.find_missing(core, core.attributes["image_url"], {})
+        left = images.drop(raw, missing)
         whole = {f"B{n}" for n in with_image if n % 4 != 2}
         kept = [row for row in rows if row[1] in whole]
         while True:
@@ -340,9 +342,9 @@ def test_dropping_everything_is_refused(tmp_path):
     catalogue("amazon2014", tmp_path)
     raw = amazon.read(tmp_path, "amazon2014", "Toys")
     data = prepare(raw, name="d", test=0, valid=0)
-    missing = modalities.find_missing(data, data.attributes["image_url"], {})
+    missing = images.find_missing(data, data.attributes["image_url"], {})
     with pytest.raises(InputError, match="no item has both an image and a text; fetch"):
-        modalities.drop(raw, missing)
+        images.drop(raw, missing)
 
 
 def test_lists_of_missing_items(tmp_path):
@@ -350,8 +352,8 @@ def test_lists_of_missing_items(tmp_path):
     catalogue("amazon2014", raw_folder, {0, 1, 2, 3})
     data = prepare(amazon.read(raw_folder, "amazon2014", "Toys"), name="d", test=0, valid=0)
     failed = {"B5": "HTTP 404"}
-    missing = modalities.find_missing(data, data.attributes["image_url"], failed)
-    modalities.write_missing(tmp_path, missing)
+    missing = images.find_missing(data, data.attributes["image_url"], failed)
+    images.write_missing(tmp_path, missing)
     visual = (tmp_path / "missing_visual.tsv").read_text().splitlines()
     assert visual[0] == "item\treason"
     assert sorted(visual[1:]) == sorted(
@@ -367,7 +369,7 @@ def test_an_id_is_no_path(tmp_path):
     write(tmp_path, source, [review(source, "u", odd)], [meta(source, odd, url="URL")])
     with serve(x_png=body(picture())) as server:
         data = prepare(amazon.read(tmp_path, source, "Toys"), name="d", test=0, valid=0)
-        modalities.fetch_images(data, [server.url("/x.png")], tmp_path / "images")
+        images.fetch_images(data, [server.url("/x.png")], tmp_path / "images")
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["..%2F..%2Fx%20y.jpg"]
     assert amazon.read(tmp_path, source, "Toys").images == [
         str(tmp_path / "images" / "..%2F..%2Fx%20y.jpg")

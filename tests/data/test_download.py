@@ -13,23 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import (
-    body,
-    cut,
-    page,
-    picture,
-    ranged,
-    redirect,
-    serve,
-    status,
-    trickle,
-    unannounced,
-)
+from serving import body, cut, page, picture, ranged, redirect, serve, status, trickle, unannounced
 
-from mmjax.data import download
-from mmjax.data.download import Patience, count_reasons, fetch_all, fetch_large
-from mmjax.data.modalities import image_fault
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.data.download import fetch as download
+from mmjax.data.download.fetch import Patience, count_reasons, fetch_all, fetch_large
+from mmjax.data.download.images import image_fault
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Patience(tries=3, wait_s=0.001, longest_wait_s=0.3, stall_s=0.3, total_s=0.3)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.core.errors import InputError
 from mmjax.data.jsonlines import blocks, parse_line, read_columns, writable
-from mmjax.errors import InputError
 
 TYPES = {"user": pa.string(), "stars": pa.float64()}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
 from mmjax.data.prepare import feature_rows, order_ids, prepare
 from mmjax.data.raw import Raw
-from mmjax.errors import InputError
 
 
 def make(rows, user_ids=None, item_ids=None, **columns):

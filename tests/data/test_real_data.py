@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from mmjax.data import dataset, elliot, movielens, splits
+from mmjax.core.errors import InputError
+from mmjax.data import dataset, splits
 from mmjax.data.prepare import prepare
-from mmjax.errors import InputError
+from mmjax.data.sources import elliot, movielens
 
 
 def folder(shared, name):

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from mmjax.data import elliot, interactions, mmrec, movielens
+from mmjax.core.errors import InputError
 from mmjax.data.prepare import feature_rows, prepare
-from mmjax.errors import InputError
+from mmjax.data.sources import elliot, mmrec, movielens
+from mmjax.data.sources import table as interactions
 
 
 def write(folder, **contents):

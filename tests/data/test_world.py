@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmjax.data import drawing, world
+from mmjax.core.errors import InputError
 from mmjax.data.prepare import prepare
-from mmjax.errors import InputError
+from mmjax.data.synthetic import drawing, world
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from towers import save_random
 
-from mmjax.encoders import hub, layers, lvlm, qwen_tower, qwen_vl, rotary
-from mmjax.encoders.decoder import Cache, past
+from mmjax.encoders import layers
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.vlm import lvlm, qwen_tower, qwen_vl, rotary
+from mmjax.encoders.vlm.decoder import Cache, past
 
 TEXT = {
     "vocab_size": 300,

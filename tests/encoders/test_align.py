@@ -9,9 +9,10 @@ import towers
 from flax import nnx
 from PIL import Image
 
-from mmjax.encoders import align, bert, efficientnet, hub
-from mmjax.encoders.text import Options as TextOptions
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.towers import align, bert, efficientnet
 
 VISION = {
     "width_coefficient": 0.5,

@@ -11,10 +11,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from towers import assert_states, save_random
 
-from mmjax.encoders import altclip, bert, clip, hub
-from mmjax.encoders.text import Options as TextOptions
-from mmjax.encoders.vit import read_fields
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.towers import altclip, bert, clip
+from mmjax.encoders.towers.vit import read_fields
 
 WIDTHS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = {**WIDTHS, "hidden_size": 32, "image_size": 48, "patch_size": 8, "projection_dim": 24}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from mmjax.encoders import audio
-from mmjax.encoders.audio import Options, Recipe
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.inputs import audio
+from mmjax.encoders.inputs.audio import Options, Recipe
 
 
 def write(path, samples, rate=16_000):

@@ -13,8 +13,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from towers import assert_states, save_random
 
-from mmjax.encoders import bert, hub, text
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs import text
+from mmjax.encoders.towers import bert
 
 TINY = {
     "vocab_size": 99,

@@ -9,9 +9,10 @@ import towers
 from flax import nnx
 from towers import assert_states, save_random
 
-from mmjax.encoders import blip2, hub, vit
-from mmjax.encoders.qformer import Config
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.towers import blip2, vit
+from mmjax.encoders.towers.qformer import Config
 
 WIDTHS = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = {**WIDTHS, "hidden_size": 40, "image_size": 48, "patch_size": 12}

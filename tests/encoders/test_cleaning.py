@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmjax.encoders.cleaning import clean
+from mmjax.encoders.inputs.cleaning import clean
 
 
 @pytest.mark.parametrize(

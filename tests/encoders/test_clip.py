@@ -10,11 +10,12 @@ from flax import nnx
 from PIL import Image
 from towers import assert_states, save_random
 
-from mmjax.encoders import clip, hub
-from mmjax.encoders.pixels import Options as ImageOptions
-from mmjax.encoders.text import Options as TextOptions
-from mmjax.encoders.vit import read_fields
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.towers import clip
+from mmjax.encoders.towers.vit import read_fields
 
 WIDTHS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = {**WIDTHS, "hidden_size": 32, "image_size": 48, "patch_size": 8, "projection_dim": 24}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.encoders import hub
-from mmjax.encoders.convolution import Conv, ConvNorm, conv_norm, count_classes, shifted_sum
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.towers.convolution import Conv, ConvNorm, conv_norm, count_classes, shifted_sum
 
 
 @pytest.fixture(scope="module")

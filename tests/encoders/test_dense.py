@@ -9,8 +9,9 @@ import towers
 from safetensors.numpy import save_file
 from towers import save_random
 
-from mmjax.encoders import bert, dense, hub
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import dense, hub
+from mmjax.encoders.towers import bert
 
 WORDS = ["a", "red", "cat", "sat", "on", "the", "mat", "and", "big", "dogs", "ran", "by"]
 TEXTS = ["A red cat sat on the mat.", "dogs", "a cat and the big dogs ran by the mat"]

@@ -10,8 +10,9 @@ from flax import nnx
 from PIL import Image
 from towers import assert_states, save_random
 
-from mmjax.encoders import dinov2, hub
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.towers import dinov2
 
 TINY = {
     "hidden_size": 32,

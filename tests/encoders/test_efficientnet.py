@@ -9,8 +9,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from mmjax.encoders import efficientnet, hub
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.towers import efficientnet
 
 TINY = {
     "width_coefficient": 0.5,

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from speakers import ask, save_pictures, save_speaker
 
-from mmjax import mesh
-from mmjax.encoders import generate, qwen2_vl
+from mmjax.encoders.towers import qwen2_vl
+from mmjax.encoders.vlm import generation
+from mmjax.parallel import mesh
 
 PROMPT = "{image}Say [Category] {Toys}."
 LONGEST = 12
@@ -38,7 +39,7 @@ def paths(speaker):
 
 
 def load(speaker, pooling="eos", prompt="prompt.txt", layers=(-1, 1), **options):
-    answers = generate.Options(**{"max_new_tokens": LONGEST, **options})
+    answers = generation.Options(**{"max_new_tokens": LONGEST, **options})
     return qwen2_vl.load(
         weights=str(speaker),
         prompt=str(speaker / prompt),

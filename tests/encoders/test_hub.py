@@ -13,11 +13,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from mmjax.encoders import hub
-from mmjax.encoders.convolution import Conv
-from mmjax.encoders.hub import Rule
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.layers import BatchNorm, Embedding
-from mmjax.errors import InputError
+from mmjax.encoders.towers.convolution import Conv
 
 KEY_MAP = [
     Rule(r"position_ids", None),

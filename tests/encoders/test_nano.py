@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from speakers import ask
 
-from mmjax.data import drawing, world
-from mmjax.encoders import checkpoints, generate, hub, qwen2_vl
+from mmjax.data.synthetic import drawing, world
+from mmjax.encoders.checkpoints import hub, locate
+from mmjax.encoders.towers import qwen2_vl
+from mmjax.encoders.vlm import generation
 
 PROMPT = Path(__file__).resolve().parents[2] / "configs/prompts/world.txt"
 LABELS = ("Category", "Colour", "Material", "Pattern", "Style")
@@ -33,7 +35,7 @@ def items(tmp_path_factory):
 
 
 def test_it_is_small_and_whole():
-    found = checkpoints.find("nano-lvlm")
+    found = locate.find("nano-lvlm")
     assert sum(path.stat().st_size for path in found.folder.iterdir()) < 4 << 20
     assert found.revision.startswith("mmjax ")
     assert "sha256:" in found.revision
@@ -41,7 +43,7 @@ def test_it_is_small_and_whole():
 
 def test_it_describes_items_that_it_never_saw(items):
     paths, said = items
-    options = generate.Options(max_new_tokens=48)
+    options = generation.Options(max_new_tokens=48)
     tower = qwen2_vl.load(weights="nano-lvlm", prompt=str(PROMPT), answers=options)
     found = ask(tower, paths, size=64)
     right = [
@@ -60,7 +62,7 @@ def test_transformers_says_the_same(items):
 
     paths = items[0][:4]
     folder = hub.find("nano-lvlm").folder
-    options = generate.Options(max_new_tokens=48)
+    options = generation.Options(max_new_tokens=48)
     tower = qwen2_vl.load(weights="nano-lvlm", prompt=str(PROMPT), answers=options)
     found = ask(tower, paths)
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()

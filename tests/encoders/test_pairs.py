@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.encoders import images, pairs, text
+from mmjax.encoders.inputs import images, pairs, text
 
 SIZE = 4
 

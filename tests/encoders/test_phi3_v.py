@@ -13,10 +13,13 @@ from safetensors.numpy import load_file, save_file
 from speakers import ask, byte_tokenizer
 from towers import save_random
 
-from mmjax.encoders import generate, hub, layers, lvlm, phi3_v, phi3_v_images
-from mmjax.encoders.lvlm import Prompts
-from mmjax.encoders.phi3_v_images import collate, grid, layout, tokens, view
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders import layers
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.towers import phi3_v
+from mmjax.encoders.vlm import generation, lvlm, phi3_v_images
+from mmjax.encoders.vlm.lvlm import Prompts
+from mmjax.encoders.vlm.phi3_v_images import collate, grid, layout, tokens, view
 
 SIDE, MERGED = 32, 2  # squares of 4 x 4 patches
 FIRST = 40  # the window of the first training
@@ -548,7 +551,7 @@ def test_the_tower_asks_as_published(parts, tmp_path, monkeypatch):
         weights=str(folder),
         prompt=str(folder / "prompt.txt"),
         window=FIRST * 4,
-        answers=generate.Options(max_new_tokens=4),
+        answers=generation.Options(max_new_tokens=4),
     )
     (asked,) = next(tower.batches(paths, 4)).arrays
     words = asked.ids[0][asked.real[0] & (asked.seen[0] < 0)]

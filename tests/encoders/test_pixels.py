@@ -8,9 +8,9 @@ import pytest
 import transformers
 from PIL import Image
 
-from mmjax.encoders import images
-from mmjax.encoders.pixels import IMAGENET, Options, Pixels
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.inputs import images
+from mmjax.encoders.inputs.pixels import IMAGENET, Options, Pixels
 
 SIZES = ((30, 47), (61, 40), (52, 52), (131, 20), (33, 34))  # (width, height)
 SQUARE = {"height": 40, "width": 36}

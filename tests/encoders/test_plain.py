@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mmjax.encoders import images, plain_image, plain_text
 from mmjax.encoders.core import stream
+from mmjax.encoders.inputs import images
+from mmjax.encoders.towers import plain_image, plain_text
 
 TEXTS = (
     ["the red cat sleeps", "a red cat naps", "red cats and the cat", "cat's paw red cat"] * 3

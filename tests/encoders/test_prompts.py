@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from speakers import SPECIAL, TEMPLATE, byte_tokenizer, save_pictures
 
-from mmjax.encoders import prompts, qwen_tower
-from mmjax.encoders.lvlm import bucket
-from mmjax.encoders.pixels import BICUBIC, Options
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.inputs.pixels import BICUBIC, Options
+from mmjax.encoders.vlm import prompts, qwen_tower
+from mmjax.encoders.vlm.lvlm import bucket
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = byte_tokenizer()

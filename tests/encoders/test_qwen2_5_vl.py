@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from encoders import qwen
 
-from mmjax.encoders import layers, qwen2_5_vl, qwen_vl, rotary
-from mmjax.encoders.qwen_vl import Patches
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders import layers
+from mmjax.encoders.towers import qwen2_5_vl
+from mmjax.encoders.vlm import qwen_vl, rotary
+from mmjax.encoders.vlm.qwen_vl import Patches
 
 VISION = {
     "depth": 3,

@@ -13,9 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mmjax.encoders import hub, layers, qwen2_vl, qwen_vl, rotary
-from mmjax.encoders.weights import Stored
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders import layers
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.checkpoints.weights import Stored
+from mmjax.encoders.towers import qwen2_vl
+from mmjax.encoders.vlm import qwen_vl, rotary
 
 VISION = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": qwen.SECTIONS}

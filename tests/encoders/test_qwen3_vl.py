@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from encoders import qwen
 
-from mmjax.encoders import layers, qwen3_vl, qwen_vl, rotary
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders import layers
+from mmjax.encoders.towers import qwen3_vl
+from mmjax.encoders.vlm import qwen_vl, rotary
 
 VISION = {
     "depth": 4,

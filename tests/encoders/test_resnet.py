@@ -7,9 +7,10 @@ import towers
 from flax import nnx
 from PIL import Image
 
-from mmjax.encoders import hub, resnet
-from mmjax.encoders.pixels import Options
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.towers import resnet
 
 TINY = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [2, 1, 2, 1]}
 VARIANTS = {

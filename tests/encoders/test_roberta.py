@@ -7,8 +7,10 @@ import towers
 from flax import nnx
 from towers import assert_states, save_random
 
-from mmjax.encoders import bert, hub, roberta, text
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs import text
+from mmjax.encoders.towers import bert, roberta
 
 WORDS = ["a", "red", "cat", "sat", "on", "the", "mat", "and", "big", "dogs", "ran", "by"]
 TINY = {

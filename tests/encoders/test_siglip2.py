@@ -10,10 +10,11 @@ from flax import nnx
 from PIL import Image
 from towers import assert_states, save_random
 
-from mmjax.encoders import clip, hub, siglip2
-from mmjax.encoders.pixels import Options
-from mmjax.encoders.vit import read_fields
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.towers import clip, siglip2
+from mmjax.encoders.towers.vit import read_fields
 
 WIDTHS = {
     "num_hidden_layers": 2,

@@ -10,9 +10,10 @@ from flax import nnx
 from PIL import Image
 from towers import assert_states, save_random
 
-from mmjax.encoders import hub, vit
-from mmjax.encoders.pixels import Options
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.towers import vit
 
 TINY = {
     "hidden_size": 32,

@@ -12,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 from scipy.io import wavfile
 from towers import assert_states, save_random
 
-from mmjax.encoders import audio, hub, wav2vec2
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.inputs import audio
+from mmjax.encoders.towers import wav2vec2
 
 TINY = {
     "hidden_size": 32,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax import mesh as meshes
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.evaluation import protocol as protocols
 from mmjax.evaluation import ranking
+from mmjax.parallel import mesh as meshes
 
 
 def scores_of(tables, batch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmjax.evaluation import significance
-from mmjax.evaluation.comparison import critical_difference
+from mmjax.evaluation.critical_difference import critical_difference
 from mmjax.evaluation.significance import (
     benjamini_hochberg,
     effect,

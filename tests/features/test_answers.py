@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmjax.features.answers import FORMS, REASONS, infer_slots, parse, slots_of_prompt
+from mmjax.features.descriptions.parse import FORMS, REASONS, infer_slots, parse, slots_of_prompt
 
 SLOTS = ("Category", "Age Group", "Purpose", "Material", "Usage Context")
 VALUES = ("Feeding", "Infant", "Hygiene", "Silicone", "Home")

@@ -7,7 +7,7 @@ import pytest
 from scripting import script
 
 from mmjax import store
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.features import controls
 
 IDS = [f"i{n}" for n in range(4000)]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mmjax import store
-from mmjax.data import dataset, world
+from mmjax.core.errors import InputError
+from mmjax.data import dataset
 from mmjax.data.prepare import prepare
-from mmjax.errors import InputError
-from mmjax.features import derived
+from mmjax.data.synthetic import world
+from mmjax.features import expressions
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def home(data, tmp_path):
 
 def resolved(text, home, data):
     """The stores of a features text, opened, by modality."""
-    text = derived.resolve(text, derived.named("", home), data, home / "derived")
+    text = expressions.resolve(text, expressions.named("", home), data, home / "derived")
     return {name: store.open_store(url) for name, url in (p.split("=") for p in text.split(","))}
 
 
@@ -83,28 +84,28 @@ def test_made_once_and_again_when_the_content_changes(home, data):
 
 
 def test_names_of_stores(home, tmp_path):
-    assert derived.named("", home) == {
+    assert expressions.named("", home) == {
         name: str(home / "features" / name) for name in ("holed", "whole")
     }
-    assert derived.named("a=x,b=gs://y/z", home) == {"a": "x", "b": "gs://y/z"}
-    assert derived.named("", tmp_path / "nothing") == {}
+    assert expressions.named("a=x,b=gs://y/z", home) == {"a": "x", "b": "gs://y/z"}
+    assert expressions.named("", tmp_path / "nothing") == {}
     for name in ("textual", "visual", "colours"):
         (tmp_path / "features" / name).mkdir(parents=True)
-    assert list(derived.named("", tmp_path)) == ["visual", "textual", "colours"]
+    assert list(expressions.named("", tmp_path)) == ["visual", "textual", "colours"]
     with pytest.raises(InputError, match="with distinct names"):
-        derived.named("a=x,a=y", home)
+        expressions.named("a=x,a=y", home)
 
 
 def test_marks_on_every_store():
     text = "a=x~mean(mask_rate=0.5,mask_seed=1),b=y"
     marked = "a=x~mean(mask_rate=0.5,mask_seed=1)~shuffle,b=y~shuffle"
-    assert derived.marked(text, "~shuffle") == marked
+    assert expressions.marked(text, "~shuffle") == marked
 
 
 def test_what_is_lacking(home):
-    stores = derived.named("", home)
+    stores = expressions.named("", home)
     text = f"a=whole~ae(other=sbert),b=clip~shuffle,c={home}/features/whole,d=gs://bucket/x"
-    assert derived.lacking(text, stores) == ["clip", "sbert"]
+    assert expressions.lacking(text, stores) == ["clip", "sbert"]
 
 
 FAULTS = {

@@ -9,12 +9,12 @@ from scripting import script
 from sklearn.cluster import AgglomerativeClustering
 
 from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data import dataset as datasets
-from mmjax.errors import InputError
-from mmjax.features import attributes, describe
-from mmjax.features.answers import parse
-from mmjax.features.inputs import Inputs
-from mmjax.features.loading import load_encoder
+from mmjax.encoders.registry import load_encoder
+from mmjax.features.descriptions import attributes, describe
+from mmjax.features.descriptions.parse import parse
+from mmjax.features.extraction.inputs import Inputs
 
 SLOTS = ("Dish", "Cuisine")
 

@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 from scripting import script
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.features import ducho
-from mmjax.features.plan import Fusion, follow
+from mmjax.features.extraction.plan import Fusion, follow
 
 DEMO = {
     "dataset_path": "",

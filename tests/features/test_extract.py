@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from scripting import ROOT, script
 
-from mmjax import mesh as meshes
 from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data import dataset as data
 from mmjax.encoders.core import Batch, Tower
-from mmjax.errors import InputError
-from mmjax.features import inputs
-from mmjax.features.extract import extract
-from mmjax.features.job import Job
-from mmjax.features.loading import load_encoder
+from mmjax.encoders.registry import load_encoder
+from mmjax.features.extraction import inputs
+from mmjax.features.extraction.extract import extract
+from mmjax.features.extraction.job import Job
+from mmjax.parallel import mesh as meshes
 
 ITEMS = 23
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from speakers import save_pictures, save_speaker
 
-from mmjax import mesh, store
-from mmjax.encoders import answering
-from mmjax.errors import InputError
-from mmjax.features.extract import extract
-from mmjax.features.inputs import of_files
-from mmjax.features.job import Job
+from mmjax import store
+from mmjax.core.errors import InputError
+from mmjax.encoders.vlm import batching
+from mmjax.features.extraction.extract import extract
+from mmjax.features.extraction.inputs import of_files
+from mmjax.features.extraction.job import Job
+from mmjax.parallel import mesh
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(speaker, tmp_path, mo
     assert (whole.present, len(whole.failed), whole.encoded) == (12, 1, 13)
     assert "not an image" in whole.failed[0]["reason"]
 
-    results, calls = answering._results, []
+    results, calls = batching._results, []
 
     def dies(*args):
         calls.append(len(calls))
@@ -53,7 +54,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(speaker, tmp_path, mo
             raise KeyboardInterrupt
         return results(*args)
 
-    monkeypatch.setattr(answering, "_results", dies)
+    monkeypatch.setattr(batching, "_results", dies)
     with pytest.raises(KeyboardInterrupt):
         extract(inputs, job(speaker, tmp_path / "killed"))
     monkeypatch.undo()

@@ -14,12 +14,13 @@ from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmjax import graph, store
+from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data.dataset import Dataset, Interactions
-from mmjax.errors import InputError
-from mmjax.features import autoencoders, propagation
-from mmjax.features.gaps import Gaps, mask
-from mmjax.features.impute import METHODS, impute
+from mmjax.features.imputation import autoencoders, propagation
+from mmjax.features.imputation.impute import METHODS, impute
+from mmjax.features.imputation.missing import Gaps, mask
+from mmjax.ops import graph
 
 # Who bought which of eight items; item 6 was bought alone and item 7 never.
 BASKETS = (

@@ -13,8 +13,8 @@ import pytest
 import worlds
 
 from mmjax import store
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
-from mmjax.errors import InputError
 
 
 @pytest.fixture(scope="module")

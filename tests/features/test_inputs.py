@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from mmjax import store
-from mmjax.errors import InputError
-from mmjax.features import inputs
+from mmjax.core.errors import InputError
+from mmjax.features.extraction import inputs
 from mmjax.features.fuse import fuse
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mmjax.recommenders import core
+from mmjax.recommenders import base
 
 NAMES = {"v": "visual", "t": "textual"}
 Read = Callable[[str], jax.Array]  # an array of a dump by torch's name
@@ -64,7 +64,7 @@ class Case:
         said = {k: given[v] if isinstance(v, str) else v(given) for k, v in dump.meta.items()}
         options = dump.options | said | options
         order = np.lexsort((self.ref["train_i"], self.ref["train_u"]))
-        catalog = core.Catalog(
+        catalog = base.Catalog(
             n_users=self.meta["n_users"],
             n_items=self.meta["n_items"],
             train_user=self.ref["train_u"][order],
@@ -72,9 +72,9 @@ class Case:
             train_rating=np.ones(len(order), np.float32),
             features={NAMES[m]: jnp.asarray(self.ref[f"{m}_feat"], dtype) for m in dump.modalities},
         )
-        recommender = core.find(dump.name)
+        recommender = base.find(dump.name)
         model = recommender(catalog, dim=given["embedding_size"], **options, rngs=nnx.Rngs(0))
-        self.graphdef, params, drawn, self.rest = nnx.split(model, nnx.Param, core.Drawn, ...)
+        self.graphdef, params, drawn, self.rest = nnx.split(model, nnx.Param, base.Drawn, ...)
         self.start = _flat(nnx.to_pure_dict(params))
         self.shapes = {path: np.shape(leaf) for path, leaf in self.start.items()}
         loaded = {path: self.theirs("p0", path) for path in dump.params}

@@ -9,14 +9,14 @@ import numpy as np
 from flax import nnx
 from recommenders.dumps import _flat, close
 
-from mmjax.recommenders import core
+from mmjax.recommenders import base
 
 USERS, ITEMS = 20, 13
 WIDTHS = {"visual": 9, "textual": 6}
 ABSENT = {"visual": 4, "textual": 7}  # the item without each
 
 
-def catalog(*modalities: str) -> core.Catalog:
+def catalog(*modalities: str) -> base.Catalog:
     """With both modalities, or the named ones."""
     rng = np.random.default_rng(0)
     bought = rng.random((USERS, ITEMS)) < 0.3
@@ -25,7 +25,7 @@ def catalog(*modalities: str) -> core.Catalog:
     features = {m: rng.normal(size=(ITEMS, width)) for m, width in WIDTHS.items()}
     present = {m: np.arange(ITEMS) != ABSENT[m] for m in features}
     names = modalities or tuple(WIDTHS)
-    return core.Catalog(
+    return base.Catalog(
         n_users=USERS,
         n_items=ITEMS,
         train_user=user.astype(np.int32),
@@ -36,7 +36,7 @@ def catalog(*modalities: str) -> core.Catalog:
     )
 
 
-def matrix(catalog: core.Catalog) -> np.ndarray:
+def matrix(catalog: base.Catalog) -> np.ndarray:
     """R [U, I], zeros and ones."""
     bought = np.zeros(catalog.shape)
     bought[catalog.train_user, catalog.train_item] = 1
@@ -61,14 +61,14 @@ def mean_squares(x: np.ndarray) -> float:
     return np.square(x).mean()
 
 
-def build(recommender, catalog: core.Catalog, options: dict, rng) -> tuple:
+def build(recommender, catalog: base.Catalog, options: dict, rng) -> tuple:
     """Made as `ensemble` makes it, traced: graphdef, frozen state, and random numbers in place of
     what is trained and of what is drawn."""
     frozen = {}
 
     def draw(key):
         model = recommender(catalog, **options, rngs=nnx.Rngs(params=key))
-        frozen["graphdef"], *states, frozen["rest"] = nnx.split(model, nnx.Param, core.Drawn, ...)
+        frozen["graphdef"], *states, frozen["rest"] = nnx.split(model, nnx.Param, base.Drawn, ...)
         return [nnx.to_pure_dict(state) for state in states]
 
     shapes = jax.eval_shape(draw, jax.random.key(0))
@@ -95,7 +95,7 @@ def by_row_sums(s: np.ndarray) -> np.ndarray:
     return scale[:, None] * s * scale[None]
 
 
-def adjacency(catalog: core.Catalog) -> np.ndarray:
+def adjacency(catalog: base.Catalog) -> np.ndarray:
     """D^-1/2 A D^-1/2 of users and items, [U + I, U + I]."""
     bought = matrix(catalog)
     users, items = (np.zeros((n, n)) for n in bought.shape)
@@ -109,7 +109,7 @@ def info_nce(a: np.ndarray, b: np.ndarray, temperature: float) -> float:
 
 def check(
     recommender,
-    catalog: core.Catalog,
+    catalog: base.Catalog,
     options: dict,
     formula,
     *,

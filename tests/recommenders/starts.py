@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from recommenders.dumps import _flat
 
-from mmjax.recommenders import core
+from mmjax.recommenders import base as core
 
 # What a torch initialiser draws. `linear` is what a Linear has unless its code says otherwise.
 XU, XN, LINEAR, NORMAL, TENTH = "xavier_uniform", "xavier_normal", "linear", "normal", "normal0.1"

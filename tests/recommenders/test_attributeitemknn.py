@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from mmjax.errors import InputError
-from mmjax.recommenders import attributeitemknn, core, itemknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import attributeitemknn, base, itemknn
 
 USERS, ITEMS, K, WEIGHT = 25, 18, 5, 1.7
 WEIGHTINGS = attributeitemknn.WEIGHTINGS
@@ -32,7 +32,7 @@ def hot():
 
 def catalog_of(ratings, features):
     user, item = np.nonzero(ratings)
-    return core.Catalog(
+    return base.Catalog(
         n_users=USERS,
         n_items=ITEMS,
         train_user=user.astype(np.int32),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from recommenders.test_userknn import ALPHA, BETA, SHRINK, catalog_of, drawn, weights_of
 
-from mmjax.errors import InputError
-from mmjax.recommenders import attributeuserknn, core, itemknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import attributeuserknn, base, itemknn
 
 USERS, ITEMS, K = 24, 18, 5
 SLOTS = (4, 3)  # columns of each
@@ -70,7 +70,7 @@ def test_scores_equal_the_formula(ratings, hot, name, how, neighbours_of, monkey
     want = weights_of(profiles, name, K, neighbours_of, keep_self) @ ratings
     with jax.enable_x64(True):
         features = {"a": hot[:, :4], "b": hot[:, 4:]}
-        catalog = core.Catalog(**vars(catalog_of(ratings)) | {"features": features})
+        catalog = base.Catalog(**vars(catalog_of(ratings)) | {"features": features})
         model = attributeuserknn.AttributeUserKNN(
             catalog,
             neighbours=K,
@@ -92,7 +92,7 @@ def test_features_that_are_no_attributes(ratings):
     """Of any modality; a user without similarity comes before one who is opposite."""
     features = {"image": np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.9, 0.1]], np.float32)}
     rows = np.eye(4)
-    catalog = core.Catalog(**vars(catalog_of(rows)) | {"features": features})
+    catalog = base.Catalog(**vars(catalog_of(rows)) | {"features": features})
     model = attributeuserknn.AttributeUserKNN(catalog, neighbours=2, similarity="cosine")
     scores = model.scores(model.tables(), {"user": jnp.arange(4)})
     near = 0.9 / math.hypot(0.9, 0.1)
@@ -104,7 +104,7 @@ def test_features_that_are_no_attributes(ratings):
 
 @pytest.mark.parametrize("how", attributeuserknn.PROFILES)
 def test_one_item_one_user_and_more_neighbours_than_users(how):
-    catalog = core.Catalog(
+    catalog = base.Catalog(
         **vars(catalog_of(np.ones((1, 1)))) | {"features": {"a": np.ones((1, 1), np.float32)}}
     )
     for keep_self in (False, True):
@@ -119,7 +119,7 @@ def test_one_item_one_user_and_more_neighbours_than_users(how):
 def test_bad_options(ratings, hot):
     with pytest.raises(InputError, match="needs item features"):
         attributeuserknn.AttributeUserKNN(catalog_of(ratings))
-    catalog = core.Catalog(**vars(catalog_of(ratings)) | {"features": {"a": hot}})
+    catalog = base.Catalog(**vars(catalog_of(ratings)) | {"features": {"a": hot}})
     with pytest.raises(InputError, match="did you mean 'tfidf'"):
         attributeuserknn.AttributeUserKNN(catalog, profile="tf-idf")
     with pytest.raises(InputError, match="neighbours=0 must be at least 1"):

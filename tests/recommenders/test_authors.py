@@ -17,8 +17,9 @@ from recommenders import dumps
 from recommenders.dumps import Case, Dump
 from recommenders.test_parity import CONTENTS, TABLES, layer
 
-from mmjax import edges, graph
-from mmjax.recommenders import parts, selfcf, smore
+from mmjax.ops import graph, weighted_graph
+from mmjax.recommenders import selfcf, smore
+from mmjax.recommenders.layers import propagation
 
 
 def side_by_side(*names: str):
@@ -49,7 +50,7 @@ def pruned(case: Case) -> graph.Graph:
     whole, (user, item) = model.whole.get_value(), case.ref["prune/edges"]
     keys = whole.forward.rows * items + whole.forward.columns
     kept = jnp.asarray(np.searchsorted(keys, np.sort(user * items + item)))
-    return parts.normalised(edges.keep(whole, kept), model.eps, case.dtype)
+    return propagation.normalised(weighted_graph.keep(whole, kept), model.eps, case.dtype)
 
 
 def masks(case: Case, *rows: np.ndarray | None) -> list[jax.Array]:
@@ -75,7 +76,7 @@ def drop_in_turn(patch: pytest.MonkeyPatch, drawn: list[jax.Array]) -> None:
             mask = next(left)
         return x * mask / (1 - rate)
 
-    patch.setattr(parts, "dropout", dropout)
+    patch.setattr(propagation, "dropout", dropout)
 
 
 def of_lgmrec(patch: pytest.MonkeyPatch, case: Case) -> None:

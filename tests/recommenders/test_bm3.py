@@ -8,7 +8,8 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.recommenders import bm3, parts
+from mmjax.recommenders import bm3
+from mmjax.recommenders.layers import propagation
 
 L_W, CL, LAYERS = 0.3, 0.7, 2
 
@@ -77,7 +78,7 @@ def test_few_rows_are_projected_alone():
     """As all of them are, and their features' gradient too; item 4 has no such features."""
     with jax.enable_x64(True):
         catalog, rows = formulas.catalog("visual"), jnp.array([4, 1, 1])
-        content = parts.Content(catalog, "visual", 5, trainable=True, rngs=nnx.Rngs(0))
+        content = propagation.Content(catalog, "visual", 5, trainable=True, rngs=nnx.Rngs(0))
         graphdef, params, rest = nnx.split(content, nnx.Param, ...)
 
         def total(params, few):

@@ -13,20 +13,20 @@ from flax import nnx
 from recommenders import options
 
 import mmjax.recommenders
-from mmjax import assembly, ensemble
-from mmjax import mesh as meshes
-from mmjax.checkpoint import Checkpoints
-from mmjax.data import world
+from mmjax.core.errors import InputError
 from mmjax.data.prepare import prepare
-from mmjax.errors import InputError
+from mmjax.data.synthetic import world
 from mmjax.evaluation import protocol as protocols
 from mmjax.evaluation import ranking
-from mmjax.recommenders import core
+from mmjax.parallel import mesh as meshes
+from mmjax.recommenders import base
+from mmjax.training import assembly, ensemble
+from mmjax.training.checkpoint import Checkpoints
 
 NAMES = [
     module.name
     for module in pkgutil.iter_modules(mmjax.recommenders.__path__)
-    if module.name not in core.SHARED
+    if module.name not in base.SHARED
 ]
 EPOCHS = 20
 NOBODY = 0  # a user whose history is taken away
@@ -52,13 +52,13 @@ def catalog(data):
     features = {"visual": np.hstack(hot[:2]), "textual": np.hstack(hot[2:])}
     present = {m: np.arange(data.n_items) % 40 != n for n, m in enumerate(features)}
     features = {m: rows * present[m][:, None] for m, rows in features.items()}
-    return with_history(core.Catalog.of(data, features, present), NOBODY, [])
+    return with_history(base.Catalog.of(data, features, present), NOBODY, [])
 
 
 def with_history(catalog, user, items):
     """The catalogue in which this user has had these items alone."""
     rest, items = catalog.train_user != user, np.asarray(items, np.int32)
-    return core.Catalog(
+    return base.Catalog(
         **vars(catalog)
         | {
             "train_user": np.append(np.full_like(items, user), catalog.train_user[rest]),
@@ -76,17 +76,17 @@ def with_modalities(catalog, count):
     elif count == 3:
         features["colours"] = features["visual"][:, ::-1]
         present["colours"] = present["visual"]
-    return core.Catalog(**vars(catalog) | {"features": features, "present": present})
+    return base.Catalog(**vars(catalog) | {"features": features, "present": present})
 
 
 def build(name, catalog, seeds=(0,), lr=(1e-2,)):
-    recommender = core.find(name)
-    known = set(core._keywords(recommender.__init__, {"rngs"}))
+    recommender = base.find(name)
+    known = set(base._keywords(recommender.__init__, {"rngs"}))
     if hasattr(recommender, "loss"):
-        known |= set(core._keywords(recommender.loss, {"key"}))
+        known |= set(base._keywords(recommender.loss, {"key"}))
     chosen = options.COMMON | options.OF_MODEL.get(name, {})
     chosen = {k: v for k, v in chosen.items() if k in known}
-    shaping, traced = core.split_options(recommender, chosen)
+    shaping, traced = base.split_options(recommender, chosen)
     return assembly.build(
         recommender,
         catalog,
@@ -282,7 +282,7 @@ def test_a_checkpoint_brings_back_the_same_scores(alone, tmp_path):
 def test_a_user_who_has_every_item(name, catalog):
     """Nothing is left to sample for them: a trained recommender says so, the others need not."""
     full = with_history(catalog, NOBODY, range(catalog.n_items))
-    if hasattr(core.find(name), "loss"):
+    if hasattr(base.find(name), "loss"):
         with pytest.raises(InputError, match="user 0 has interacted with all"):
             build(name, full)
         return
@@ -295,10 +295,10 @@ def test_a_catalogue_of_one_item(name, catalog):
     """There is no negative to train on; what needs none ranks it."""
     features = {modality: rows[2:3] for modality, rows in catalog.features.items()}
     bought = dict(train_user=[0], train_item=[0], train_rating=[1.0])
-    one = core.Catalog(
+    one = base.Catalog(
         n_users=2, n_items=1, features=features, **{k: np.array(v) for k, v in bought.items()}
     )
-    if hasattr(core.find(name), "loss"):
+    if hasattr(base.find(name), "loss"):
         with pytest.raises(InputError, match="interacted with all 1 items"):
             build(name, one)
         return
@@ -310,7 +310,7 @@ def test_a_catalogue_of_one_item(name, catalog):
 
 
 def test_vbpr_without_features_says_so(catalog):
-    bare = core.Catalog(**vars(catalog) | {"features": {}})
+    bare = base.Catalog(**vars(catalog) | {"features": {}})
     with pytest.raises(InputError, match="needs item features"):
         build("vbpr", bare)
 
@@ -329,7 +329,7 @@ def test_vbpr_without_features_says_so(catalog):
 def test_useless_features_stop_it_before_training(kind, change, says, catalog):
     features = dict(catalog.features) | {"visual": change(catalog.features["visual"])}
     with pytest.raises(InputError, match=says):
-        build(kind, core.Catalog(**vars(catalog) | {"features": features}))
+        build(kind, base.Catalog(**vars(catalog) | {"features": features}))
 
 
 def test_more_neighbours_than_items_and_names_that_are_not_there(catalog):
@@ -338,20 +338,20 @@ def test_more_neighbours_than_items_and_names_that_are_not_there(catalog):
     with pytest.raises(InputError, match="no features 'visuel'; did you mean 'visual'"):
         catalog.neighbours("visuel", 5)
     with pytest.raises(InputError, match="weights names 'picture'"):
-        core.find("freedom")(catalog, dim=8, weights={"picture": 0.1}, rngs=nnx.Rngs(0))
+        base.find("freedom")(catalog, dim=8, weights={"picture": 0.1}, rngs=nnx.Rngs(0))
 
 
 def test_unknown_names_come_with_suggestions():
     with pytest.raises(InputError, match="did you mean 'lightgcn'"):
-        core.find("lightgnc")
+        base.find("lightgnc")
     with pytest.raises(InputError, match=r"no recommender 'nowhere\.model'"):
-        core.find("nowhere.model")
+        base.find("nowhere.model")
     with pytest.raises(InputError, match="did you mean 'layers'"):
-        core.split_options(core.find("lightgcn"), {"dim": 8, "layer": 2, "l_w": 0.1})
+        base.split_options(base.find("lightgcn"), {"dim": 8, "layer": 2, "l_w": 0.1})
     with pytest.raises(InputError, match="needs the option 'dim'"):
-        core.split_options(core.find("lightgcn"), {"layers": 2, "l_w": 0.1})
+        base.split_options(base.find("lightgcn"), {"layers": 2, "l_w": 0.1})
     with pytest.raises(InputError, match="did you mean 'squares'"):
-        core.choice("regulariser", "square", core.PENALTIES)
+        base.choice("regulariser", "square", base.PENALTIES)
 
 
 def test_a_recommender_outside_the_package(tmp_path, monkeypatch, catalog, task):

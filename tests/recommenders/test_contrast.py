@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.recommenders import contrast
+from mmjax.ops import contrastive
 
 
 def plain(a, b, own, weights):
@@ -30,13 +30,13 @@ def both(function, given):
 @pytest.mark.parametrize("logits", [1, 300, 1 << 20])  # one block or several, filled up or not
 @pytest.mark.parametrize(("rows", "others"), [(1, 1), (7, 7), (50, 33), (33, 80)])
 def test_value_and_gradients(rows, others, logits, monkeypatch):
-    monkeypatch.setattr(contrast, "CPU_LOGITS", logits)
+    monkeypatch.setattr(contrastive, "CPU_LOGITS", logits)
     with jax.enable_x64(True):
         for scale in (0.1, 5.0, 200.0):  # the last overflows where nothing is taken off
             given = case(rows, others, scale)
             jax.tree.map(
                 functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9),
-                both(contrast.cross_entropy, given),
+                both(contrastive.cross_entropy, given),
                 both(plain, given),
             )
 
@@ -44,7 +44,7 @@ def test_value_and_gradients(rows, others, logits, monkeypatch):
 def test_an_accelerators_blocks_give_the_same(monkeypatch):
     given = case(64, 40, 2.0)
     a, b, _, weights = (jnp.asarray(x, jnp.float32) for x in given)
-    small, large = (contrast._in_blocks(a, b, weights, n) for n in (320, 1 << 24))
+    small, large = (contrastive._in_blocks(a, b, weights, n) for n in (320, 1 << 24))
     for mine, other in zip(small, large, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
 
@@ -52,7 +52,7 @@ def test_an_accelerators_blocks_give_the_same(monkeypatch):
 def test_trials_side_by_side():
     """As accelerators run them."""
     a, b, own, weights = case(20, 20, 1.0)
-    shared = lambda a, b: both(contrast.cross_entropy, (a, b, own, weights))  # noqa: E731
+    shared = lambda a, b: both(contrastive.cross_entropy, (a, b, own, weights))  # noqa: E731
     together = jax.jit(jax.vmap(shared, (0, 0)))(jnp.stack([a, -a]), jnp.stack([b, b + 1]))
     for n, pair in enumerate(((a, b), (-a, b + 1))):
         alone = shared(*pair)

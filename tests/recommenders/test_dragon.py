@@ -7,8 +7,9 @@ import pytest
 from recommenders import formulas
 from recommenders.test_dualgnn import dense, peers, penalty, reads, towers
 
-from mmjax.errors import InputError
-from mmjax.recommenders import dragon, dual
+from mmjax.core.errors import InputError
+from mmjax.recommenders import dragon
+from mmjax.recommenders.layers import user_graph
 
 PEERS, TOP_K = 6, 3
 
@@ -55,7 +56,7 @@ def test_equals_the_formula(case):
         if case != "one modality":
             options["weights"] = {"visual": 0.1}
             shares = {"visual": 0.1, "textual": 0.9}
-        read = dual.Peers(catalog, PEERS, fill=options["fill"], dtype=np.float64)
+        read = user_graph.Peers(catalog, PEERS, fill=options["fill"], dtype=np.float64)
         drawn = read.graph(jax.random.key(0))
         wanted = formula(catalog, 0.3, dense(drawn), shares, 2)
         formulas.check(dragon.DRAGON, catalog, options, wanted, l_w=0.3)

@@ -7,9 +7,10 @@ import pytest
 from recommenders import formulas
 from recommenders.formulas import mean_squares
 
-from mmjax import graph
-from mmjax.errors import InputError
-from mmjax.recommenders import core, dual, dualgnn
+from mmjax.core.errors import InputError
+from mmjax.ops import graph
+from mmjax.recommenders import base, dualgnn
+from mmjax.recommenders.layers import user_graph
 
 PEERS = 6
 
@@ -23,7 +24,7 @@ def symmetric(bought: np.ndarray) -> np.ndarray:
     return scale[:, None] * whole * scale
 
 
-def towers(p: dict, catalog: core.Catalog, layers: int) -> list[np.ndarray]:
+def towers(p: dict, catalog: base.Catalog, layers: int) -> list[np.ndarray]:
     """The states [U + I, D] of each modality that DualGNN and DRAGON share: MMRec's GCN class."""
     adjacency, states = symmetric(formulas.matrix(catalog)), []
     for m, (name, features) in enumerate(catalog.features.items()):
@@ -39,7 +40,7 @@ def towers(p: dict, catalog: core.Catalog, layers: int) -> list[np.ndarray]:
     return states
 
 
-def peers(catalog: core.Catalog, count: int) -> list[list[tuple[int, int]]]:
+def peers(catalog: base.Catalog, count: int) -> list[list[tuple[int, int]]]:
     """Of each user the `count` others with most items in common: (other, how many), most first."""
     bought = formulas.matrix(catalog)
     lists = []
@@ -94,7 +95,9 @@ def test_equals_the_formula(case):
         catalog = formulas.catalog(*(["textual"] if case == "one modality" else []))
         mmrec = case == "mmrec"
         options = dict(dim=4, peers=PEERS, fill=mmrec, sum_in_place=mmrec)
-        drawn = dual.Peers(catalog, PEERS, fill=mmrec, dtype=np.float64).graph(jax.random.key(0))
+        drawn = user_graph.Peers(catalog, PEERS, fill=mmrec, dtype=np.float64).graph(
+            jax.random.key(0)
+        )
         read = reads(peers(catalog, PEERS))
         assert (np.abs(dense(drawn) - read).max() > 0.01) == mmrec
         wanted = formula(catalog, 0.3, dense(drawn), mmrec)
@@ -104,7 +107,7 @@ def test_equals_the_formula(case):
 def test_filled_lists_are_those_of_an_urn():
     """MMRec's topk_sample: a list is filled with its own members, those appended included."""
     catalog, count = formulas.catalog(), 12
-    filling = dual.Peers(catalog, count, fill=True, dtype=np.float32)
+    filling = user_graph.Peers(catalog, count, fill=True, dtype=np.float32)
     side = filling.pattern.get_value().forward
     lists = peers(catalog, count)
     assert [len(members) for members in lists] == list(np.diff(side.starts))
@@ -149,6 +152,6 @@ def test_what_users_have_in_common_by_blocks(budget):
 def test_options_that_cannot_be():
     catalog = formulas.catalog()
     with pytest.raises(InputError, match="peers=0 must be at least 1"):
-        dual.Peers(catalog, 0, fill=False, dtype=np.float32)
+        user_graph.Peers(catalog, 0, fill=False, dtype=np.float32)
     with pytest.raises(InputError, match="layers=-1 must not be negative"):
-        dual.Towers(catalog, 4, layers=-1, rngs=None)
+        user_graph.Towers(catalog, 4, layers=-1, rngs=None)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recommenders.test_userknn import catalog_of, drawn
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, ease, itemknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, ease, itemknn
 
 
 def weights_of(x, l2):
@@ -119,7 +119,7 @@ def test_memory_is_one_double_and_one_single_matrix():
 
 def test_what_it_refuses():
     catalog = catalog_of(drawn(0, 3, 5))
-    large = core.Catalog(**vars(catalog) | {"n_items": 40_000})
+    large = base.Catalog(**vars(catalog) | {"n_items": 40_000})
     with pytest.raises(InputError, match=r"EASE of 40,000 items needs 17\.9 GiB"):
         ease.EASE(large)
     with pytest.raises(InputError, match="max_items=4: raise it"):

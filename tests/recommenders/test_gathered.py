@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.recommenders import gathered
+from mmjax.ops import gathered_matmul
 
 
 def plain(features, weight, items):
@@ -36,7 +36,7 @@ def test_in_blocks_it_is_the_plain_product_and_so_are_its_gradients(count, batch
     items = jnp.asarray(count * rng.random(batch) ** (1 + popular), jnp.int32)
     ours, theirs = (
         gradients(function, features, weight, items, cotangent)
-        for function in (gathered.project, plain)
+        for function in (gathered_matmul.project, plain)
     )
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
@@ -51,14 +51,17 @@ def test_an_accelerators_way_equals_that_of_a_cpu(dtype):
     cotangent = jnp.asarray(rng.normal(size=(900, 8)), jnp.float32)
     wide = features.astype(jnp.float32)
     pairs = [
-        (gathered._in_blocks(features, weight, items), gathered._at_once(features, weight, items)),
         (
-            gathered._of_weight_in_blocks(features, items, cotangent),
-            gathered._of_weight_at_once(features, items, cotangent),
+            gathered_matmul._in_blocks(features, weight, items),
+            gathered_matmul._at_once(features, weight, items),
         ),
         (
-            gathered._of_features_in_blocks(wide, weight, items, cotangent),
-            gathered._of_features_at_once(wide, weight, items, cotangent),
+            gathered_matmul._of_weight_in_blocks(features, items, cotangent),
+            gathered_matmul._of_weight_at_once(features, items, cotangent),
+        ),
+        (
+            gathered_matmul._of_features_in_blocks(wide, weight, items, cotangent),
+            gathered_matmul._of_features_at_once(wide, weight, items, cotangent),
         ),
     ]
     for mine, theirs in pairs:
@@ -72,6 +75,6 @@ def test_trials_side_by_side():
     features = jnp.asarray(rng.normal(size=(50, 6)), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32)
     items = jnp.asarray(rng.integers(0, 50, (3, 20)))
-    together = jax.jit(jax.vmap(gathered.project, (None, 0, 0)))(features, weights, items)
+    together = jax.jit(jax.vmap(gathered_matmul.project, (None, 0, 0)))(features, weights, items)
     for mine, weight, own in zip(together, weights, items, strict=True):
         np.testing.assert_allclose(mine, plain(features, weight, own), rtol=1e-5, atol=1e-5)

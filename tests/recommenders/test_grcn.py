@@ -10,8 +10,8 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import leaky, mean_squares, unit
 
-from mmjax import edges
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.ops import weighted_graph
 from mmjax.recommenders import grcn
 
 CASES = {
@@ -83,7 +83,7 @@ def formula(catalog, l_w, options):
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, monkeypatch):
-    monkeypatch.setattr(edges, "BLOCK", 16)  # several blocks
+    monkeypatch.setattr(weighted_graph, "BLOCK", 16)  # several blocks
     with jax.enable_x64(True):
         catalog = formulas.catalog(*(["textual"] if case == "one modality" else []))
         options = CASES[case]
@@ -95,7 +95,7 @@ def test_an_accelerator_multiplies_the_ends_of_all_edges_at_once():
     rng = np.random.default_rng(0)
     rows, columns = rng.integers(20, size=50), rng.integers(13, size=50)
     x, y = rng.normal(size=(20, 4)), rng.normal(size=(13, 4))
-    for kernel in (edges._at_once, edges._in_blocks):
+    for kernel in (weighted_graph._at_once, weighted_graph._in_blocks):
         found = jax.jit(kernel)(rows, columns, x, y)
         np.testing.assert_allclose(found, (x @ y.T)[rows, columns], atol=1e-5)
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recommenders.test_userknn import catalog_of, drawn
 
-from mmjax import assembly, ensemble
-from mmjax import mesh as meshes
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.parallel import mesh as meshes
 from mmjax.recommenders import ials, itemknn
+from mmjax.training import assembly, ensemble
 
 USERS, ITEMS, DIM = 40, 30, 6
 WEIGHTS = dict(unobserved=0.3, l2=0.05, exponent=0.7)

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial import distance
 from sklearn.metrics.pairwise import cosine_similarity
 
-from mmjax.recommenders import core, itemknn
+from mmjax.recommenders import base, itemknn
 
 USERS, ITEMS, K = 30, 17, 4
 
@@ -20,7 +20,7 @@ def ratings():
 
 def catalog_of(ratings):
     user, item = np.nonzero(ratings)
-    return core.Catalog(
+    return base.Catalog(
         n_users=USERS,
         n_items=ITEMS,
         train_user=user.astype(np.int32),
@@ -99,7 +99,7 @@ def test_one_item_one_user_and_no_history(shape, density):
     """More neighbours than items; where no item has a neighbour, all scores are zero."""
     user, item = np.nonzero(np.full(shape, density))
     ones = np.ones(len(user), np.float32)
-    catalog = core.Catalog(*shape, user.astype(np.int32), item.astype(np.int32), ones)
+    catalog = base.Catalog(*shape, user.astype(np.int32), item.astype(np.int32), ones)
     model = itemknn.ItemKNN(catalog, neighbours=9, similarity="dot")
     scores = model.scores(model.tables(), {"user": jnp.arange(shape[0])})
     # Each item has its buyers in common with each of the other items of the history.

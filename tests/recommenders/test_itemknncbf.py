@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recommenders.test_userknn import catalog_of, drawn
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, itemknn, itemknncbf
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, itemknn, itemknncbf
 
 USERS, ITEMS = 20, 26
 WIDTHS = {"image": 5, "text": 3, "audio": 2}
@@ -40,7 +40,7 @@ def mmrec(features, ratings, top_k, shrink):
 
 
 def built(ratings, features, **options):
-    catalog = core.Catalog(**vars(catalog_of(ratings)) | {"features": features})
+    catalog = base.Catalog(**vars(catalog_of(ratings)) | {"features": features})
     model = itemknncbf.ItemKNNCBF(catalog, **options)
     return model.scores(model.tables(), {"user": jnp.arange(len(ratings))})
 

@@ -13,8 +13,8 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, lattice
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, lattice
 
 L_W, DIM, K = 0.3, 5, 4
 CASES = {
@@ -96,7 +96,7 @@ def test_equals_the_formula(case, step):
 def catalog_of(items, width):
     """One modality, features `width` wide, of this many items."""
     rng = np.random.default_rng(0)
-    return core.Catalog(
+    return base.Catalog(
         n_users=formulas.USERS,
         n_items=items,
         train_user=rng.integers(formulas.USERS, size=4 * items).astype(np.int32),

@@ -10,8 +10,8 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax import graph
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.ops import graph
 from mmjax.recommenders import layergcn
 
 L_W, EPS = 0.3, 1e-7

@@ -11,9 +11,10 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.errors import InputError
-from mmjax.recommenders import contrast as contrasts
-from mmjax.recommenders import lgmrec, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import contrastive as contrasts
+from mmjax.recommenders import lgmrec
+from mmjax.recommenders.layers import propagation
 
 CASES = {
     "paper": dict(layers=2, hyper_layers=2),
@@ -37,7 +38,7 @@ def draws(monkeypatch):
         return jnp.where(log[-1], x / (1 - rate), 0)
 
     monkeypatch.setattr(jax.random, "gumbel", gumbel)
-    monkeypatch.setattr(parts, "dropout", dropout)
+    monkeypatch.setattr(propagation, "dropout", dropout)
     return log
 
 

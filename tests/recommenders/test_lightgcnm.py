@@ -11,7 +11,7 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.recommenders import lightgcnm
 
 L_W = 0.4

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from recommenders import formulas
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.recommenders import mgcn
 
 L_W, CL, TAU, K = 0.3, 0.7, 0.4, 4

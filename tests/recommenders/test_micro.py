@@ -11,8 +11,9 @@ from recommenders import formulas
 from recommenders.formulas import unit
 from recommenders.test_lattice import item_graph, walk
 
-from mmjax import mesh as meshes
-from mmjax.recommenders import micro, pairwise
+from mmjax.ops import pairwise
+from mmjax.parallel import mesh as meshes
+from mmjax.recommenders import micro
 
 L_W, CL, TAU, DIM, K = 0.3, 0.7, 0.4, 5, 4
 CASES = {

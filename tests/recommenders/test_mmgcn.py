@@ -7,8 +7,8 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import leaky, mean_squares, unit
 
-from mmjax import graph
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
+from mmjax.ops import graph
 from mmjax.recommenders import mmgcn
 
 CASES = {

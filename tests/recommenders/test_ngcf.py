@@ -9,9 +9,10 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax import graph
-from mmjax.errors import InputError
-from mmjax.recommenders import ngcf, ngcfm, parts
+from mmjax.core.errors import InputError
+from mmjax.ops import graph
+from mmjax.recommenders import ngcf, ngcfm
+from mmjax.recommenders.layers import propagation
 
 NODES, MESSAGES, L_W = 0.25, 0.3, 0.4
 CASES = {
@@ -34,7 +35,7 @@ def masks(monkeypatch):
         log.append((rate, kept))
         return jnp.where(kept, x / (1 - rate), 0)
 
-    monkeypatch.setattr(parts, "dropout", dropout)
+    monkeypatch.setattr(propagation, "dropout", dropout)
     return log
 
 

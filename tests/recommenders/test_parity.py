@@ -9,8 +9,9 @@ from flax import nnx
 from recommenders import dumps
 from recommenders.dumps import Case, Dump, close
 
-from mmjax import edges, graph
-from mmjax.recommenders import core, parts
+from mmjax.ops import graph, weighted_graph
+from mmjax.recommenders import base
+from mmjax.recommenders.layers import propagation
 
 MMREC = dict(ranking_loss="offset", regulariser="norms")
 TABLES = {"user": "user_embedding.weight", "item": "item_id_embedding.weight"}
@@ -151,7 +152,7 @@ def test_lightgcn_on_the_dumped_graph_in_float64(parity):
         n_users = case.meta["n_users"]
         block = sp.csr_matrix(dense.astype(np.float64)[:n_users, n_users:])
         theirs = graph.from_scipy(block, np.float64)
-        case.rest = nnx.State({"graph": core.Frozen(theirs)})
+        case.rest = nnx.State({"graph": base.Frozen(theirs)})
         loss, gradients = jax.value_and_grad(case.loss)(case.params)
         close(loss, case.ref["loss64"], 1e-9)
         close(case.scores(case.params), case.ref["scores64"], 1e-9)
@@ -167,7 +168,7 @@ def test_freedom_on_the_pruned_graph(parity):
         keys = whole.forward.rows * np.int64(case.meta["n_items"]) + whole.forward.columns
         chosen = np.searchsorted(keys, np.sort(users * np.int64(case.meta["n_items"]) + items))
         model = case.model(case.params)
-        pruned = model._normalised(edges.keep(whole, jnp.asarray(chosen)))
+        pruned = model._normalised(weighted_graph.keep(whole, jnp.asarray(chosen)))
         loss, gradients = jax.value_and_grad(lambda p: case.loss(p, pruned))(case.params)
         close(loss, case.ref["prune/loss64"], 1e-6)
         dumps.check_gradients(case, gradients, "prune/g64", 1e-6)
@@ -195,7 +196,7 @@ def test_bm3_under_the_dumped_dropout(parity, monkeypatch):
         rows = {"u": case.batch["user"]} | dict.fromkeys("ivt", case.batch["pos"])
         masks = iter([case.ref[f"drop/mask_{m}"][row] for m, row in rows.items()])
         left = 1 - float(case.ref["drop/p"])
-        monkeypatch.setattr(parts, "dropout", lambda key, x, rate: x * next(masks) / left)
+        monkeypatch.setattr(propagation, "dropout", lambda key, x, rate: x * next(masks) / left)
         loss, gradients = jax.jit(jax.value_and_grad(case.loss))(case.params)
         close(loss, case.ref["drop/loss64"], 1e-6)
         dumps.check_gradients(case, gradients, "drop/g64", 1e-6)

@@ -9,9 +9,10 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax import edges
-from mmjax.errors import InputError
-from mmjax.recommenders import parts, pgl
+from mmjax.core.errors import InputError
+from mmjax.ops import weighted_graph
+from mmjax.recommenders import pgl
+from mmjax.recommenders.layers import propagation
 
 CASES = {
     "local": dict(weights={"visual": 0.1}, item_layers=2),
@@ -30,7 +31,7 @@ def masks(monkeypatch):
         log.append(rng.random(x.shape) >= rate)
         return jnp.where(log[-1], x / (1 - rate), 0)
 
-    monkeypatch.setattr(parts, "dropout", dropout)
+    monkeypatch.setattr(propagation, "dropout", dropout)
     return log
 
 
@@ -116,9 +117,11 @@ def test_equals_the_formula(case, masks, monkeypatch):
             epoch = model.epoch(jax.random.key(0))
             subgraph = as_mmrec(normalised(bought), options["dim"], options["threshold"])
         else:
-            pattern = edges.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+            pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
             chosen = np.arange(0, len(catalog.train_user), 3)
-            epoch = parts.normalised(edges.keep(pattern, jnp.asarray(chosen)), 1e-7, np.float64)
+            epoch = propagation.normalised(
+                weighted_graph.keep(pattern, jnp.asarray(chosen)), 1e-7, np.float64
+            )
             drawn = np.zeros_like(bought)
             drawn[catalog.train_user[chosen], catalog.train_item[chosen]] = 1
             subgraph = whole(normalised(drawn))

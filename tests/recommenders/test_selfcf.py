@@ -12,8 +12,9 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.errors import InputError
-from mmjax.recommenders import parts, selfcf
+from mmjax.core.errors import InputError
+from mmjax.recommenders import selfcf
+from mmjax.recommenders.layers import propagation
 
 HYPERS = dict(l_w=0.3, dropout=0.4)
 CASES = {
@@ -36,7 +37,7 @@ def draws(monkeypatch):
     def uniform(key, shape=(), dtype=float, **options):
         return jnp.full(shape, 0.3, dtype)
 
-    monkeypatch.setattr(parts, "dropout", dropout)
+    monkeypatch.setattr(propagation, "dropout", dropout)
     monkeypatch.setattr(jax.random, "uniform", uniform)
     return masks
 

@@ -8,9 +8,9 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax import graph
-from mmjax.errors import InputError
-from mmjax.recommenders import contrast, sgl
+from mmjax.core.errors import InputError
+from mmjax.ops import contrastive, graph
+from mmjax.recommenders import sgl
 
 HYPERS = dict(l_w=0.3, cl_weight=0.7, temperature=0.4)
 
@@ -67,7 +67,7 @@ def formula(catalog, layers, views):
 
 @pytest.mark.parametrize("kind", sgl.VIEWS)
 def test_equals_the_formula(kind, monkeypatch):
-    monkeypatch.setattr(contrast, "CPU_LOGITS", 1)  # several blocks, the last one shorter
+    monkeypatch.setattr(contrastive, "CPU_LOGITS", 1)  # several blocks, the last one shorter
     with jax.enable_x64(True):
         catalog = formulas.catalog()
         options = dict(layers=2, views=kind, drop=0.3)

@@ -8,8 +8,9 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.errors import InputError
-from mmjax.recommenders import parts, simgcl
+from mmjax.core.errors import InputError
+from mmjax.recommenders import simgcl
+from mmjax.recommenders.layers import propagation
 
 HYPERS = dict(l_w=0.3, cl_weight=0.7, noise=0.2, temperature=0.4)
 CASES = {
@@ -28,7 +29,7 @@ def draws(monkeypatch):
         log.append(rng.random(shape))
         return jnp.asarray(log[-1])
 
-    monkeypatch.setattr(parts, "uniform", uniform)
+    monkeypatch.setattr(propagation, "uniform", uniform)
     return log
 
 
@@ -91,7 +92,7 @@ def test_noise_is_new_in_each_step_view_and_layer(monkeypatch):
     def keys(seed):
         seen = []
         uniform = lambda key, shape, dtype: seen.append(key) or jnp.ones(shape, dtype)  # noqa: E731
-        monkeypatch.setattr(parts, "uniform", uniform)
+        monkeypatch.setattr(propagation, "uniform", uniform)
         model.loss(batch, {}, l_w=0.0, key=jax.random.key(seed))
         return jnp.stack([jax.random.key_data(key) for key in seen])
 

@@ -10,7 +10,7 @@ from flax import nnx
 from recommenders import formulas
 from recommenders.formulas import unit
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.recommenders import smore
 
 CASES = {

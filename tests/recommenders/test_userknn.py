@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.errors import InputError
-from mmjax.recommenders import core, itemknn, userknn
+from mmjax.core.errors import InputError
+from mmjax.recommenders import base, itemknn, userknn
 
 ALPHA, BETA, SHRINK = 0.3, 0.8, 0.5
 
 
 def catalog_of(ratings):
     user, item = np.nonzero(ratings)
-    return core.Catalog(
+    return base.Catalog(
         n_users=ratings.shape[0],
         n_items=ratings.shape[1],
         train_user=user.astype(np.int32),

@@ -6,12 +6,12 @@ import pytest
 import worlds
 
 from configs import common
-from mmjax import setup
 from mmjax.data import dataset
-from mmjax.sweep import estimate, packing, space
+from mmjax.sweep import batching, estimate, space
 from mmjax.sweep.ledger import Ledger
-from mmjax.sweep.shelf import Shelf
-from mmjax.sweep.survey import Plan, survey
+from mmjax.sweep.plan import Plan, survey
+from mmjax.sweep.resources import Shelf
+from mmjax.training import experiment
 
 LOOP = dict(epochs=3, batch_size=512, cutoffs=(10, 20), mesh="data=1")
 
@@ -65,8 +65,8 @@ def test_programs_trials_seconds_and_bytes(plan):
 
 
 def test_features_share_a_program_where_trials_run_side_by_side(plan, monkeypatch):
-    monkeypatch.setattr(packing.meshes, "is_cpu", lambda mesh: False)
-    packer = packing.Packer(plan.shelf)
+    monkeypatch.setattr(batching.meshes, "is_cpu", lambda mesh: False)
+    packer = batching.Packer(plan.shelf)
     groups = packer.groups(estimate.every_trial(plan))
     cells = [sorted({trial.cell for trial in group}) for group in groups]
     assert ["vbpr features=real", "vbpr features=shuffle"] in cells
@@ -74,7 +74,7 @@ def test_features_share_a_program_where_trials_run_side_by_side(plan, monkeypatc
 
 def test_the_first_steps_of_an_epoch_are_those_of_the_epoch(folder):
     config = common.study("bprmf", **LOOP)["config"] | {"dataset": str(folder)}
-    trials = setup.trials(config, dataset.load(folder), {}, [{"lr": 1e-2}, {"lr": 2e-2}])
+    trials = experiment.trials(config, dataset.load(folder), {}, [{"lr": 1e-2}, {"lr": 2e-2}])
     _, few = trials.epoch(3)(*trials.arguments(trials.init()))
     _, losses = trials.epoch()(*trials.arguments(trials.init()))
     assert few.shape == (2, 3)
@@ -86,16 +86,16 @@ def test_halves_until_it_fits(folder, monkeypatch):
     data = dataset.load(folder)
 
     def build(points):
-        return setup.trials(config, data, {}, points)
+        return experiment.trials(config, data, {}, points)
 
     points = [{"seed": n} for n in range(7)]
-    one, four = packing.needed(build(points[:1])), packing.needed(build(points[:4]))
+    one, four = batching.needed(build(points[:1])), batching.needed(build(points[:4]))
     assert four > 2 * one
     state = jax.eval_shape(build(points[:4]).init)
-    assert four > 2 * packing.nbytes(state)
-    for free, fits in ((four / packing.SHARE, 4), (one / packing.SHARE, 1)):
-        monkeypatch.setattr(packing.meshes, "free_memory", lambda mesh, free=free: free)
-        assert packing.most_at_once(build, points) == fits
+    assert four > 2 * batching.nbytes(state)
+    for free, fits in ((four / batching.SHARE, 4), (one / batching.SHARE, 1)):
+        monkeypatch.setattr(batching.meshes, "free_memory", lambda mesh, free=free: free)
+        assert batching.most_at_once(build, points) == fits
 
 
 def test_durations_for_people():

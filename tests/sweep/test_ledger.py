@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 from mmjax.sweep.leases import Leases
 from mmjax.sweep.ledger import Ledger
 

@@ -14,13 +14,15 @@ import pytest
 import worlds
 
 from configs import common
-from mmjax import files, store, train
+from mmjax import store
+from mmjax.core import files
+from mmjax.core.errors import InputError
 from mmjax.data import dataset
-from mmjax.errors import InputError
-from mmjax.sweep import packing, running, space, testing
+from mmjax.sweep import batching, final_test, space, worker
 from mmjax.sweep.ledger import Ledger
-from mmjax.sweep.shelf import Shelf
-from mmjax.sweep.survey import Plan, survey
+from mmjax.sweep.plan import Plan, survey
+from mmjax.sweep.resources import Shelf
+from mmjax.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOP = dict(epochs=4, batch_size=512, cutoffs=(10, 20), mesh="data=1")
@@ -65,7 +67,7 @@ def counts(workdir):
 @pytest.fixture(scope="module")
 def swept(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sweep")
-    running.run(plan(config(folder), workdir))
+    worker.run(plan(config(folder), workdir))
     return workdir
 
 
@@ -106,7 +108,7 @@ def test_every_trial_is_what_it_is_alone(swept, tmp_path):
 
 def test_done_is_done(folder, swept):
     before = (swept / "ledger.jsonl").read_bytes()
-    running.run(plan(config(folder), swept))
+    worker.run(plan(config(folder), swept))
     assert (swept / "ledger.jsonl").read_bytes() == before
 
 
@@ -118,7 +120,7 @@ def test_the_test_split_is_for_what_was_chosen_and_once(folder, swept):
     for point, words in ((other, "may not be tested"), (chosen, "was read for trial")):
         trial = space.trial(cell, point, 3, made.shelf.hashes)
         with pytest.raises(InputError, match=words):
-            testing.read_test(made, [trial], packing.Packer(made.shelf), ledger)
+            final_test.read_test(made, [trial], batching.Packer(made.shelf), ledger)
 
 
 def test_a_choice_is_not_changed_after_its_test(folder, swept, tmp_path):
@@ -127,7 +129,7 @@ def test_a_choice_is_not_changed_after_its_test(folder, swept, tmp_path):
     shutil.copytree(swept, workdir)
     worse = config(folder)
     worse["models"]["bprmf"]["tune"] = {"lr": (1e-5, 2e-2, 1e-6)}
-    running.run(plan(worse, workdir))
+    worker.run(plan(worse, workdir))
     assert counts(workdir) == {"done": 10, "chosen": 3, "tested": 6}
     event = lines(workdir)[0] | {"cell": "bprmf", "valid": 0.99}
     better = config(folder)
@@ -137,7 +139,7 @@ def test_a_choice_is_not_changed_after_its_test(folder, swept, tmp_path):
     trial = space.trial(cell, {"lr": 1e-7}, 3, made.shelf.hashes)
     Ledger(workdir).append([event | {"trial": trial.id, "point": trial.point}])
     with pytest.raises(InputError, match=r"bprmf: validation now prefers .*1e-07.*new --workdir"):
-        running.run(made)
+        worker.run(made)
 
 
 def start(workdir, folder, *flags):
@@ -177,15 +179,15 @@ def test_killed_and_shared_nothing_is_lost_or_done_twice(folder, swept, tmp_path
 
 def test_only_what_a_value_breaks_fails(folder, tmp_path, capsys):
     sweep = only_bprmf(folder, {"model": {"dim": (-4, 8)}}, loop={"epochs": 1})
-    running.run(plan(sweep, tmp_path))
+    worker.run(plan(sweep, tmp_path))
     ledger = Ledger(tmp_path)
     (failed,) = ledger.failed.values()
     assert failed["point"] == {"model.dim": -4}
     assert "negative" in failed["error"]
     assert [line["point"] for line in ledger.tested.values()] == [{"model.dim": 8}]
-    running.run(plan(sweep, tmp_path))
+    worker.run(plan(sweep, tmp_path))
     assert counts(tmp_path)["failed"] == 1
-    running.run(plan(sweep, tmp_path), retry_failed=True)
+    worker.run(plan(sweep, tmp_path), retry_failed=True)
     assert counts(tmp_path) == {"failed": 2, "done": 1, "chosen": 1, "tested": 1}
 
 
@@ -199,7 +201,7 @@ def test_a_store_that_a_model_rejects_fails_alone(folder, tmp_path):
     sweep = config(folder, compare={"features": common.levels(levels)}, stores=named, seeds=(0,))
     sweep["models"].pop("bprmf")
     sweep["models"]["vbpr"]["config"]["mesh"] = "trial=2"
-    running.run(plan(sweep, tmp_path / "sweep"))
+    worker.run(plan(sweep, tmp_path / "sweep"))
     ledger = Ledger(tmp_path / "sweep")
     assert {line["cell"] for line in ledger.failed.values()} == {"vbpr features=zeros"}
     assert all("are all zero" in line["error"] for line in ledger.failed.values())
@@ -209,8 +211,8 @@ def test_a_store_that_a_model_rejects_fails_alone(folder, tmp_path):
 def test_features_that_do_not_fit_together_train_apart(folder, swept, tmp_path, monkeypatch):
     sweep = config(folder)
     sweep["models"]["vbpr"]["config"]["mesh"] = "trial=2"
-    monkeypatch.setattr(packing.meshes, "free_memory", lambda mesh: 10**4)
-    running.run(plan(sweep, tmp_path), most=2)
+    monkeypatch.setattr(batching.meshes, "free_memory", lambda mesh: 10**4)
+    worker.run(plan(sweep, tmp_path), most=2)
     packs = {line["pack"]: line["cell"] for line in Ledger(tmp_path).done.values()}
     assert len(packs) > len(set(packs.values()))
     mine, theirs = (Ledger(at).done for at in (tmp_path, swept))
@@ -222,7 +224,7 @@ def test_on_a_mesh_that_splits_trials(folder, swept, tmp_path):
     sweep = config(folder)
     for model in sweep["models"].values():
         model["config"]["mesh"] = "trial=3"
-    running.run(plan(sweep, tmp_path))
+    worker.run(plan(sweep, tmp_path))
     mine, theirs = (Ledger(at) for at in (tmp_path, swept))
     assert {k: v["valid"] for k, v in mine.done.items()} == {
         k: v["valid"] for k, v in theirs.done.items()
@@ -235,7 +237,7 @@ def test_a_choice_after_the_test_of_a_cell_that_shares_trials(folder, tmp_path):
     levels = {"plain": {"lr_decay": (1.0, 50.0)}, "same": {"lr_decay": (1.0, 50.0)}}
     sweep = only_bprmf(folder, {"lr": (1e-2, 2e-2)}, loop={"epochs": 1}, compare={"decay": levels})
     made, ledger = plan(sweep, tmp_path), Ledger(tmp_path)
-    running.run(made)
+    worker.run(made)
     assert counts(tmp_path) == {"done": 2, "chosen": 2, "tested": 1}
     ledger = Ledger(tmp_path)
     (tested,) = ledger.tested.values()
@@ -248,17 +250,17 @@ def test_a_choice_after_the_test_of_a_cell_that_shares_trials(folder, tmp_path):
     line = first | {"event": "done", "valid": 0.99, "trial": better.id, "point": better.point}
     ledger.append([line | {"cell": other.name}])
     with pytest.raises(InputError, match="validation now prefers"):
-        running.run(again)
+        worker.run(again)
 
 
 def test_all_points_fail(folder, tmp_path):
-    running.run(plan(only_bprmf(folder, {"model": {"dim": (-4,)}}, seeds=(0, 1)), tmp_path))
+    worker.run(plan(only_bprmf(folder, {"model": {"dim": (-4,)}}, seeds=(0, 1)), tmp_path))
     assert counts(tmp_path) == {"failed": 1}
 
 
 def test_what_diverges_is_a_failure_of_its_own(folder, tmp_path):
     sweep = only_bprmf(folder, {"lr": (1e-2, 1e30)}, loop={"eval_every": 4})
-    running.run(plan(sweep, tmp_path))
+    worker.run(plan(sweep, tmp_path))
     assert counts(tmp_path) == {"done": 1, "failed": 1, "chosen": 1, "tested": 1}
     (failed,) = Ledger(tmp_path).failed.values()
     assert failed["point"] == {"lr": 1e30}
@@ -269,11 +271,11 @@ def test_other_interactions_under_an_old_workdir(folder, swept, tmp_path):
     workdir, data = tmp_path / "sweep", tmp_path / "data"
     sweep = only_bprmf(data, {"lr": (1e-2,)}, loop={"epochs": 1})
     shutil.copytree(folder, data)
-    running.run(plan(sweep, workdir))
+    worker.run(plan(sweep, workdir))
     shutil.rmtree(data)
     worlds.small(data, users=150)
     with pytest.raises(InputError, match=r"data held other interactions .* new --workdir"):
-        running.run(plan(sweep, workdir))
+        worker.run(plan(sweep, workdir))
 
 
 def test_a_level_without_its_store_is_left_out(folder):
@@ -295,14 +297,14 @@ def test_a_level_without_its_store_is_left_out(folder):
 def test_lost_weights_are_trained_again(folder, tmp_path):
     sweep = only_bprmf(folder, {"lr": (1e-2, 2e-2)}, loop={"epochs": 1})
     made, ledger = plan(sweep, tmp_path), Ledger(tmp_path)
-    running.run(made)
+    worker.run(made)
     events = [line for line in lines(tmp_path) if line["event"] != "tested"]
     (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in events))
     shutil.rmtree(tmp_path / "weights")
     ledger = Ledger(tmp_path)
     left = survey(made, ledger)
     assert [trial.id for trial in left.train] == [ledger.chosen["bprmf"]["trial"]]
-    running.run(made)
+    worker.run(made)
     assert counts(tmp_path)["tested"] == 1
 
 
@@ -316,12 +318,12 @@ def test_tpe_asks_in_batches_and_loses_none(folder, tmp_path):
     asked = [trial.id for trial in survey(made, ledger).train]
     assert len(asked) == 3
     assert [trial.id for trial in survey(plan(sweep, tmp_path), ledger).train] == asked  # a kill
-    running.run(made)
+    worker.run(made)
     ledger = Ledger(tmp_path)
     assert set(asked) <= set(ledger.done)
     tuned = [line for line in ledger.done.values() if line["seed"] == 0]
     assert len(tuned) == 7
     assert len({line["point"]["lr"] for line in tuned}) == 7
     assert counts(tmp_path) == {"done": 8, "chosen": 1, "tested": 2}
-    running.run(plan(sweep, tmp_path))
+    worker.run(plan(sweep, tmp_path))
     assert counts(tmp_path) == {"done": 8, "chosen": 1, "tested": 2}

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common
-from mmjax.errors import InputError
-from mmjax.sweep import packing, space
+from mmjax.core.errors import InputError
+from mmjax.sweep import batching, space
 
 ROOT = Path(__file__).resolve().parents[2]
 LRS, WEIGHTS = (1e-3, 1e-2), (0.1, 1.0, 10.0)
@@ -147,18 +147,18 @@ def program(trial):
 def test_what_shares_a_program():
     """Rates, weights and seeds do; widths and, by their names, features do not."""
     found = space.cells(sweep(tune={"lr": LRS, "model": {"l_w": WEIGHTS, "dim": (8, 16)}}))
-    groups = packing.by_program([*trials(found), *trials(found)], program)
+    groups = batching.by_program([*trials(found), *trials(found)], program)
     assert sorted(len(group) for group in groups) == [6] * 6  # 3 cells by 2 widths
     for group in groups:
         assert len({(trial.cell, trial.config["model"]["dim"]) for trial in group}) == 1
     seeds = [space.trial(found[0], {}, seed, hashes) for seed in (0, 1)]
-    assert len(packing.by_program(seeds, program)) == 1
+    assert len(batching.by_program(seeds, program)) == 1
 
 
 def test_what_nothing_trains_shares_no_program():
     models = {"ease": common.study("ease", {"model": {"l2": (1.0, 2.0)}})}
     found = space.cells(common.sweep(models, dataset="data").to_dict())
-    assert [len(group) for group in packing.by_program(trials(found), program)] == [1, 1]
+    assert [len(group) for group in batching.by_program(trials(found), program)] == [1, 1]
 
 
 SWEEPS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("*.py"))

@@ -1,0 +1,132 @@
+"""Places that may be URLs of an object store, `gs://...` or `s3://...`, beside plain paths.
+
+Small files go through etils' epath, whose paths have pathlib's methods (gcsfs or s3fs behind
+them); arrays through TensorStore. Both take credentials from where the clouds' own tools look. An
+S3-compatible store of one's own is named by AWS_ENDPOINT_URL.
+
+An object appears whole or not at all, so nothing is written aside and renamed in a bucket; what
+consists of several objects is whole once its last is there.
+"""
+
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from etils import epath
+
+from mmjax.core.errors import InputError
+
+DRIVERS = {"gs://": "gcsfs", "s3://": "s3fs"}  # by scheme: what reads small files there
+# TensorStore would otherwise try for many minutes: of a bucket that is not there, or gone.
+PATIENCE = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "8s"}
+
+
+def remote(place: str | os.PathLike[str]) -> bool:
+    """Whether it is a URL of an object store."""
+    return str(place).startswith(tuple(DRIVERS))
+
+
+def path(place: str | os.PathLike[str]) -> Path:
+    """A path with pathlib's methods, of a file system or of a bucket.
+
+    Raises:
+      InputError: another kind of URL; the package that reads such URLs is not installed.
+    """
+    text = str(place)
+    if not remote(text):
+        if "://" in text:
+            raise InputError(f"{text}: only {' and '.join(DRIVERS)} URLs can be read and written")
+        return Path(text)
+    package = DRIVERS[text[:5]]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{text} needs the package {package}: pip install {package}")
+    # Another process may have written since it was last listed.
+    fsspec.config.conf.setdefault(text[:2], {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
+
+
+def local(place: str | os.PathLike[str]) -> Path:
+    """A path of a file system, where a bucket's would not do.
+
+    Raises:
+      InputError: it is a URL.
+    """
+    if "://" in str(place):
+        raise InputError(f"{place} must be on a file system here, not a URL")
+    return Path(place)
+
+
+def faults() -> tuple[type[Exception], ...]:
+    """What is raised where a file or an object cannot be read or written."""
+    found: list[type[Exception]] = [OSError]
+    if "botocore" in sys.modules:
+        found.append(importlib.import_module("botocore.exceptions").BotoCoreError)
+    if "gcsfs" in sys.modules:
+        found.append(importlib.import_module("gcsfs.retry").HttpError)
+        found.append(importlib.import_module("google.auth.exceptions").GoogleAuthError)
+    return tuple(found)
+
+
+def reason(error: Exception, place: str | os.PathLike[str]) -> str:
+    """Why something at a place cannot be read or written, for people."""
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    why = why.splitlines()[0]
+    if remote(place):
+        return f"{why}; check the URL, your credentials and the connection"
+    return why
+
+
+def first_line(error: Exception) -> str:
+    """TensorStore's message without the specification it appends."""
+    return str(error).split(" [")[0].strip()
+
+
+def open_file(place: str | os.PathLike[str]) -> IO[bytes]:
+    """A file to read as it lies; an object as it was read, whole, since readers seek."""
+    if remote(place):
+        return io.BytesIO(path(place).read_bytes())
+    return open(place, "rb")  # as it was named: Path("") would be this folder
+
+
+def key_values(place: str | os.PathLike[str]) -> dict[str, Any]:
+    """TensorStore's specification of the folder or the prefix of a bucket, ending in a slash."""
+    url = str(place).rstrip("/") + "/"
+    if not remote(url):
+        return {"driver": "file", "path": os.path.abspath(os.path.expanduser(url)) + "/"}
+    bucket, _, inner = url[5:].partition("/")
+    if url.startswith("gs://"):
+        return {"driver": "gcs", "bucket": bucket, "path": inner, "gcs_request_retries": PATIENCE}
+    spec = {"driver": "s3", "bucket": bucket, "path": inner, "s3_request_retries": PATIENCE}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        spec |= {"endpoint": endpoint, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it also asks what only machines of AWS answer
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
+
+
+def zarr(place: dict[str, Any]) -> dict[str, Any]:
+    """TensorStore's spec of the zarr3 array whose chunks lie there, as `key_values` gives it."""
+    return {
+        "driver": "zarr3",
+        "kvstore": place,
+        # Else a lost chunk would read as zeros, and a chunk of zeros would not be written.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+
+
+def zarr_metadata(shape: Sequence[int], dtype: str, chunk: Sequence[int]) -> dict[str, Any]:
+    """zarr3's metadata of an array that is to be created; every chunk has a checksum."""
+    return {
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    }

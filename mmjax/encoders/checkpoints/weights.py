@@ -1,0 +1,135 @@
+"""The tensors of a checkpoint on disk: safetensors or torch's files, whole or in shards."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mmjax.core.errors import InputError
+from mmjax.encoders.checkpoints import pickled
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# What a checkpoint folder's weights are called; the first that is there is read.
+SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
+DTYPES = {  # of safetensors
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+NAMES = (*SAFETENSORS, "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+def tensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Each tensor's name and how to read it, from a file or from all shards of a folder.
+
+    Raises:
+      InputError: a file is missing, damaged or holds what is no tensor.
+    """
+    for shard in _shards(path):
+        if shard.suffix == ".safetensors":
+            yield from _safetensors(shard)
+        else:
+            for name, view in pickled.read(shard).items():
+                yield name, lambda view=view: np.array(view)
+
+
+def digest(path: Path) -> str:
+    """Tells one local checkpoint from another, fine-tuned one of the same shapes."""
+    whole = hashlib.sha256()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in (file for file in files if file.suffix in SUFFIXES and file.is_file()):
+        with open(file, "rb") as content:
+            whole.update(hashlib.file_digest(content, "sha256").digest())
+    return f"sha256:{whole.hexdigest()[:16]}"
+
+
+def _shards(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    name = next((name for name in NAMES if (path / name).exists()), None)
+    if name is None:
+        raise InputError(
+            f"{path} holds none of {', '.join(NAMES)}; name the file of weights itself"
+        )
+    if not name.endswith(".json"):
+        return [path / name]
+    try:
+        shards = sorted(set(json.loads((path / name).read_text())["weight_map"].values()))
+        shards = [path / shard for shard in shards]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{path / name} is no index of weights") from None
+    for shard in shards:
+        if not shard.exists():
+            raise InputError(f"{shard} is missing; the index names it")
+    return shards
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Views of the file: what of a tensor is not looked at is not read from the disk."""
+    try:
+        safe_open(path, framework="numpy")  # the library checks the header against the file
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        content = np.memmap(path, np.uint8, "r", 8 + length) if header else None
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+
+    def read(name: str) -> np.ndarray:
+        about = header[name]
+        if about["dtype"] not in DTYPES:
+            raise InputError(f"{path} has a {name} of {about['dtype']}, which cannot be read")
+        begin, end = about["data_offsets"]
+        if begin == end:
+            return np.zeros(about["shape"], DTYPES[about["dtype"]])
+        return content[begin:end].view(DTYPES[about["dtype"]]).reshape(about["shape"])
+
+    for name in header.keys() - {"__metadata__"}:
+        yield name, partial(read, name)
+
+
+class Stored:
+    """An array that lies in files: `stored[index]` reads what the index takes, in `dtype`.
+
+    So a device's part of a model goes from the disk to the device, and no host holds the whole.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], dtype: Any, *, stacked: bool):
+        """parts: views of files; if `stacked` they lie along a new leading axis.
+
+        `then`, if it is set, is applied to the array once it lies on devices.
+        """
+        self.then: Callable[[Any], Any] | None = None
+        self.parts, self.dtype, self.stacked = list(parts), np.dtype(dtype), stacked
+        self.shape = (len(parts), *parts[0].shape) if stacked else parts[0].shape
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        if not self.stacked:
+            return np.array(self.parts[0][index], self.dtype)
+        if isinstance(index[0], int):
+            return np.array(self.parts[index[0]][index[1:]], self.dtype)
+        chosen = [part[index[1:]] for part in self.parts[index[0]]]
+        found = np.empty((len(chosen), *chosen[0].shape), self.dtype)
+        for row, part in zip(found, chosen, strict=True):
+            row[...] = part
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # it is always one
+        return self[(slice(None),) * self.ndim].astype(dtype or self.dtype, copy=False)

@@ -1,0 +1,138 @@
+"""ALIGN (Jia et al. 2021): an EfficientNet and a BERT with one space of vectors.
+
+The image half ends with EfficientNet's last block, without the convolution on top; its mean over
+places is the image's vector, and a projection of the first token the text's. Vectors are what
+transformers' get_image_features and get_text_features give: not of unit length.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.checkpoints.hub import Rule
+from mmjax.encoders.core import Tower
+from mmjax.encoders.inputs import images, text
+from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.outputs import Outputs
+from mmjax.encoders.towers import bert, efficientnet
+from mmjax.encoders.towers.clip import open_half
+from mmjax.encoders.towers.efficientnet import EfficientNet
+
+MODEL_TYPES = ("align", "align_vision_model", "align_text_model")  # of config.json
+
+TEXT_DEFAULTS: dict[str, Any] = {  # what config.json may leave out, as transformers has it
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+}
+
+
+class Text(nnx.Module):
+    """ALIGN's text half: BERT and, with `projection`, a linear layer of so many outputs."""
+
+    def __init__(
+        self, config: bert.Config, *, pooler: bool, projection: int | None, rngs: nnx.Rngs
+    ):
+        self.bert = bert.Bert(config, pooler=pooler, rngs=rngs)
+        width = config.hidden_size
+        self.projection = nnx.Linear(width, projection, rngs=rngs) if projection else None
+
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> Outputs:
+        """ids: int [B, L]; mask: bool [B, L]; what `Bert` gives and text_embeds [B, F]."""
+        found = self.bert(ids, mask)
+        if self.projection is not None:
+            found["text_embeds"] = self.projection(found["last_hidden_state"][:, 0])
+        return found
+
+
+def embed_image(module: EfficientNet, pixels: jax.Array) -> Outputs:
+    """What `EfficientNet` gives, its pooler_output also as image_embeds [B, F]."""
+    found = module(pixels)
+    return {**found, "image_embeds": found["pooler_output"]}
+
+
+def key_map(modality: str, *, pooler: bool = True) -> list[Rule]:
+    """Names of AlignModel and of its halves on their own; the other half's are ignored."""
+    if modality == "image":
+        other = Rule(r"(?:text_model|text_projection)\..*|temperature", None)
+        return [other, *efficientnet.key_map("vision_model")]
+    words = bert.key_map("text_model", pooler=pooler)
+    return [
+        Rule(r"vision_model\..*|temperature", None),
+        *hub.linear("text_projection", "projection"),
+        *(rule._replace(path=rule.path and f"bert.{rule.path}") for rule in words),
+    ]
+
+
+def load(
+    *,
+    weights: str = "kakaobrain/align-base",
+    revision: str | None = None,
+    modality: str = "image",
+    layers: Sequence[str | int] = (),
+    dtype: str = "float32",
+    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
+    text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
+) -> Tower:
+    """The image or the text tower of a checkpoint: folder or hub id.
+
+    Args:
+      modality: "image" or "text"; the other half is not read.
+      layers: outputs by name or number; image_embeds or text_embeds unless given, or the mean of
+        last_hidden_state where a text half has no projection.
+      dtype: of parameters and computation, float32 or bfloat16.
+
+    Raises:
+      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+    """
+    checkpoint, half = open_half(weights, revision, modality, "align")
+    shared = {
+        "folder": checkpoint.folder,
+        "layers": layers,
+        "about": {
+            "encoder": f"align:{checkpoint.name}",
+            "revision": checkpoint.revision,
+            "half": modality,
+        },
+    }
+    if modality == "image":
+        shape = efficientnet.Config.read(half, top=False)
+        graph, params = hub.load_module(
+            lambda: EfficientNet(shape, rngs=nnx.Rngs(0)),
+            checkpoint.weights,
+            key_map(modality),
+            jnp.dtype(dtype),
+        )
+        return images.tower(
+            graph, params, embed_image, options=image, default="image_embeds", **shared
+        )
+    config = bert.Config.read(TEXT_DEFAULTS | half)
+    pooler = hub.has(checkpoint.weights, r"(?:text_model\.)?pooler\.dense\.weight")
+    projected = hub.has(checkpoint.weights, r"text_projection\.weight")
+    projection = (half.get("projection_dim") or 640) if projected else None
+    graph, params = hub.load_module(
+        lambda: Text(config, pooler=pooler, projection=projection, rngs=nnx.Rngs(0)),
+        checkpoint.weights,
+        key_map(modality, pooler=pooler),
+        jnp.dtype(dtype),
+    )
+    return text.tower(
+        graph,
+        params,
+        lambda module, ids, mask: module(ids, mask),
+        options=text_options,
+        window=config.max_position_embeddings,
+        default="text_embeds" if projected else None,
+        **shared,
+    )

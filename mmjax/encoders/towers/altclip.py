@@ -1,0 +1,169 @@
+"""AltCLIP (Chen et al. 2022): CLIP's image half, and XLM-RoBERTa taught to speak CLIP's language.
+
+Vectors are what transformers' get_image_features and get_text_features give: not of unit length.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.checkpoints.hub import Rule
+from mmjax.encoders.core import Tower
+from mmjax.encoders.inputs import images, text
+from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.layers import layer_norm
+from mmjax.encoders.outputs import Outputs
+from mmjax.encoders.towers import bert
+from mmjax.encoders.towers.clip import Vision, VisionConfig, open_half, vision_rules
+from mmjax.encoders.towers.roberta import padding_of
+from mmjax.encoders.towers.vit import read_fields
+
+MODEL_TYPES = ("altclip", "altclip_vision_model", "altclip_text_model")  # of config.json
+
+# What config.json omits of the text half is transformers'.
+TEXT_DEFAULTS = {
+    "vocab_size": 250002,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
+
+
+class Text(nnx.Module):
+    """AltCLIP's text half: XLM-RoBERTa, a LayerNorm and a linear layer to its teacher's width.
+
+    `projection` is the width of text_embeds, None without them.
+    """
+
+    def __init__(
+        self,
+        config: bert.Config,
+        *,
+        padding: int,
+        teacher: int,
+        projection: int | None,
+        rngs: nnx.Rngs,
+    ):
+        width = config.hidden_size
+        self.roberta = bert.Bert(config, pooler=False, padding=padding, rngs=rngs)
+        self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
+        self.transformation = nnx.Linear(width, teacher, rngs=rngs)
+        self.projection = (
+            nnx.Linear(teacher, projection, use_bias=False, rngs=rngs) if projection else None
+        )
+
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> Outputs:
+        """ids: int [B, L]; mask: bool [B, L], true at tokens.
+
+        Gives XLM-RoBERTa's hidden_states.0 (the embeddings) to hidden_states.N [B, L, D],
+        last_hidden_state (transformed) [B, L, T], pooler_output (its first token) [B, T] and,
+        projected, text_embeds [B, F].
+        """
+        found = self.roberta(ids, mask)
+        last = self.transformation(self.norm(found["last_hidden_state"]))
+        found |= {"last_hidden_state": last, "pooler_output": last[:, 0]}
+        if self.projection is not None:
+            found["text_embeds"] = self.projection(last[:, 0])
+        return found
+
+
+def key_map(modality: str) -> list[Rule]:
+    """Names of AltCLIPModel and of its halves on their own; the other half's are ignored.
+
+    Of both halves versions of transformers write `encoder.layer` or `encoder.layers`.
+    """
+    if modality == "image":
+        rules = [
+            Rule(r"text_(?:model|projection)\..*", None),
+            *vision_rules(r"(?:vision_model\.)?"),
+            *hub.linear("visual_projection", "projection"),
+        ]
+    else:
+        words = bert.key_map(r"(?:text_model\.)?roberta", pooler=False)
+        rules = [
+            Rule(r"vis(?:ion_model|ual_projection)\..*", None),
+            *hub.layer_norm(r"(?:text_model\.)?pre_LN", "norm"),
+            *hub.linear(r"(?:text_model\.)?transformation", "transformation"),
+            *hub.linear("text_projection", "projection"),
+            *(rule._replace(path=rule.path and f"roberta.{rule.path}") for rule in words),
+        ]
+    either = r"encoder\.layers?\."
+    patterns = (
+        rule.pattern.replace(r"encoder\.layers\.", either).replace(r"encoder\.layer\.", either)
+        for rule in rules
+    )
+    rules = [rule._replace(pattern=new) for rule, new in zip(rules, patterns, strict=True)]
+    return [Rule("logit_scale", None), *rules]
+
+
+def load(
+    *,
+    weights: str = "BAAI/AltCLIP",
+    revision: str | None = None,
+    modality: str = "image",
+    layers: Sequence[str | int] = (),
+    dtype: str = "float32",
+    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
+    text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
+) -> Tower:
+    """The image or the text tower of a checkpoint: folder or hub id.
+
+    Args:
+      modality: "image" or "text"; the other half is not read.
+      layers: outputs by name or number; image_embeds or text_embeds unless given, or pooler_output
+        where the checkpoint has no projection.
+      dtype: of parameters and computation, float32 or bfloat16.
+
+    Raises:
+      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+    """
+    checkpoint, half = open_half(weights, revision, modality, "altclip")
+    name = "visual" if modality == "image" else "text"
+    projected = hub.has(checkpoint.weights, rf"{name}_projection\.weight")
+    shared = {
+        "folder": checkpoint.folder,
+        "layers": layers,
+        "default": f"{modality}_embeds" if projected else "pooler_output",
+        "about": {
+            "encoder": f"altclip:{checkpoint.name}",
+            "revision": checkpoint.revision,
+            "half": modality,
+        },
+    }
+    if modality == "image":
+        shape = read_fields(VisionConfig, half)
+        graph, params = hub.load_module(
+            lambda: Vision(shape, projection=projected, rngs=nnx.Rngs(0)),
+            checkpoint.weights,
+            key_map(modality),
+            jnp.dtype(dtype),
+        )
+        return images.tower(graph, params, lambda module, x: module(x), options=image, **shared)
+    config, padding = bert.Config.read(TEXT_DEFAULTS | half), padding_of(half)
+    projection = (half.get("projection_dim") or 768) if projected else None
+    teacher = half.get("project_dim", 768)
+    graph, params = hub.load_module(
+        lambda: Text(
+            config, padding=padding, teacher=teacher, projection=projection, rngs=nnx.Rngs(0)
+        ),
+        checkpoint.weights,
+        key_map(modality),
+        jnp.dtype(dtype),
+    )
+    return text.tower(
+        graph,
+        params,
+        lambda module, ids, mask: module(ids, mask),
+        options=text_options,
+        window=config.max_position_embeddings - padding - 1,
+        **shared,
+    )

@@ -1,0 +1,134 @@
+"""What convolutional towers share: convolutions of feature maps, and the names of their tensors."""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.checkpoints.hub import Rule
+from mmjax.encoders.checkpoints.weights import tensors
+from mmjax.encoders.layers import ACTIVATIONS, BatchNorm
+
+
+class Conv(nnx.Module):
+    """Convolution of feature maps [B, H, W, C], as torch's Conv2d; sums are float32.
+
+    Args:
+      padding: zeros on every side, or (above and left, below and right), or "SAME": TensorFlow's,
+        which gives ceil(H / stride) rows and puts an odd one below.
+      groups: of channels that do not mix; 1, or as many as channels and features (depthwise).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        window: int = 1,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] | str = 0,
+        groups: int = 1,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if isinstance(padding, int):
+            padding = (padding, padding)
+        self.stride, self.groups = stride, groups
+        self.padding = padding if isinstance(padding, str) else (padding, padding)
+        init = nnx.initializers.lecun_normal()
+        shape = (window, window, channels // groups, features)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        window, strides, padding = kernel.shape[:2], (self.stride, self.stride), self.padding
+        if isinstance(padding, str):
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+
+        def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                strides,
+                padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+                preferred_element_type=jnp.float32,
+            )
+
+        if window == (1, 1) and self.groups == 1 and not np.any(padding):
+            x = x[:, :: self.stride, :: self.stride]
+            y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], preferred_element_type=jnp.float32)
+        elif self.groups == x.shape[-1] == kernel.shape[-1]:
+            # On CPUs XLA's own depthwise convolution is 10 to 50 times slower than shifting.
+            shift = partial(shifted_sum, stride=self.stride, padding=padding)
+            y = jax.lax.platform_dependent(x, kernel, cpu=shift, default=convolve)
+        else:
+            y = convolve(x, kernel)
+        if self.bias is not None:
+            y += self.bias[...].astype(jnp.float32).reshape(1, 1, 1, -1)
+        return y.astype(x.dtype)
+
+
+def shifted_sum(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """Depthwise convolution as a sum over the window's places of shifted maps: float32.
+
+    x: [B, H, W, C]; kernel: [window, window, 1, C].
+    """
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
+    kernel = kernel.astype(jnp.float32)
+    window = kernel.shape[:2]
+    # Of the last map that fits into x, one past the last row and column.
+    ends = [(n - k) // stride * stride + 1 for n, k in zip(x.shape[1:3], window, strict=True)]
+    total = jnp.float32(0)
+    for i, j in np.ndindex(window):
+        shifted = x[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+        total += shifted * kernel[i, j].reshape(1, 1, 1, -1)
+    return total
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, BatchNorm and an activation, if any."""
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        window: int = 1,
+        *,
+        activation: str | None = None,
+        epsilon: float = 1e-5,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        self.activation = ACTIVATIONS[activation] if activation else None
+        self.conv = Conv(channels, features, window, **options, rngs=rngs)
+        self.norm = BatchNorm(features, epsilon, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.norm(self.conv(x))
+        return self.activation(x) if self.activation else x
+
+
+def conv_norm(conv: str, norm: str, target: str) -> list[Rule]:
+    """The rules of a `ConvNorm`, whose two parts torch keeps apart; all without last parts."""
+    return [*hub.conv(conv, f"{target}.conv"), *hub.batch_norm(norm, f"{target}.norm")]
+
+
+def count_classes(source: Path, classifier: str, width: int) -> int | None:
+    """How many classes a checkpoint's linear classifier of `width` inputs tells apart, if any."""
+    for name, read in tensors(source):
+        if re.fullmatch(classifier + r"\.weight", name):
+            shape = read().shape
+            return shape[0] if shape[1:] == (width,) else None
+    return None

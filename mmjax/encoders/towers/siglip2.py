@@ -1,0 +1,214 @@
+"""SigLIP 2 NaFlex (Tschannen et al. 2025): images keep their shape.
+
+An image becomes the largest grid of patches of nearly its own aspect ratio that the model may
+read, padded to that many; positions are resized to each grid. Checkpoints of a fixed resolution
+are `siglip`'s. Vectors are not of unit length, as there.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from mmjax.core.errors import InputError
+from mmjax.encoders import outputs
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.checkpoints.hub import Rule
+from mmjax.encoders.core import Batch, Tower, pad_to
+from mmjax.encoders.inputs import images
+from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.pixels import Pixels
+from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.outputs import Outputs
+from mmjax.encoders.towers import clip, siglip
+from mmjax.encoders.towers.vit import read_fields
+
+MODEL_TYPES = ("siglip2", "siglip2_vision_model", "siglip2_text_model")  # of config.json
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """What config.json says of the image half, by its own names; omissions are transformers'."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    num_patches: int = 256  # of the square grid whose positions were trained
+    patch_size: int = 16
+    vision_use_head: bool = True
+
+
+class Tokens(nnx.Module):
+    """Patches of images of many shapes, with positions of a square grid resized to each."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        shape = (config.num_patches, config.hidden_size)
+        self.project = nnx.Linear(config.patch_size**2 * 3, config.hidden_size, rngs=rngs)
+        self.positions = nnx.Param(init(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
+        """patches: [B, L, p · p · 3]; grid: int [B, 2], rows and columns; to [B, L, D]."""
+        table = self.positions[...]
+        side = round(len(table) ** 0.5)
+        rows, columns = jnp.split(jnp.maximum(grid, 1), 2, axis=1)  # [B, 1] each
+        place = jnp.arange(patches.shape[1])[None]
+        down = triangle(jnp.minimum(place // columns, rows - 1), rows, side)  # also of padding
+        across = triangle(place % columns, columns, side)
+        weights = (down[..., None] * across[:, :, None]).reshape(*down.shape[:2], side * side)
+        positions = (weights @ table.astype(jnp.float32)).astype(table.dtype)
+        return self.project(patches) + positions
+
+
+def triangle(place: jax.Array, count: jax.Array, side: int) -> jax.Array:
+    """Weights [B, L, side] of an antialiased linear resize from `side` to `count` [B, 1] places."""
+    spacing = side / count
+    centres = (place + 0.5) * spacing - 0.5  # [B, L]
+    away = jnp.abs(jnp.arange(side)[None, None] - centres[..., None])
+    weights = jnp.maximum(0, 1 - away / jnp.maximum(spacing, 1)[..., None])
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+class Vision(nnx.Module):
+    """SigLIP 2's image half."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.tokens = Tokens(config, rngs=rngs)
+        self.trunk = siglip.Trunk(config, rngs=rngs)
+
+    def __call__(self, patches: jax.Array, grid: jax.Array) -> tuple[Outputs, jax.Array]:
+        """patches: [B, L, p · p · 3] in rows from the top left, then padding; grid: int [B, 2].
+
+        Gives the outputs of `siglip.Vision`, and a mask [B, L] of what is no padding.
+        """
+        mask = jnp.arange(patches.shape[1])[None] < grid.prod(axis=1)[:, None]
+        return self.trunk(self.tokens(patches, grid), mask), mask
+
+
+@dataclass(frozen=True)
+class Flexible:
+    """How an image becomes patches."""
+
+    pixels: Pixels
+    patch: int  # pixels
+    most: int  # patches
+
+    @classmethod
+    def read(cls, folder: Path, options: ImageOptions, patch: int) -> "Flexible":
+        """As preprocessor_config.json says.
+
+        Raises:
+          InputError: what `Pixels.read` raises, and where images would not keep their shape.
+        """
+        pixels = Pixels.read(folder, options)
+        if pixels.resize is not None or pixels.minmax:
+            raise InputError(
+                "SigLIP 2 NaFlex sizes images by itself: no --reshape, no minmax, no processor "
+                "that resizes"
+            )
+        path = Path(options.image_processor or folder)
+        path = path if path.suffix == ".json" else path / "preprocessor_config.json"
+        about = json.loads(path.read_text())
+        if not about.get("do_resize", True):
+            raise InputError(f"{path} does not resize, which SigLIP 2 NaFlex cannot do without")
+        if about.get("patch_size", patch) != patch:
+            raise InputError(f"{path} has patches of {about['patch_size']}, the model of {patch}")
+        return cls(pixels, patch, about.get("max_num_patches", 256))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns: the largest scale, by bisection to 1e-5, of at most `most` patches."""
+
+        def at(scale: float) -> tuple[int, int]:
+            return tuple(max(1, math.ceil(side * scale / self.patch)) for side in (height, width))
+
+        low, high = 1e-6, 100.0
+        while high - low >= 1e-5:
+            middle = (low + high) / 2
+            if math.prod(at(middle)) <= self.most:
+                low = middle
+            else:
+                high = middle
+        return at(low)
+
+    def apply(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """An RGB image to uint8 patches [most, p · p · 3] and its grid int [2]."""
+        rows, columns = self.grid(image.height, image.width)
+        size, p = (columns * self.patch, rows * self.patch), self.patch
+        array = np.asarray(image.resize(size, Image.Resampling(self.pixels.resample)))
+        squares = array.reshape(rows, p, columns, p, 3).swapaxes(1, 2)
+        patches = squares.reshape(rows * columns, p * p * 3)
+        return pad_to(patches, self.most), np.array([rows, columns], np.int32)
+
+
+def key_map() -> list[Rule]:
+    """Names of Siglip2Model's image half, alone or not; the text half's are ignored."""
+    prefix = r"(?:vision_model\.)?"
+    return [
+        Rule(r"(?:logit_(?:scale|bias)|(?:classifier|text_model)\..*)", None),
+        *hub.linear(prefix + r"embeddings\.patch_embedding", "tokens.project"),
+        *siglip.vision_rules(prefix),
+    ]
+
+
+def load(
+    *,
+    weights: str = "google/siglip2-base-patch16-naflex",
+    revision: str | None = None,
+    modality: str = "image",
+    layers: Sequence[str | int] = (),
+    dtype: str = "float32",
+    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
+    text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
+) -> Tower:
+    """The image or the text tower of a NaFlex checkpoint: folder or hub id; else as `siglip.load`.
+
+    Raises:
+      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+    """
+    if modality == "text":
+        return siglip.load_text("siglip2", weights, revision, layers, dtype, text_options)
+    checkpoint, half = clip.open_half(weights, revision, modality, "siglip2")
+    config = read_fields(VisionConfig, half)
+    flexible = Flexible.read(checkpoint.folder, image, config.patch_size)
+    graph, params = hub.load_module(
+        lambda: Vision(config, rngs=nnx.Rngs(0)), checkpoint.weights, key_map(), jnp.dtype(dtype)
+    )
+
+    def forward(module: Any, raw: jax.Array, grid: jax.Array) -> tuple[Outputs, jax.Array]:
+        colours = raw.reshape(*raw.shape[:2], -1, 3)
+        patches = flexible.pixels.normalize(colours).reshape(raw.shape)
+        return module(patches.astype(jnp.dtype(dtype)), grid)
+
+    def batches(paths: Sequence[str], size: int) -> Iterator[Batch]:
+        for rows, made, failed in images.decoded(paths, size, flexible.apply, image):
+            parts = (np.stack(part) for part in zip(*made, strict=True))
+            yield Batch(rows, tuple(pad_to(part, size) for part in parts), failed)
+
+    patch = (1, flexible.most, config.patch_size**2 * 3)
+    return outputs.tower(
+        "image",
+        graph,
+        params,
+        forward,
+        batches=batches,
+        example=(jax.ShapeDtypeStruct(patch, np.uint8), outputs.integers(1, 2)),
+        layers=layers,
+        default="image_embeds" if config.vision_use_head else "last_hidden_state:mean",
+        about={
+            "encoder": f"siglip2:{checkpoint.name}",
+            "revision": checkpoint.revision,
+            "half": modality,
+            "preprocessing": f"{flexible.most} patches of {config.patch_size}, {flexible.pixels}",
+        },
+    )

@@ -1,0 +1,162 @@
+"""A vision-language model, a prompt and a pooling: the Tower of one multimodal vector an item.
+
+  eos             the state of the token that ends the answer (arXiv 2508.04571)
+  mean_generated  the mean over the answer's states
+  last_prompt     the state of the prompt's last token: nothing is decoded
+  mean_prompt     the mean over the prompt's states, the image's tokens included
+
+A layer is a number of the hidden states: 0 is the embeddings, -1 the last, normed ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmjax.core.errors import InputError
+from mmjax.encoders import core
+from mmjax.encoders.checkpoints import hub
+from mmjax.encoders.core import Batch, Tower
+from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.vlm import batching, decoder, generation, lvlm, prompts
+from mmjax.encoders.vlm.lvlm import Prompts
+from mmjax.encoders.vlm.prompts import Family
+from mmjax.parallel import mesh
+
+POOLINGS = ("eos", "last_prompt", "mean_prompt", "mean_generated")
+DESCRIBE = "{image}Describe the image."  # unless the user has a prompt
+
+
+def tower(
+    graph: nnx.GraphDef,
+    params: Any,
+    *,
+    config: decoder.Config,
+    family: Family,
+    folder: Path,
+    ends: tuple[int, ...],
+    prompt: str,
+    pooling: str,
+    layers: Sequence[str | int],
+    image: ImageOptions,
+    answers: generation.Options,
+    about: dict[str, Any],
+) -> Tower:
+    """The tower of a model whose module is an `lvlm.Model`.
+
+    Args:
+      ends: ids that end an answer.
+      prompt: a file, see `prompts`.
+
+    Raises:
+      InputError: what `prompts.read` and `prompts.template` raise; no such layer or pooling, or
+        answers without a token.
+    """
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    if answers.max_new_tokens < 1 or answers.temperature < 0:
+        raise InputError(
+            f"max_new_tokens {answers.max_new_tokens} must be at least 1, temperature "
+            f"{answers.temperature} at least 0"
+        )
+    chosen = [_number(layer, config.num_hidden_layers) for layer in layers or (-1,)]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"a layer is asked for twice in {', '.join(map(str, layers))}")
+    tokenizer = hub.tokenizer(folder)
+    asked = prompts.read(prompt) if prompt else DESCRIBE
+    made = prompts.template(tokenizer, asked, family, folder)
+    spoken = pooling in ("eos", "mean_generated")
+    room = answers.max_new_tokens + 1 if spoken else 0
+
+    def batches(values: Sequence[Any], size: int) -> Iterator[Batch]:
+        return prompts.batches(made, values, size, image, room)
+
+    common = {
+        "modality": made.modality,
+        "layers": {f"hidden_states.{n}:{pooling}": config.hidden_size for n in chosen},
+        "params": params,
+        "batches": batches,
+    }
+    about = {**about, "prompt": asked, "prompt_hash": made.digest}
+    if not spoken:
+        shared, encode = _readers(graph, made.prefix, chosen, pooling)
+        return Tower(**common, encode=encode, about=about, stream=partial(_stream, shared))
+    steps = generation.programs(
+        graph, made.prefix, ends, tuple(chosen), answers, apart=mesh.on_cpu()
+    )
+    about |= {"max_new_tokens": answers.max_new_tokens, "temperature": answers.temperature}
+    about |= {"seed": answers.seed} if answers.temperature else {}
+
+    def speak(ids: np.ndarray) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return Tower(
+        **common,
+        encode=steps.read,
+        about=about,
+        stream=partial(batching.stream, steps, speak, pooling),
+        speaks=True,
+    )
+
+
+def _readers(
+    graph: nnx.GraphDef, prefix: tuple[int, ...], layers: Sequence[int], pooling: str
+) -> tuple[Any, core.Encode]:
+    """What reads the prefix, and what then reads prompts [B] to a vector [B, D] of each layer."""
+    exact = partial(jax.default_matmul_precision, "highest")
+
+    def total(real: jax.Array, states: jax.Array) -> jax.Array:
+        return jnp.where(real[:, :, None], states.astype(jnp.float32), 0).sum(axis=1)
+
+    @jax.jit
+    def shared(params: Any) -> tuple[decoder.Cache, jax.Array] | None:
+        if not prefix:
+            return None
+        text = hub.merge(graph, params).decoder
+        ids = jnp.array(prefix, jnp.int32)[None]
+        real = jnp.ones(ids.shape, bool)
+        with exact():
+            _, cache, sums = text.read_words(ids, real, partial(total, real))
+        return cache, sums
+
+    @jax.jit
+    def encode(given: Any, asked: Prompts) -> tuple[jax.Array, ...]:
+        params, before = given
+        cache, sums = before or (None, 0.0)
+        model = hub.merge(graph, params)
+        with exact():
+            if pooling == "last_prompt":
+                end = lvlm.last(asked.real)
+                _, _, kept = lvlm.read(model, asked, lambda x: lvlm.take(x, end), cache)
+            else:
+                _, _, kept = lvlm.read(model, asked, partial(total, asked.real), cache)
+                count = asked.real.sum(axis=1) + len(prefix)
+                kept = (kept + sums) / count[None, :, None]
+        return tuple(kept[n].astype(model.decoder.norm.scale.dtype) for n in layers)
+
+    return shared, encode
+
+
+def _stream(
+    shared: Any, batches: Any, encode: Any, params: Any, rows: Any = None, *rest: Any
+) -> core.Rows:
+    """`core.stream`, with the prefix read before."""
+    params = core.place(params, rows)
+    return core.stream(batches, encode, (params, shared(params)), rows, *rest)
+
+
+def _number(layer: str | int, count: int) -> int:
+    try:
+        number = int(str(layer))
+    except ValueError:
+        raise InputError(
+            f"layer {layer!r} is no number; the hidden states are 0 to {count}"
+        ) from None
+    if not -count - 1 <= number <= count:
+        raise InputError(f"layer {number}: the hidden states are 0 (the embeddings) to {count}")
+    return number % (count + 1)

@@ -1,0 +1,149 @@
+"""The rows of one job on their way through an encoder, and the chunks of the stores they fill."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mmjax import store
+from mmjax.core.errors import InputError
+from mmjax.core.progress import Progress
+from mmjax.encoders.core import Batch, Batches, Clock, Encode, Rows, stream
+from mmjax.encoders.vlm.batching import Answer
+from mmjax.features.extraction.inputs import Inputs
+from mmjax.features.extraction.job import Job
+from mmjax.parallel import mesh as meshes
+
+CHUNK_ROWS = 512  # of a store: what a kill can lose
+# A failed row may be mended and extracted again; an absent one has nothing to read.
+NOTHING = {"image": "no image", "text": "no text", "audio": "no audio", "image_text": "no pair"}
+
+
+class Reader:
+    """The rows of one job on their way through an encoder: what failed, what was cut."""
+
+    def __init__(self, inputs: Inputs, modality: str, size: int, mesh: Mesh | None, job: Job):
+        self.ids, self.values, self.modality = inputs.ids, inputs.of(modality), modality
+        self.size, self.mesh, self.job = size, mesh, job
+        self.rows = None if mesh is None else meshes.rows(mesh)
+        self.about = {**inputs.about, "inputs": inputs.digest(modality), "batch": size}
+        self.failed: dict[int, str] = {}
+        self.cut: dict[int, int] = defaultdict(int)  # first row of a batch -> inputs cut in it
+        self.clock = Clock()
+
+    @property
+    def chunk_rows(self) -> int:
+        wanted = self.job.chunk_rows or CHUNK_ROWS
+        return -(-wanted // self.size) * self.size
+
+    def create(
+        self, url: str, width: int, overwrite: bool, joining: bool = False, **about: Any
+    ) -> store.Writer:
+        return store.create(
+            url,
+            shape=(len(self.ids), width),
+            dtype=self.job.dtype,
+            item_ids=self.ids,
+            chunk_rows=self.chunk_rows,
+            overwrite=overwrite,
+            resume=True,
+            joining=joining,
+            **about,
+            **self.about,
+        )
+
+    def encode(
+        self,
+        groups: Iterable[np.ndarray],
+        batches: Batches,
+        encode: Encode,
+        params: Any,
+        progress: Progress,
+        through: Callable[..., Rows] = stream,
+    ) -> Rows:
+        """Encodes groups of rows one after the other; the pipeline stays full between them."""
+
+        def named() -> Iterator[Batch]:
+            for rows in groups:
+                made = batches([self.values[row] for row in rows], self.size)
+                for number, batch in enumerate(made):
+                    why = {int(rows[at]): reason for at, reason in batch.failed.items()}
+                    here = rows[batch.rows]
+                    yield batch._replace(rows=here, failed=why, begins=number == 0)
+
+        def seen(batch: Batch) -> None:
+            for row, why in batch.failed.items():
+                if self.job.on_error == "stop":
+                    raise InputError(
+                        f"{_spell(self.values[row])} of item {self.ids[row]!r} cannot be read "
+                        f"({why}); mend it or pass --on_error=skip"
+                    )
+                self.failed[row] = why
+            if batch.cut:
+                self.cut[int(batch.rows[0])] += batch.cut
+            progress.add(len(batch.failed))
+
+        if self.mesh is not None:
+            params = meshes.spread(params, self.mesh)
+        for rows, values in through(named(), encode, params, self.rows, seen, self.clock):
+            yield rows, values
+            progress.add(len(rows), f"host-wait {self.clock.waited / progress.seconds:.0%}")
+
+    def notes(
+        self, start: int, present: np.ndarray, answers: dict[int, Answer] | None = None
+    ) -> list[dict[str, Any]]:
+        """What to remember of these rows: why each absent one is, what was said, two counts."""
+        stop = start + len(present)
+        nothing = NOTHING.get(self.modality, f"no {self.modality.split('_')[0]}")
+        absent = {row: nothing for row in range(start, stop) if not self.values[row]}
+        why = absent | {row: why for row, why in self.failed.items() if start <= row < stop}
+        notes: list[dict[str, Any]] = [
+            {"id": self.ids[row], "input": _spell(self.values[row]), "reason": why[row]}
+            for row in sorted(why)
+        ]
+        notes += [
+            {"id": self.ids[row], **answer._asdict()}
+            for row, answer in sorted((answers or {}).items())
+        ]
+        cut = sum(count for row, count in self.cut.items() if start <= row < stop)
+        return [*notes, {"present": int(present.sum()), "cut": cut}]
+
+
+class Chunk:
+    """Rows of the stores that are written together, as they come."""
+
+    def __init__(self, reader: Reader, span: tuple[int, int], widths: list[int]):
+        self.reader, (self.start, self.stop), self.widths = reader, span, widths
+        self.present = np.zeros(self.stop - self.start, bool)
+        self.blocks: list[np.ndarray] = []  # allocated when the first row comes
+        self.answers: dict[int, Answer] = {}
+
+    def fill(self, rows: np.ndarray, values: list[np.ndarray]) -> None:
+        if not self.blocks:
+            shape = len(self.present)
+            self.blocks = [np.zeros((shape, width), np.float32) for width in self.widths]
+        self.present[rows - self.start] = True
+        for block, vectors in zip(self.blocks, values, strict=False):
+            block[rows - self.start] = vectors
+        if len(values) > len(self.blocks):
+            self.answers |= dict(zip(rows.tolist(), values[-1], strict=True))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row that has something to read was read, or could not be."""
+        lacking = np.flatnonzero(~self.present) + self.start
+        reader = self.reader
+        return not any(reader.values[row] and row not in reader.failed for row in lacking)
+
+    def write(self, writers: list[store.Writer]) -> None:
+        self.fill(np.zeros(0, int), [])
+        notes = self.reader.notes(self.start, self.present, self.answers)
+        for writer, block in zip(writers, self.blocks, strict=True):
+            writer.write(self.start, block, self.present, notes)
+
+
+def _spell(value: Any) -> str:
+    """An input as failures.jsonl shows it: a path, or the beginning of a text."""
+    return " | ".join(map(_spell, value)) if isinstance(value, tuple) else value[:200]

@@ -1,0 +1,245 @@
+"""Exact k-nearest-neighbour graphs of items by the cosine of their features.
+
+Never is more than a block of the similarities in memory. On one device each of them is computed
+once, a pair of row blocks serving the neighbours of both; on several, each device computes those of
+its own rows.
+"""
+
+import functools
+import hashlib
+import io
+from concurrent import futures
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from mmjax.core import files, storage
+from mmjax.core.errors import InputError
+from mmjax.parallel import distributed, table_sharding
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel.lazy_features import Unread
+
+LARGEST = 4096  # rows of a block: 64 MiB of similarities
+FEWEST = 8  # blocks, so that little is computed twice or for padding
+PART = 32  # columns whose largest is looked at first, see `_top`
+SHORTEST = 1e-24  # squared length of a row that points anywhere
+
+
+class Neighbours(NamedTuple):
+    """The k most similar items of each, itself among them, most similar first."""
+
+    values: jax.Array  # [I, k] cosines; -inf where there are fewer than k
+    columns: jax.Array  # [I, k] int32
+
+
+def nearest(x: jax.Array, k: int) -> Neighbours:
+    """Of rows x [I, F]; ties go to the lower item.
+
+    Rows of zeros have no neighbours and are nobody's. To be traced or called as it is; it has no
+    gradient, `cosines` has. Where the mesh splits tables, so is the work.
+    """
+    count, mesh = x.shape[0], table_sharding.current()
+    if mesh is not None and count > table_sharding.pieces(mesh):
+        return _around(x, k, mesh)
+    blocks = max(-(-count // LARGEST), min(FEWEST, -(-count // (4 * PART))))
+    size = -(-count // (blocks * PART)) * PART
+    x = jax.lax.stop_gradient(x)
+    there = jnp.square(x).sum(axis=1) > SHORTEST
+    x = jnp.pad(unit(x), ((0, blocks * size - count), (0, 0)))
+    there = jnp.pad(there, (0, blocks * size - count))
+    k_inside, zero = min(k, size), jnp.int32(0)  # like the starts of blocks, also in x64
+
+    def merge(best: Neighbours, row: jax.Array, found: jax.Array, column: jax.Array) -> Neighbours:
+        """`found` [size, size] are cosines of rows from `row` with columns from `column`."""
+        alive = jax.lax.dynamic_slice(there, (column,), (size,))
+        values, columns = _top(jnp.where(alive[None], found, -jnp.inf), k_inside)
+        mine = Neighbours(*(jax.lax.dynamic_slice(a, (row, zero), (size, k)) for a in best))
+        values = jnp.concatenate([mine.values, values], axis=1)
+        columns = jnp.concatenate([mine.columns, columns + column], axis=1)
+        values, which = jax.lax.top_k(values, k)
+        new = Neighbours(values, jnp.take_along_axis(columns, which, axis=1))
+        return Neighbours(
+            *(
+                jax.lax.dynamic_update_slice(old, part, (row, zero))
+                for old, part in zip(best, new, strict=True)
+            )
+        )
+
+    def pair(n: jax.Array, best: Neighbours) -> Neighbours:
+        row, column = first[n], second[n]
+        block = lambda start: jax.lax.dynamic_slice(x, (start, zero), (size, x.shape[1]))  # noqa: E731
+        found = block(row) @ block(column).T
+        best = merge(best, row, found, column)
+        # A block's rows meet the columns in ascending order, so that ties stay with the lower.
+        other = lambda best: merge(best, column, found.T, row)  # noqa: E731
+        return jax.lax.cond(row != column, other, lambda best: best, best)
+
+    rows, columns = np.triu_indices(blocks)
+    first, second = (jnp.asarray(a * size, jnp.int32) for a in (rows, columns))
+    shape = blocks * size, k
+    best = Neighbours(jnp.full(shape, -jnp.inf, x.dtype), jnp.zeros(shape, jnp.int32))
+    best = jax.lax.fori_loop(0, len(rows), pair, best)
+    found = there[:, None] & jnp.isfinite(best.values)
+    values = jnp.where(found, best.values, -jnp.inf)
+    return Neighbours(values[:count], jnp.where(found, best.columns, 0)[:count])
+
+
+def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
+    """`nearest` on several devices: each keeps the neighbours of its own rows, and the blocks of
+    all go round in a ring, so that none ever holds more than its own block and a passing one."""
+    count, many = x.shape[0], table_sharding.pieces(mesh)
+    size = -(-count // (many * PART)) * PART
+    # Any cycle will do, since a block brings its first column; JAX 0.12 wants the mesh's order.
+    axes = tuple(axis for axis in mesh.axis_names if axis in table_sharding.AXES)
+    ring = [(n, (n - 1) % many) for n in range(many)]
+    chunk = next(n for n in range(min(size, LARGEST), 0, -1) if size % n == 0)
+
+    def own(x: jax.Array) -> Neighbours:
+        x = unit(x)
+        first = (jax.lax.axis_index(table_sharding.AXES) * size).astype(jnp.int32)
+        there = jnp.square(x).sum(axis=1) > 0
+
+        def meet(mine: jax.Array, best: Neighbours, block: tuple) -> Neighbours:
+            passing, alive, column = block
+            found = jnp.where(alive[None], mine @ passing.T, -jnp.inf)
+            values, columns = _top(found, min(k, size))
+            values = jnp.concatenate([best.values, values], axis=1)
+            columns = jnp.concatenate([best.columns, columns + column], axis=1)
+            # By value, then by item: blocks do not pass in the order of the items.
+            values, columns = jax.lax.sort((-values, columns), num_keys=2)
+            return Neighbours(-values[:, :k], columns[:, :k])
+
+        def turn(_: jax.Array, carry: tuple) -> tuple:
+            best, block = carry
+            cut = lambda a: a.reshape(-1, chunk, a.shape[1])  # noqa: E731
+            some = jax.lax.map(lambda part: meet(*part, block), (cut(x), jax.tree.map(cut, best)))
+            best = jax.tree.map(lambda a: a.reshape(size, k), some)
+            return best, jax.lax.ppermute(block, axes, ring)
+
+        none = jnp.full((size, k), -jnp.inf, x.dtype), jnp.full((size, k), count, jnp.int32)
+        best, _ = jax.lax.fori_loop(0, many, turn, (Neighbours(*none), (x, there, first)))
+        found = there[:, None] & jnp.isfinite(best.values)
+        return Neighbours(
+            jnp.where(found, best.values, -jnp.inf), jnp.where(found, best.columns, 0)
+        )
+
+    x = table_sharding.filled(jax.lax.stop_gradient(x), many * size)
+    rows = PartitionSpec(table_sharding.AXES)
+    found = table_sharding.on_each(own, mesh, rows, Neighbours(rows, rows))(x)
+    return Neighbours(found.values[:count], found.columns[:count])
+
+
+def _top(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k` of rows that are a multiple of PART long, exact with its order of ties.
+
+    The k largest of a row stand in the k parts with the largest maxima. To take maxima is fast;
+    what is left to sort is short.
+    """
+    rows = values.shape[0]
+    parts = values.reshape(rows, -1, PART)
+    if parts.shape[1] <= 2 * k:
+        return jax.lax.top_k(values, k)
+    chosen = jnp.sort(jax.lax.top_k(parts.max(axis=-1), k)[1], axis=1)  # [rows, k], by column
+    inside = jnp.take_along_axis(parts, chosen[:, :, None], axis=1).reshape(rows, k * PART)
+    values, which = jax.lax.top_k(inside, k)
+    part = jnp.take_along_axis(chosen, which // PART, axis=1)
+    return values, part * PART + which % PART
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Divide rows by their length, or by 1e-12 where that is longer, as torch's normalize does.
+
+    Rows of zeros stay zeros, and have a gradient of zero (torch: 1e12 times what comes in).
+    """
+    squares = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jnp.where(squares > 0, jax.lax.rsqrt(jnp.maximum(squares, SHORTEST)), 0)
+
+
+def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:
+    """Of each row of x [I, F] with k others, columns int [I, k], to [I, k]; differentiable."""
+    x = unit(x)
+    return (x[:, None] * x[columns]).sum(axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _nearest(x: jax.Array, k: int) -> Neighbours:
+    return nearest(x.astype(jnp.promote_types(x.dtype, jnp.float32)), k)
+
+
+def _on_mesh(x: np.ndarray | Unread, k: int, mesh: Mesh) -> Neighbours:
+    """`nearest` of rows on the host or unread, of which each device is given its own."""
+    rows = table_sharding.filled(x, table_sharding.pieces(mesh))
+    rows = meshes.put(rows, NamedSharding(mesh, PartitionSpec(table_sharding.AXES)))
+    with meshes.use(mesh):
+        found = jax.jit(_nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))(rows, k)
+    return Neighbours(*(np.asarray(part)[: x.shape[0]] for part in found))
+
+
+def build(features: Any, k: int, folder: str | Path = "", mesh: Mesh | None = None) -> Neighbours:
+    """`nearest` of features [I, F], on the host or unread, kept in a folder under the hash of what
+    made it.
+
+    Features of less than float32 are widened first. A mesh of several devices shares the work.
+
+    Raises:
+      InputError: k is not between 1 and I.
+    """
+    if not 1 <= k <= features.shape[0]:
+        raise InputError(
+            f"top_k={k} neighbours of {features.shape[0]} items, each counted as its own first: "
+            f"choose a number between 1 and {features.shape[0]}"
+        )
+
+    def find() -> Neighbours:
+        if mesh is None or table_sharding.pieces(mesh) == 1:
+            return Neighbours(*map(np.asarray, _nearest(jnp.asarray(features), k)))
+        # A thread of its own, since a recommender builds its graphs while it is being traced.
+        with futures.ThreadPoolExecutor(1) as thread:
+            rows = features if isinstance(features, Unread) else np.asarray(features)
+            return thread.submit(_on_mesh, rows, k, mesh).result()
+
+    if not folder:
+        return find()
+    mark = hashlib.sha256(f"1 {k} {features.shape} {features.dtype}".encode())
+    known = isinstance(features, Unread) and features.digest
+    mark.update(known.encode() if known else np.ascontiguousarray(features).view(np.uint8).data)
+    path = storage.path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
+    # All processes of a mesh find them together, or none does.
+    if not distributed.everywhere(files.exists(path)):
+        found, made = find(), io.BytesIO()
+        np.savez(made, values=found.values, columns=found.columns)
+        files.write_bytes(path, made.getvalue())
+    with storage.open_file(path) as file, np.load(file) as kept:
+        return Neighbours(kept["values"], kept["columns"])
+
+
+def weigh(
+    found: Neighbours, how: str, *, eps: float = 0.0, self_one: bool = False
+) -> sp.csr_matrix:
+    """A frozen item graph [I, I], directed, in float64.
+
+    `uniform`: every edge 1 / (k_i + eps), for an item's k_i neighbours (FREEDOM; k_i = k where no
+    features are missing). `cosine`: D^-1/2 S D^-1/2 of the cosines S with D the row sums on both
+    sides (LATTICE); `self_one` sets the diagonal of S to 1 first, as Elliot's LATTICE does. A row
+    sum that is not positive counts as no edges.
+    """
+    count, k = found.values.shape
+    there = np.isfinite(found.values)
+    rows = np.repeat(np.arange(count), k)[there.ravel()]
+    columns, values = found.columns[there], found.values[there].astype(np.float64)
+    if how == "uniform":
+        values = 1 / (np.bincount(rows, minlength=count)[rows] + eps)
+        return sp.csr_matrix((values, (rows, columns)), shape=(count, count))
+    matrix = sp.csr_matrix((values, (rows, columns)), shape=(count, count))
+    if self_one:
+        matrix = matrix.tolil()
+        matrix.setdiag(np.where(there.any(axis=1), 1.0, 0.0))
+        matrix = matrix.tocsr()
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    scale = sp.diags(np.power(sums, -0.5, out=np.zeros_like(sums), where=sums > 0))
+    return (scale @ matrix @ scale).tocsr()

@@ -1,0 +1,203 @@
+"""Filling a store chunk by chunk, so that a kill loses at most the chunks in flight."""
+
+import hashlib
+import json
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from mmjax.core import storage
+from mmjax.core.errors import InputError
+from mmjax.store import layout
+from mmjax.store.read import Store
+
+
+class Writer:
+    """Fills a store that `create` began, chunk by chunk, in any order.
+
+    As a context manager it finishes the store, or takes it away when the block raises; one that
+    may be gone on with (`keep`) stays then, as soon as it holds a chunk. One that `joined` another
+    process's store writes chunks and leaves all else to that process.
+
+    Every chunk leaves a record `parts/<first row>.json` once its arrays are on disk: who goes on
+    with the store knows by them what is done. `finish` gathers them into the manifest.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        item_ids: Sequence[str],
+        lock: layout.Lock | None = None,
+        *,
+        keep: bool = False,
+        joined: bool = False,
+    ):
+        self.store = store
+        self._item_ids = item_ids
+        self._lock = lock
+        self._keep, self._joined = keep, joined
+        self._pending: deque[tuple[int, dict[str, Any], list[ts.WriteFutures]]] = deque()
+        self._parts: dict[int, dict[str, Any]] = {}  # records this writer has written or read
+        self.done = self._read_done()  # first rows of the chunks that are on disk
+        if joined:
+            self._token = store.kv.read("writer").result().value
+        else:
+            self._token = uuid.uuid4().hex.encode()
+            if lock is None and not store.manifest["complete"]:
+                layout.write(store.kv, "writer", self._token)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._joined:
+            self.settle()
+            return
+        try:
+            if kind is None:
+                self.finish()
+            elif self._keep:
+                self.settle()
+        finally:
+            # Afresh: others may have written chunks of it.
+            if not self.store.manifest["complete"] and not (self._keep and self._read_done()):
+                self.discard()
+            self._unlock()
+
+    def write(
+        self, start_row: int, rows: np.ndarray, present: np.ndarray, notes: Sequence[Any] = ()
+    ) -> None:
+        """Writes whole chunks, asynchronously; absent rows are written as zeros.
+
+        Args:
+          start_row: first row, at the start of a chunk.
+          rows: [n, F], to the end of a chunk or of the store.
+          present: bool [n].
+          notes: JSON values about these rows, returned by `notes` once all is written.
+
+        Raises:
+          InputError: a present row with a NaN or infinite value; the disk is full; another
+            process has begun to write this store.
+          ValueError: rows that are no whole chunks.
+        """
+        (count, width), step = self.store.shape, self.store.manifest["chunk_rows"]
+        stop = start_row + len(rows)
+        if rows.shape[1:] != (width,) or present.shape != rows.shape[:1]:
+            raise ValueError(f"rows {rows.shape} and present {present.shape} for width {width}")
+        if start_row % step or stop > count or (stop % step and stop != count):
+            raise ValueError(f"rows {start_row} to {stop} are no whole chunks of {step} rows")
+        for first in range(start_row, stop, step):
+            chunk = slice(first - start_row, first - start_row + step)
+            there = np.array(present[chunk], bool)
+            block = np.zeros((len(there), width), self.store.dtype)
+            with np.errstate(over="ignore"):  # what overflows the dtype is reported below
+                block[there] = rows[chunk][there]
+            bad = ~np.isfinite(block).all(axis=1)
+            if bad.any():
+                row = first + int(bad.argmax())
+                raise InputError(
+                    f"{self.store.url}: the features of item {self._item_ids[row]!r} (row {row}) "
+                    f"hold a NaN or infinite value as {block.dtype}"
+                )
+            last = first + len(block)
+            part = {"digest": layout.digest(block, there), "notes": list(notes)}
+            notes = ()  # of a write of several chunks the first carries them
+            writes = (self.store.features, block), (self.store.present, there)
+            futures = [array[first:last].write(values) for array, values in writes]
+            self._pending.append((first, part, futures))
+            while len(self._pending) > 4:  # bounds the memory of chunks in flight
+                self._wait()
+
+    def notes(self) -> list[Any]:
+        """What was noted of all rows, in their order, by this writer and those before it."""
+        self.settle()
+        return [note for start, _ in self.store.spans() for note in self._part(start)["notes"]]
+
+    def attach(self, name: str, content: bytes) -> None:
+        """Puts a file of this name beside the arrays."""
+        layout.write(self.store.kv, name, content)
+
+    def finish(self, **outcome: Any) -> Store:
+        """Completes the manifest; `outcome` are JSON values that only the end could tell.
+
+        Raises:
+          InputError: a chunk was never written.
+        """
+        store = self.store
+        self.settle()
+        if store.manifest["complete"]:
+            self._tidy()
+            return store
+        digests = [self._part(start)["digest"] for start, _ in store.spans()]
+        about = json.dumps([store.dtype.name, store.shape, store.manifest["item_hash"], digests])
+        content_hash = hashlib.sha256(about.encode()).hexdigest()[:32]
+        store.manifest.update(complete=True, content_hash=content_hash, digests=digests)
+        if outcome:
+            store.manifest["outcome"] = outcome
+        try:
+            layout.write_manifest(store.kv, store.manifest)
+        except InputError:
+            store.manifest["complete"] = False
+            raise
+        self._tidy()
+        return store
+
+    def discard(self) -> None:
+        """Takes the unfinished store away again; its manifest last."""
+        for _, _, futures in self._pending:
+            for future in futures:
+                future.commit.exception()
+        self._pending.clear()
+        layout.delete_contents(self.store.kv)
+        self.store.kv.write("manifest.json", None).result()
+        self._unlock()
+        layout.prune(self.store.kv)
+
+    def _read_done(self) -> set[int]:
+        if self.store.manifest["complete"]:
+            return {start for start, _ in self.store.spans()}
+        names = self.store.kv.list(ts.KvStore.KeyRange("parts/", "parts0")).result()
+        return {int(name[len("parts/") : -len(".json")]) for name in names}
+
+    def _part(self, start: int) -> dict[str, Any]:
+        if start not in self._parts:
+            content = layout.read(self.store.url, self.store.kv, f"parts/{start}.json")
+            if content is None:
+                raise InputError(f"{self.store.url}: the rows from {start} were never written")
+            self._parts[start] = json.loads(content)
+        return self._parts[start]
+
+    def settle(self) -> None:
+        """Returns when all chunks are on disk, with their records."""
+        while self._pending:
+            self._wait()
+
+    def _wait(self) -> None:
+        start, part, futures = self._pending.popleft()
+        for future in futures:
+            try:
+                future.result()
+            except ValueError as error:
+                raise InputError(
+                    f"{self.store.url} cannot be written: {storage.first_line(error)}"
+                ) from None
+        if self._lock is None and self.store.kv.read("writer").result().value != self._token:
+            raise InputError(f"another process has begun to write {self.store.url}; this one stops")
+        layout.write(self.store.kv, f"parts/{start}.json", json.dumps(part).encode())
+        self._parts[start] = part
+        self.done.add(start)
+
+    def _tidy(self) -> None:
+        """What only an unfinished store needs goes."""
+        self.store.kv.delete_range(ts.KvStore.KeyRange("parts/", "parts0")).result()
+        self.store.kv.write("writer", None).result()
+        self._unlock()
+        layout.prune(self.store.kv)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()

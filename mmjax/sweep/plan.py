@@ -1,0 +1,126 @@
+"""What of a sweep is left: trials to train, choices to make, test splits to read."""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmjax.core import files
+from mmjax.core.errors import InputError
+from mmjax.sweep import search, space
+from mmjax.sweep.ledger import Ledger
+from mmjax.sweep.resources import Shelf
+from mmjax.training import experiment
+
+
+class Plan(NamedTuple):
+    """A sweep that can be worked on: its cells' stores are there."""
+
+    sweep: space.Config
+    cells: list[space.Cell]
+    shelf: Shelf
+    workdir: Path
+
+
+class Left(NamedTuple):
+    """What is not done yet."""
+
+    train: list[space.Trial]
+    test: list[space.Trial]
+    trials: int  # all that there will be
+    done: int  # of them
+
+
+def claim(plan: Plan) -> None:
+    """Writes sweep.json, unless the workdir's datasets were others.
+
+    A changed config is taken: trials that it shares with the earlier one are not done again.
+    """
+    path, mine = plan.workdir / "sweep.json", plan.shelf.data_hashes()
+    if path.exists():
+        for name, digest in files.read_json(path)["data"].items():
+            if mine.get(name, digest) != digest:
+                raise InputError(
+                    f"{plan.workdir} was begun when {name} held other interactions ({digest}, now "
+                    f"{mine[name]}); give a new --workdir"
+                )
+    cells = {cell.name: {"model": cell.model, "levels": cell.levels} for cell in plan.cells}
+    files.write_json(path, {"sweep": experiment.plain(plan.sweep), "cells": cells, "data": mine})
+
+
+def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
+    """What is left; notes in the ledger what a cell has chosen once all its points are done."""
+    to_train, to_test, total, settled = [], [], 0, 0
+    seeds = plan.sweep["seeds"]
+    for cell in plan.cells:
+
+        def of(point: space.Point, seed: int = seeds[0], cell: space.Cell = cell) -> space.Trial:
+            return space.trial(cell, point, seed, plan.shelf.hashes)
+
+        points, count = search.points(cell, plan.sweep, plan.workdir, ledger, lambda p: of(p).id)
+        trials = {trial.id: trial for trial in map(of, points)}
+        undone = [t for t in trials.values() if _undone(t, ledger, retried)]
+        total += max(count, len(trials)) + len(seeds) - 1
+        settled += len(trials) - len(undone)
+        to_train += undone
+        if undone or len(points) < count:
+            continue
+        best = choose(
+            cell, list(trials.values()), lambda p, of=of: [of(p, s) for s in seeds], ledger
+        )
+        if best is None:  # every point failed, and so has the cell
+            settled += len(seeds) - 1
+            continue
+        for trial in (of(best.point, seed) for seed in seeds):
+            known = plan.workdir / "weights" / trial.id
+            lost = trial.id in ledger.done and trial.id not in ledger.tested and not known.exists()
+            if lost or _undone(trial, ledger, retried):
+                to_train.append(trial)
+                continue
+            settled += trial.seed != seeds[0]
+            if trial.id in ledger.done and trial.id not in ledger.tested:
+                to_test.append(trial)
+    return Left(to_train, to_test, total, settled)
+
+
+def _undone(trial: space.Trial, ledger: Ledger, retried: Collection[str]) -> bool:
+    failed = trial.id in ledger.failed and trial.id not in retried
+    return trial.id not in ledger.done and not failed
+
+
+def choose(
+    cell: space.Cell,
+    trials: Sequence[space.Trial],
+    repeats: Callable[[space.Point], list[space.Trial]],
+    ledger: Ledger,
+) -> space.Trial | None:
+    """The trial that is best on validation, the first of equals; the ledger keeps it.
+
+    Args:
+      repeats: the trials of a point over all seeds.
+
+    Raises:
+      InputError: the test split was read for another point already, for this cell or for another
+        that names the same trials, so that a choice after it would not be blind.
+    """
+    known = [trial for trial in trials if trial.id in ledger.done]
+    if not known:
+        return None
+    best = max(known, key=lambda trial: ledger.done[trial.id]["valid"])
+    before = ledger.chosen.get(cell.name)
+    if before is not None and before["trial"] == best.id:
+        return best
+    if before is not None:
+        spent = {trial.id for trial in repeats(before["point"])} & ledger.tested.keys()
+        if spent or any(line["cell"] == cell.name for line in ledger.tested.values()):
+            raise InputError(
+                f"{cell.name}: validation now prefers {best.point}, but the test split was read "
+                f"for {before['point']}; give a new --workdir to choose again"
+            )
+    event = {"event": "chosen", "cell": cell.name, "trial": best.id}
+    ledger.append([event | {"point": best.point, "valid": ledger.done[best.id]["valid"]}])
+    return best
+
+
+def event(kind: str, trial: space.Trial) -> dict[str, Any]:
+    about = {"event": kind, "trial": trial.id, "cell": trial.cell}
+    return about | {"point": trial.point, "seed": trial.seed}

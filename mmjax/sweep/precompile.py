@@ -1,0 +1,57 @@
+"""All programs of a sweep, compiled before it starts, into the cache that its processes read."""
+
+from collections.abc import Iterator, Sequence
+
+from mmjax.core.progress import Progress
+from mmjax.parallel import trial_axis
+from mmjax.sweep import estimate, space
+from mmjax.sweep.batching import Packer
+from mmjax.sweep.plan import Plan
+from mmjax.training import epochs, experiment, fit
+
+
+def compile_all(plan: Plan, most: int = 0) -> int:
+    """Compiles what a process that does the whole sweep will run: initialisation, an epoch, and the
+    evaluations, for every number of trials at a time; returns how many packs that were.
+
+    Processes that share the work may hold smaller packs at its end, and compile those themselves.
+
+    Args:
+      most: as of `running.run`.
+    """
+    packer, done = Packer(plan.shelf, most), set()
+    tuned, repeated = estimate.phases(plan)
+    while True:
+        try:
+            packs = [*_packs(tuned, packer), *_packs(repeated, packer)]
+            with Progress("program", len(packs), unit="program", done=len(done)) as progress:
+                for pack in packs:
+                    key = tuple(trial.id for trial in pack)
+                    if key not in done:
+                        _compile(plan, pack, packer)
+                        done.add(key)
+                        progress.add(1, pack[0].cell)
+            return len(done)
+        except trial_axis.Unlike:  # the packer knows it now, and groups them otherwise
+            continue
+
+
+def _packs(trials: Sequence[space.Trial], packer: Packer) -> Iterator[list[space.Trial]]:
+    for group in packer.groups(trials):
+        size = packer.size(group)
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _compile(plan: Plan, pack: Sequence[space.Trial], packer: Packer) -> None:
+    config = pack[0].config
+    whole, data = packer.build(pack), packer.data(config)
+    whole.init()
+    tasks = experiment.tasks(config, data)
+    for width in trial_axis.widths(len(whole.keys), whole.mesh):
+        trials = whole if width == len(whole.keys) else whole.take(range(width))
+        evaluate = fit.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})
+        if trials.trainable:
+            epochs.compile_programs(trials, {"compile_s": 0.0})
+        for split in tasks:
+            evaluate.compile(split)

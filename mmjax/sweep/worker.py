@@ -1,0 +1,188 @@
+"""The sweep itself: look what is left, train a pack of it or read a test split, look again.
+
+Nothing is remembered between two turns of the loop but what lies in the workdir, so a killed sweep
+goes on with the same command, and several processes or hosts share one workdir:
+
+    sweep.json          the config, and the hashes of its datasets
+    ledger.jsonl        what is done (`ledger`); leases/ who does what (`leases`)
+    packs/ID/           trials that train as one program: members, checkpoints, metrics.jsonl
+    weights/TRIAL/      the best weights of a pack's best trials, until they are tested
+    runs/TRIAL/         of every trial that was tested, what train.py writes of a run
+    studies.journal     TPE's
+
+Training a trial never sees the test split: only `testing.read_test` does, for chosen points.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.core import files
+from mmjax.core.progress import Progress
+from mmjax.parallel import trial_axis
+from mmjax.sweep import final_test, space
+from mmjax.sweep.batching import Packer
+from mmjax.sweep.leases import Leases
+from mmjax.sweep.ledger import Ledger
+from mmjax.sweep.plan import Plan, claim, event, survey
+from mmjax.training import experiment, fit
+from mmjax.training.checkpoint import Checkpoints
+
+
+def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float = 300.0) -> None:
+    """Works until the sweep is done.
+
+    Args:
+      most: trials of a program at a time; 0 for as many as memory holds.
+      retry_failed: trains once more what failed.
+      expiry: seconds after which what another process left lying may be taken over.
+
+    Raises:
+      InputError: the workdir is another sweep's or its data changed, or it cannot be written.
+    """
+    claim(plan)
+    ledger = Ledger(plan.workdir)
+    retried = set(ledger.failed) if retry_failed else set()
+    leases = Leases(plan.workdir / "leases", ledger.locked, expiry)
+    left, packer, waiting = survey(plan, ledger, retried), Packer(plan.shelf, most), False
+    with Progress("trial", left.trials, unit="trial", done=left.done) as progress:
+        while left.train or left.test:
+            try:
+                pack = _next_pack(plan, left.train, packer, ledger, leases)
+                if pack:
+                    with leases.kept([trial.id for trial in pack]):
+                        _train(plan, pack, packer, ledger, leases)
+                        retried -= {trial.id for trial in pack}
+                worked = pack or final_test.test(plan, left.test, packer, ledger, leases)
+            except trial_axis.Unlike:  # the packer knows it now, and groups them otherwise
+                continue
+            if not worked:
+                if not waiting:
+                    print("waiting for what other processes are doing", flush=True)
+                time.sleep(min(5.0, expiry / 4))
+            waiting = not worked
+            ledger.refresh()
+            left = survey(plan, ledger, retried)
+            progress.total = left.trials
+            progress.add(left.done - progress.done)
+    for folder in plan.workdir.glob("weights/*"):  # of trials that were best of a pack only
+        if folder.name not in ledger.tested:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _next_pack(
+    plan: Plan,
+    undone: Sequence[space.Trial],
+    packer: Packer,
+    ledger: Ledger,
+    leases: Leases,
+) -> list[space.Trial]:
+    """Trials of one program that this process now holds; none if others hold all.
+
+    A pack that a kill left behind comes first, whole, so that it goes on from its checkpoint.
+    """
+    by_id, groups = {trial.id: trial for trial in undone}, packer.groups(undone)
+    for folder in sorted(plan.workdir.glob("packs/*/checkpoints")):
+        members = files.read_json(folder.parent / "members.json")
+        if any(set(members) <= {trial.id for trial in group} for group in groups):
+            mine = _taken(members, len(members), ledger, leases)
+            if len(mine) == len(members):
+                return [by_id[name] for name in members]
+            leases.release(mine)
+    for group in groups:
+        mine = _taken([trial.id for trial in group], packer.size(group), ledger, leases)
+        if mine:
+            return [by_id[name] for name in mine]
+    return []
+
+
+def _taken(names: Sequence[str], most: int, ledger: Ledger, leases: Leases) -> list[str]:
+    """At most so many of the names, now held, but for those that another process settled and gave
+    back since the ledger was last read."""
+    before = ledger.done.keys() | ledger.failed.keys()
+    taken = leases.take(names, most)
+    ledger.refresh()
+    settled = (ledger.done.keys() | ledger.failed.keys()) - before
+    leases.release([name for name in taken if name in settled])
+    return [name for name in taken if name not in settled]
+
+
+def _train(
+    plan: Plan, pack: Sequence[space.Trial], packer: Packer, ledger: Ledger, leases: Leases
+) -> None:
+    """Trains a pack; its results, or the error that its config causes, go to the ledger.
+
+    Raises:
+      lifting.Unlike: as `Packer.build`.
+    """
+    names = [trial.id for trial in pack]
+    identity = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+    folder = plan.workdir / "packs" / identity
+    files.write_json(folder / "members.json", names)
+    print(f"{pack[0].cell}: {len(pack)} trials as one program", flush=True)
+    begin = time.perf_counter()
+    config, timing = pack[0].config, {"compile_s": 0.0}
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        trials, data = packer.build(pack), packer.data(config)
+        tasks = experiment.tasks(config, data, ("valid",))
+        evaluate = fit.Evaluator(trials, tasks, config, data, timing)
+        best, progress = fit.fit(
+            trials, trials.init(), evaluate, checkpoints, config, folder, timing
+        )
+        if not trials.trainable:
+            found = evaluate(best, "valid", lists=False)
+            progress["best"] = [evaluate.select(one) for one in found]
+    except trial_axis.Unlike:
+        shutil.rmtree(folder)
+        raise
+    except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+        print(f"{pack[0].cell}: failed, {reason}", flush=True)
+        ledger.append(event("failed", trial) | {"error": reason} for trial in pack)
+        return
+    finally:
+        checkpoints.close()
+    timing = fit.summary(timing, begin)
+    events = []
+    for place, trial in enumerate(pack):
+        value, diverged = progress["best"][place], progress["diverged"][place]
+        if value is None:
+            events.append(event("failed", trial) | {"error": f"diverged in epoch {diverged}"})
+            continue
+        events.append(
+            event("done", trial)
+            | {"valid": value, "best_epoch": progress["best_epoch"][place]}
+            | {"epochs": progress["epoch"], "diverged": diverged}
+            | {"pack": identity, "place": place, "of": len(pack), "timing": timing}
+        )
+    for place in _worth_keeping(pack, progress["best"][: len(pack)], ledger):
+        kept = jax.tree.map(lambda x, place=place: jnp.copy(x[place : place + 1]), best)
+        weights = Checkpoints(plan.workdir / "weights" / pack[place].id)
+        weights.save(0, kept, {})
+        weights.close()
+    if all(leases.mine(name) for name in names):  # else another took over, and trains the same
+        ledger.append(events)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _worth_keeping(
+    pack: Sequence[space.Trial], values: Sequence[float | None], ledger: Ledger
+) -> list[int]:
+    """Places of the trials that may be tested: the best of each cell, and repeats of a choice."""
+    places = []
+    for place, trial in enumerate(pack):
+        if values[place] is None:
+            continue
+        chosen = ledger.chosen.get(trial.cell, {}).get("point") == trial.point
+        rivals = [
+            v for t, v in zip(pack, values, strict=True) if t.cell == trial.cell and v is not None
+        ]
+        first = values.index(max(rivals)) if not chosen else place
+        if chosen or first == place:
+            places.append(place)
+    return places
