@@ -123,8 +123,8 @@ def _unknown_key(argv: list[str]) -> str | None:
     keys = re.findall(r"(?:^|\n)--?config\.([\w.]+)", "\n".join(argv))
     if not found or not keys or not Path(found[1].split(":")[0]).exists():
         return None
-    from mmjax.recommenders.base import suggestion
-    from mmjax.training.experiment import flatten
+    from mmjax.core.names import suggestion
+    from mmjax.training.settings import flatten
 
     try:
         known = flatten(flags.FLAGS["config"].parser.parse(found[1]).to_dict())

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from mmjax.core.errors import InputError
-from mmjax.recommenders import base
+from mmjax.recommenders import registry
 from mmjax.training import train
 
 FLAGS = flags.FLAGS
@@ -55,7 +55,7 @@ def work(kind: str, side: str, name: str) -> dict:
 def compare_models(kind: str = "models") -> tuple[list[dict], str]:
     """Epoch, evaluation, compile time and memory of every model and its peer, if it has one."""
     for name in FLAGS.models:
-        base.find(name)
+        registry.find(name)
     torch = FLAGS.torch and has_torch()
     rows = []
     for name in FLAGS.models:

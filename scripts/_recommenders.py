@@ -22,8 +22,8 @@ from mmjax.data.synthetic import world
 from mmjax.evaluation import protocol as protocols
 from mmjax.ops import knn
 from mmjax.parallel import mesh as meshes
-from mmjax.recommenders import base
-from mmjax.training import assembly, ensemble, fit, train
+from mmjax.recommenders import base, registry
+from mmjax.training import assembly, ensemble, evaluator, train
 
 LONGEST = 50
 LRS, FACTORS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)  # the grid of `trials`
@@ -70,8 +70,8 @@ def build(
 ) -> ensemble.Ensemble:
     """The ensemble of a model's config; `hypers` makes it as many trials as they have values."""
     config = config_of(model)
-    recommender = base.find(model)
-    options, traced = base.split_options(recommender, config["model"] | options)
+    recommender = registry.find(model)
+    options, traced = registry.split_options(recommender, config["model"] | options)
     own = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
     count = len(next(iter(hypers.values()))) if hypers else 1
     every = {name: values * count for name, values in own.items()} | (hypers or {})
@@ -104,7 +104,7 @@ def of_mmjax(
     build_s = time.perf_counter() - begin
     config = {"cutoffs": (20, LONGEST), "protocol": "mmrec", "threshold": 0.0}
     timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = fit.Evaluator(trials, {"test": task}, config, data, timing)
+    evaluate = evaluator.Evaluator(trials, {"test": task}, config, data, timing)
     row = {"build_s": build_s, "compile_s": 0.0, "times": {}}
     if trials.trainable and "train" in parts:
         begin = time.perf_counter()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.data import dataset as datasets
-from mmjax.recommenders import base
-from mmjax.training import experiment, fit
+from mmjax.recommenders import registry
+from mmjax.training import evaluator, experiment, fit
 from mmjax.training.checkpoint import Checkpoints
 
 Point = dict[str, Any]  # values of lr and of a recommender's options
@@ -25,7 +25,7 @@ def choose(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> 
     lines = ledger.read_text().splitlines() if ledger.exists() else []
     tried = [json.loads(line) for line in lines][: len(points)]
     left = points[len(tried) :]
-    if hasattr(base.find(config["recommender"]), "loss"):
+    if hasattr(registry.find(config["recommender"]), "loss"):
         values = train_grid(config, left, folder) if left else []
     else:
         values = (rank(changed(config, point)) for point in left)
@@ -49,7 +49,7 @@ def rank(config: dict[str, Any]) -> float:
     data = datasets.load(config["dataset"])
     trials = experiment.trials(config, data, experiment.features(config, data))
     tasks, timing = experiment.tasks(config, data), {"compile_s": 0.0}
-    evaluate = fit.Evaluator(trials, tasks, config, data, timing)
+    evaluate = evaluator.Evaluator(trials, tasks, config, data, timing)
     return evaluate.select(evaluate(trials.init(), "valid", lists=False)[0])
 
 
@@ -60,7 +60,7 @@ def train_grid(
     data = datasets.load(config["dataset"])
     trials = experiment.trials(config, data, experiment.features(config, data), points)
     timing: dict[str, Any] = {"compile_s": 0.0}
-    evaluate = fit.Evaluator(trials, experiment.tasks(config, data), config, data, timing)
+    evaluate = evaluator.Evaluator(trials, experiment.tasks(config, data), config, data, timing)
     checkpoints = Checkpoints(folder / "tuning")
     try:
         _, progress = fit.fit(

@@ -22,6 +22,7 @@ from absl import flags
 
 from configs import attributeitemknn, bm3, bprmf, itemknn, mostpop, vbpr
 from mmjax.core import files, storage
+from mmjax.core.names import choice
 from mmjax.data import dataset as datasets
 from mmjax.data.prepare import prepare
 from mmjax.data.sources import elliot
@@ -33,7 +34,6 @@ from mmjax.features.extraction.extract import extract
 from mmjax.features.extraction.inputs import Inputs
 from mmjax.features.extraction.job import Job
 from mmjax.parallel import mesh
-from mmjax.recommenders import base as core
 from mmjax.recommenders.itemknn import SIMILARITIES
 from mmjax.training import train
 
@@ -78,7 +78,7 @@ def main() -> None:
     raw, out = storage.local(RAW.value), storage.local(OUT.value)
     rows = ONLY.value or list(ROWS)
     for row in rows:
-        core.choice("only", row, ROWS)
+        choice("only", row, ROWS)
     make_features(rows, raw, out)
     for row in rows:
         finish(row, choose(row, out), out)

@@ -21,7 +21,7 @@ from _app import run
 from absl import flags
 
 from mmjax.core import files, storage
-from mmjax.recommenders import base as core
+from mmjax.recommenders import registry
 from mmjax.training import train
 
 DATASET = flags.DEFINE_string("dataset", None, "A prepared folder.", required=True)
@@ -68,12 +68,12 @@ def main() -> None:
     out = storage.local(OUT.value)
     models = MODELS.value or (CLASSICAL + MULTIMODAL).split()
     for model in models:
-        core.find(model)
+        registry.find(model)
     rows = []
     for model in models:
         folder = out / model
         config = _tuning.choose(base(model), points(model), folder)
-        seeds = range(SEEDS.value if hasattr(core.find(model), "loss") else 1)
+        seeds = range(SEEDS.value if hasattr(registry.find(model), "loss") else 1)
         runs = [train.run({**config, "seed": n}, folder / f"seed{n}") for n in seeds]
         rows.append(record(model, runs))
         write(rows, out)
@@ -97,7 +97,7 @@ def points(model: str) -> list[_tuning.Point]:
     if model in POINTS:
         return POINTS[model]
     options = base(model)["model"]
-    _, traced = core.split_options(core.find(model), options)
+    _, traced = registry.split_options(registry.find(model), options)
     weight = next((name for name in WEIGHTS if traced.get(name)), None)
     if weight is None:
         return [{"lr": lr} for lr in LRS.value]

@@ -7,8 +7,9 @@ python scripts/train.py --config=configs/attributeitemknn.py --config.dataset=DI
     --config.features=attributes=DIR/described/qwen2vl/attributes --workdir=RUN
 
 Answers are a table of ids and texts, or what an extraction by a model that answers left in its
-store. `--out` gets attributes, parsed.jsonl and summary.json (mmjax/features/descriptions/describe.py);
-`--texts_out` gets sentence embeddings of the answers as they are, of any form or none.
+store. `--out` gets attributes, parsed.jsonl and summary.json, see
+mmjax/features/descriptions/describe.py; `--texts_out` gets sentence embeddings of the answers as
+they are, of any form or none.
 """
 
 from functools import partial

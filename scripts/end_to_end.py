@@ -20,7 +20,7 @@ from _app import run
 from absl import flags
 
 from mmjax.core import files, storage
-from mmjax.recommenders import base
+from mmjax.core.names import choice
 from mmjax.training import train
 
 DATASET = flags.DEFINE_string("dataset", None, "A prepared folder.", required=True)
@@ -62,7 +62,7 @@ def main() -> None:
     out = storage.local(OUT.value)
     models = MODELS.value or list(REFERENCE)
     for model in models:
-        base.choice("models", model, REFERENCE)
+        choice("models", model, REFERENCE)
     for model in models:
         for seed in range(1, SEEDS.value + 1):
             train.run(config_of(model) | {"seed": seed}, folder_of(model, seed, out))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from mmjax.data import dataset
-from mmjax.training import experiment
+from mmjax.training import evaluator, experiment
 from mmjax.training import fit as loop
 from mmjax.training.checkpoint import Checkpoints
 
@@ -15,7 +15,7 @@ def fit(made, points, workdir, stores=None, variant=None):
     data, checkpoints = dataset.load(made["dataset"]), Checkpoints(workdir / "checkpoints")
     stores = experiment.features(made, data) if stores is None else stores
     trials, timing = experiment.trials(made, data, stores, points, variant), {"compile_s": 0.0}
-    evaluate = loop.Evaluator(trials, experiment.tasks(made, data), made, data, timing)
+    evaluate = evaluator.Evaluator(trials, experiment.tasks(made, data), made, data, timing)
     try:
         best, progress = loop.fit(
             trials, trials.init(), evaluate, checkpoints, made, workdir, timing

@@ -106,7 +106,9 @@ def test_aggregate_and_both_gradients_are_those_of_the_dense_product(batched, bl
         return y, *back(cotangent)
 
     def plain(weights, x, cotangent):
-        matrix = lambda w: jnp.zeros((N, M), w.dtype).at[rows, columns].set(w)  # noqa: E731
+        def matrix(w):
+            return jnp.zeros((N, M), w.dtype).at[rows, columns].set(w)
+
         y, back = jax.vjp(lambda w, x: matrix(w) @ x, weights, x)
         return y, *back(cotangent)
 

@@ -11,8 +11,8 @@ from recommenders import formulas
 
 from mmjax.core import modality
 from mmjax.core.errors import InputError
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders import base, registry
+from mmjax.recommenders.layers import projection
 
 MMREC = {"visual": "image_feat", "textual": "text_feat"}
 
@@ -39,14 +39,14 @@ def test_names_mean_a_modality_and_come_in_the_papers_order():
 
 def test_values_by_name():
     names = ("image_feat", "text_feat")
-    assert propagation.by_modality("weights", {"visual": 0.1}, names) == {"image_feat": 0.1}
-    assert propagation.shares(names, {"visual": 0.1}, 1.0) == {"image_feat": 0.1, "text_feat": 0.9}
+    assert projection.by_modality("weights", {"visual": 0.1}, names) == {"image_feat": 0.1}
+    assert projection.shares(names, {"visual": 0.1}, 1.0) == {"image_feat": 0.1, "text_feat": 0.9}
     with pytest.raises(InputError, match="weights names 'visuel'"):
-        propagation.by_modality("weights", {"visuel": 0.1}, names)
+        projection.by_modality("weights", {"visuel": 0.1}, names)
     with pytest.raises(InputError, match="names the modality 'image_feat' twice"):
-        propagation.by_modality("weights", {"visual": 0.1, "image": 0.2}, names)
+        projection.by_modality("weights", {"visual": 0.1, "image": 0.2}, names)
     # Every modality has its value: the others are of data that has more.
-    assert propagation.by_modality("latent", {"visual": 256, "textual": 0}, names[1:]) == {
+    assert projection.by_modality("latent", {"visual": 256, "textual": 0}, names[1:]) == {
         "text_feat": 0
     }
 
@@ -56,10 +56,10 @@ def test_values_by_name():
 def test_presets_run_on_mmrecs_names(model, preset):
     """They start, and score, as on `visual` and `textual`."""
     config = importlib.import_module(f"configs.{model}").get_config(preset)
-    recommender = base.find(model)
+    recommender = registry.find(model)
     options = config.model.to_dict() | {"dim": 8}
     options |= {"top_k": 3} if "top_k" in options else {}
-    shaping, _ = base.split_options(recommender, options)
+    shaping, _ = registry.split_options(recommender, options)
     ours, scores = formulas.catalog(), []
     theirs = base.Catalog(
         **vars(ours)

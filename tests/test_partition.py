@@ -20,7 +20,7 @@ from mmjax.evaluation import ranking
 from mmjax.ops import graph, knn, sparse
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding
-from mmjax.training import ensemble, experiment, fit
+from mmjax.training import ensemble, evaluator, experiment, fit
 from mmjax.training.checkpoint import Checkpoints
 
 GRIDS = ("data=8", "model=8", "data=2,model=4")
@@ -50,7 +50,7 @@ def ranked(made, workdir, points=({},)):
     """Progress, losses of an epoch, rankings of the test split after training."""
     data, trials = dataset.load(made["dataset"]), build(made, points)
     timing = {"compile_s": 0.0}
-    evaluate = fit.Evaluator(trials, experiment.tasks(made, data), made, data, timing)
+    evaluate = evaluator.Evaluator(trials, experiment.tasks(made, data), made, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = trials.init()
     best, progress = fit.fit(trials, state, evaluate, checkpoints, made, workdir, timing)

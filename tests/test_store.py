@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import store
 from mmjax.core.errors import InputError
-from mmjax.data.dataset import hash_ids
+from mmjax.core.ids import hash_ids
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 SPECS = (P("data"), P("data", "model"), P(None, "model"), P(), P(("data", "model")))

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax import store
-from mmjax.ops.knn import unit
+from mmjax.ops.normalize import unit
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding
 from mmjax.parallel.lazy_features import array, by_rows

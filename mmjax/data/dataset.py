@@ -15,7 +15,6 @@ position.
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ import numpy as np
 
 from mmjax.core import files, storage
 from mmjax.core.errors import InputError
+from mmjax.core.ids import hash_ids
 
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
@@ -92,11 +92,6 @@ class Dataset:
             "items_without_image": sum(not image for image in self.images),
             **({"items_without_audio": silent} if silent < self.n_items else {}),
         }
-
-
-def hash_ids(ids: Iterable[str]) -> str:
-    """Digest of a sequence of ids; order matters."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:32]
 
 
 def save(dataset: Dataset, folder: Path) -> None:

@@ -14,7 +14,6 @@ from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.core import Fitted, Tower
 
-
 # Of any model that torch computes; stores that were made by it carry this name.
 HOSTED = {"hosted": "mmjax.encoders.torch.backend"}
 

@@ -8,7 +8,7 @@ it is in cache, so that little more than the three products is left.
 import jax
 import jax.numpy as jnp
 
-from mmjax.ops.knn import unit
+from mmjax.ops.normalize import unit
 
 # Logits in memory at once: of a CPU what its cache holds, of an accelerator 64 MiB.
 CPU_LOGITS, ACCELERATOR_LOGITS = 1 << 19, 1 << 24

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core import files, storage
 from mmjax.core.errors import InputError
+from mmjax.ops.normalize import SHORTEST, unit
 from mmjax.parallel import distributed, table_sharding
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel.lazy_features import Unread
@@ -27,7 +28,6 @@ from mmjax.parallel.lazy_features import Unread
 LARGEST = 4096  # rows of a block: 64 MiB of similarities
 FEWEST = 8  # blocks, so that little is computed twice or for padding
 PART = 32  # columns whose largest is looked at first, see `_top`
-SHORTEST = 1e-24  # squared length of a row that points anywhere
 
 
 class Neighbours(NamedTuple):
@@ -72,11 +72,17 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
 
     def pair(n: jax.Array, best: Neighbours) -> Neighbours:
         row, column = first[n], second[n]
-        block = lambda start: jax.lax.dynamic_slice(x, (start, zero), (size, x.shape[1]))  # noqa: E731
+
+        def block(start):
+            return jax.lax.dynamic_slice(x, (start, zero), (size, x.shape[1]))
+
         found = block(row) @ block(column).T
         best = merge(best, row, found, column)
+
         # A block's rows meet the columns in ascending order, so that ties stay with the lower.
-        other = lambda best: merge(best, column, found.T, row)  # noqa: E731
+        def other(best):
+            return merge(best, column, found.T, row)
+
         return jax.lax.cond(row != column, other, lambda best: best, best)
 
     rows, columns = np.triu_indices(blocks)
@@ -116,7 +122,10 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
 
         def turn(_: jax.Array, carry: tuple) -> tuple:
             best, block = carry
-            cut = lambda a: a.reshape(-1, chunk, a.shape[1])  # noqa: E731
+
+            def cut(a):
+                return a.reshape(-1, chunk, a.shape[1])
+
             some = jax.lax.map(lambda part: meet(*part, block), (cut(x), jax.tree.map(cut, best)))
             best = jax.tree.map(lambda a: a.reshape(size, k), some)
             return best, jax.lax.ppermute(block, axes, ring)
@@ -149,15 +158,6 @@ def _top(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     values, which = jax.lax.top_k(inside, k)
     part = jnp.take_along_axis(chosen, which // PART, axis=1)
     return values, part * PART + which % PART
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Divide rows by their length, or by 1e-12 where that is longer, as torch's normalize does.
-
-    Rows of zeros stay zeros, and have a gradient of zero (torch: 1e12 times what comes in).
-    """
-    squares = jnp.square(x).sum(axis=-1, keepdims=True)
-    return x * jnp.where(squares > 0, jax.lax.rsqrt(jnp.maximum(squares, SHORTEST)), 0)
 
 
 def cosines(x: jax.Array, columns: jax.Array) -> jax.Array:

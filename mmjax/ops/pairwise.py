@@ -109,7 +109,9 @@ def _over_pairs(add: Callable, total: jax.Array, *operands: jax.Array) -> jax.Ar
     pairs = np.pad(pairs, ((0, -len(pairs) % many), (0, 0)), constant_values=len(total))
 
     def own(pairs: jax.Array, total: jax.Array, *operands: jax.Array) -> jax.Array:
-        step = lambda total, pair: (add(total, *pair, *operands), None)  # noqa: E731
+        def step(total, pair):
+            return (add(total, *pair, *operands), None)
+
         total, _ = jax.lax.scan(step, total, pairs)
         return total if mesh is None else jax.lax.psum(total, table_sharding.AXES)
 

@@ -5,6 +5,7 @@ import scipy.sparse as sp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.recommenders import base, itemknn
 
 WEIGHTINGS = ("none", "tfidf", "bm25")
@@ -48,7 +49,7 @@ class AttributeItemKNN(itemknn.ItemKNN):
         reproduce_constant_attributes: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
-        base.choice("feature_weighting", feature_weighting, WEIGHTINGS)
+        choice("feature_weighting", feature_weighting, WEIGHTINGS)
         profile = itemknn.profile_of(catalog, implicit)
         attributes = itemknn.features_of(catalog).astype(np.float64)  # [I, A]
         if reproduce_constant_attributes:

@@ -4,6 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
+from mmjax.core.names import choice
 from mmjax.recommenders import base, itemknn, userknn
 
 PROFILES = ("binary", "tfidf")
@@ -38,7 +39,7 @@ class AttributeUserKNN(userknn.UserKNN):
         keep_self: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
-        base.choice("profile", profile, PROFILES)
+        choice("profile", profile, PROFILES)
         attributes = itemknn.features_of(catalog)  # [I, A]
         if profile == "tfidf":
             attributes = tfidf(attributes)

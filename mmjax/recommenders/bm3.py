@@ -6,8 +6,9 @@ import jax
 from flax import nnx
 
 from mmjax.ops import graph
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.normalize import cosine
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
 
 class BM3(nnx.Module):
@@ -40,12 +41,15 @@ class BM3(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers = layers
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = propagation.contents(
+        self.contents = projection.contents(
             catalog, dim, trainable=trainable_features, init="xavier_normal", rngs=rngs
         )
-        self.predictor = propagation.linear(dim, dim, init="xavier_normal", rngs=rngs)
+        self.predictor = dense.linear(dim, dim, init="xavier_normal", rngs=rngs)
         train = (catalog.train_user, catalog.train_item, catalog.shape)
         dtype = self.user[...].dtype
         self.graph = base.Frozen(graph.bipartite(*train, eps=eps, dtype=dtype))
@@ -61,8 +65,13 @@ class BM3(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         keys = iter(jax.random.split(key, 2 + len(self.contents)))
-        target = lambda x: jax.lax.stop_gradient(propagation.dropout(next(keys), x, dropout))  # noqa: E731
-        away = lambda online, target: 1 - propagation.cosine(online, target)  # noqa: E731
+
+        def target(x):
+            return jax.lax.stop_gradient(dropout(next(keys), x, dropout))
+
+        def away(online, target):
+            return 1 - cosine(online, target)
+
         users, items = self._states()
         user, item = users[batch["user"]], items[batch["pos"]]  # [B, D]
         for_user, for_item = target(user), target(item)
@@ -72,17 +81,17 @@ class BM3(nnx.Module):
             online = self.predictor(x)
             both = away(online, for_item) + away(online, target(x))
             total += cl_weight * content.weight_of(batch["pos"]) * both
-        return total.mean() + l_w * base.penalty((users, items), "norms")
+        return total.mean() + l_w * losses.penalty((users, items), "norms")
 
-    def _states(self) -> propagation.Tables:
+    def _states(self) -> base.Tables:
         user, item = self.user[...], self.item[...]
         users, items = propagation.light_gcn(self.graph.get_value(), user, item, self.layers)
         return users, items + item
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D], both predicted."""
         users, items = self._states()
         return self.predictor(users), self.predictor(items)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.recommenders import base
+from mmjax.core.names import choice
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers
 
 
 class BPRMF(nnx.Module):
@@ -28,10 +30,10 @@ class BPRMF(nnx.Module):
         init: str = "xavier_uniform",
         rngs: nnx.Rngs,
     ):
-        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
-        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
-        self.user = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_users, dim)))
-        self.item = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_items, dim)))
+        self.ranking_loss = choice("ranking_loss", ranking_loss, losses.LOSSES)
+        self.regulariser = choice("regulariser", regulariser, losses.PENALTIES)
+        self.user = nnx.Param(initializers.init_table(init, rngs.params(), (catalog.n_users, dim)))
+        self.item = nnx.Param(initializers.init_table(init, rngs.params(), (catalog.n_items, dim)))
         self.bias = nnx.Param(jnp.zeros(catalog.n_items)) if bias else None
 
     def loss(
@@ -40,12 +42,12 @@ class BPRMF(nnx.Module):
         user = self.user[...][batch["user"]]  # [B, D]
         pos, neg = (self.item[...][batch[side]] for side in ("pos", "neg"))
         margin = (user * (pos - neg)).sum(-1)  # [B]
-        reg = l_w * base.penalty((user, pos, neg), self.regulariser)
+        reg = l_w * losses.penalty((user, pos, neg), self.regulariser)
         if self.bias is not None:
             b_pos, b_neg = (self.bias[...][batch[side]] for side in ("pos", "neg"))
             margin += b_pos - b_neg
             reg += 0.5 * l_b * (jnp.square(b_pos).sum() + jnp.square(b_neg).sum() / 10)
-        return base.bpr(margin, self.ranking_loss) + reg
+        return losses.bpr(margin, self.ranking_loss) + reg
 
     def tables(self) -> dict[str, jax.Array]:
         tables = {"user": self.user[...], "item": self.item[...]}

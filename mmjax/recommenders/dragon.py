@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.ops import graph
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation, user_graph
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import projection, propagation, user_graph
 
 
 class DRAGON(nnx.Module):
@@ -55,7 +55,7 @@ class DRAGON(nnx.Module):
         self.towers = user_graph.Towers(catalog, dim, layers=layers, rngs=rngs)
         dtype = self.towers.preferences[0][...].dtype
         self.peers = user_graph.Peers(catalog, peers, fill=fill, dtype=dtype)
-        shares = propagation.shares(catalog.modalities(), weights or {}, 1.0)
+        shares = projection.shares(catalog.modalities(), weights or {}, 1.0)
         self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
@@ -65,10 +65,10 @@ class DRAGON(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
-        bpr = jax.nn.softplus(-propagation.margin(self._tables(epoch), batch)).mean() / math.log(2)
+        bpr = jax.nn.softplus(-losses.margin(self._tables(epoch), batch)).mean() / math.log(2)
         return bpr + l_w * self.towers.penalty(batch["user"])
 
-    def _tables(self, peers: graph.Graph) -> propagation.Tables:
+    def _tables(self, peers: graph.Graph) -> base.Tables:
         users, items = self.towers()
         user = jnp.concatenate(self.towers.weigh(users), axis=1)
         item = similar = jnp.concatenate(items, axis=1)
@@ -76,9 +76,9 @@ class DRAGON(nnx.Module):
             similar = graph.propagate(self.similar.get_value(), similar)
         return user + graph.propagate(peers, user), item + similar
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, M D] and items [I, M D]."""
         return self._tables(self.peers.graph(None))
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from mmjax.ops import graph
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation, user_graph
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import user_graph
 
 
 class DualGNN(nnx.Module):
@@ -56,19 +56,19 @@ class DualGNN(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
-        bpr = jax.nn.softplus(-propagation.margin(self._tables(epoch), batch)).mean() / math.log(2)
+        bpr = jax.nn.softplus(-losses.margin(self._tables(epoch), batch)).mean() / math.log(2)
         return bpr + l_w * self.towers.penalty(batch["user"])
 
-    def _tables(self, peers: graph.Graph) -> propagation.Tables:
+    def _tables(self, peers: graph.Graph) -> base.Tables:
         users, items = self.towers()
         if self.sum_in_place:
             users = [sum(users), *users[1:]]
         user = sum(self.towers.weigh(users))
         return user + graph.propagate(peers, user), sum(items)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]."""
         return self._tables(self.peers.graph(None))
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

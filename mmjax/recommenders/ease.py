@@ -10,6 +10,7 @@ from flax import nnx
 from scipy.linalg import lapack
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import graph, sparse
 from mmjax.recommenders import base, itemknn
 
@@ -52,7 +53,7 @@ class EASE(nnx.Module):
                 "take a sparse recommender such as itemknn"
             )
         profile = itemknn.profile_of(catalog, implicit)
-        counts = base.choice("diagonal", diagonal, DIAGONALS) == "counts"
+        counts = choice("diagonal", diagonal, DIAGONALS) == "counts"
         dtype = jnp.result_type(float)
         self.profile = base.Frozen(graph.from_scipy(profile, dtype).forward)  # R [U, I]
         self.weights = base.Frozen(solve(profile, l2, dtype, counts))  # B [I, I]

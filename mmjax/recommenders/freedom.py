@@ -9,8 +9,8 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.ops import graph, weighted_graph
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, projection, propagation
 
 
 class FREEDOM(nnx.Module):
@@ -47,10 +47,13 @@ class FREEDOM(nnx.Module):
         if not 0 <= drop < 1:
             raise InputError(f"drop={drop} must be at least 0 and less than 1")
         self.layers, self.item_layers, self.eps = layers, item_layers, eps
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
-        shares = propagation.shares(catalog.modalities(), weights or {}, single_weight)
+        self.contents = projection.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        shares = projection.shares(catalog.modalities(), weights or {}, single_weight)
         dtype = self.user[...].dtype
         self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
         whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
@@ -70,7 +73,7 @@ class FREEDOM(nnx.Module):
     ) -> jax.Array:
         tables = self._tables(epoch)
         user, both = tables[0][batch["user"]], jnp.concatenate([batch["pos"], batch["neg"]])
-        total = jax.nn.softplus(-propagation.margin(tables, batch)).mean()
+        total = jax.nn.softplus(-losses.margin(tables, batch)).mean()
         for content in self.contents:
             pos, neg = jnp.split(content(both), 2)  # [B, D]
             margin = (user * (pos - neg)).sum(axis=-1)
@@ -78,16 +81,16 @@ class FREEDOM(nnx.Module):
             total += l_w * (there * jax.nn.softplus(-margin)).mean()
         return total
 
-    def _tables(self, adjacency: graph.Graph) -> propagation.Tables:
+    def _tables(self, adjacency: graph.Graph) -> base.Tables:
         users, items = propagation.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
         similar = self.item[...]
         for _ in range(self.item_layers):
             similar = graph.propagate(self.similar.get_value(), similar)
         return users, items + similar
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D] on the whole graph."""
         return self._tables(self._normalised(self.whole.get_value()))
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

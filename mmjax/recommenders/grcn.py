@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import weighted_graph
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, projection
 
 WEIGHT_MODES = ("confid", "max", "mean")
 CONFIDENCES = ("source", "target")
@@ -71,21 +72,24 @@ class GRCN(nnx.Module):
             raise InputError(f"layers={layers} and routings={routings} must not be negative")
         self.layers, self.routings, self.pruning = layers, routings, pruning
         self.normalize_layers = normalize_layers
-        self.weight_mode = base.choice("weight_mode", weight_mode, WEIGHT_MODES)
-        self.of_source = base.choice("confidence", confidence, CONFIDENCES) == "source"
-        self.content_penalty = base.choice("content_penalty", content_penalty, CONTENT_PENALTIES)
+        self.weight_mode = choice("weight_mode", weight_mode, WEIGHT_MODES)
+        self.of_source = choice("confidence", confidence, CONFIDENCES) == "source"
+        self.content_penalty = choice("content_penalty", content_penalty, CONTENT_PENALTIES)
         names, nodes = catalog.modalities(), sum(catalog.shape)
-        table = lambda *shape: nnx.Param(base.init_table(init, rngs.params(), shape))  # noqa: E731
-        tables = base.init_tables(init, rngs, catalog.shape, dim, joint)
+
+        def table(*shape):
+            return nnx.Param(initializers.init_table(init, rngs.params(), shape))
+
+        tables = initializers.init_tables(init, rngs, catalog.shape, dim, joint)
         self.n_users, self.node = catalog.n_users, nnx.Param(jnp.concatenate(tables))
         self.confidence = table(nodes, len(names)) if weight_mode == "confid" else None
         self.preferences = nnx.List([table(catalog.n_users, content_dim) for _ in names])
-        self.contents = propagation.contents(catalog, content_dim, init=projection_init, rngs=rngs)
+        self.contents = projection.contents(catalog, content_dim, init=projection_init, rngs=rngs)
         pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
         self.pattern = base.Frozen(pattern)
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
-        bpr = jax.nn.softplus(-propagation.margin(self.tables(), batch)).mean()
+        bpr = jax.nn.softplus(-losses.margin(self.tables(), batch)).mean()
         user, node = batch["user"], self.node[...]
         items = jnp.concatenate([batch["pos"], batch["neg"]]) + self.n_users
         ids = jnp.square(node[user]).mean() + jnp.square(node[items]).mean()
@@ -96,7 +100,7 @@ class GRCN(nnx.Module):
             content += jnp.square(self.preferences[0][...]).mean()
         return bpr + l_w * (ids + content)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D + M C] and items [I, D + M C]."""
         of_users = self.pattern.get_value()  # the edges by user; arrays of edges below, [E], are
         of_items = of_users.flip()  # by user in `to_users`, by item in `to_items`
@@ -151,5 +155,5 @@ class GRCN(nnx.Module):
         weights = weights.mean(axis=0) if self.weight_mode == "mean" else weights.max(axis=0)
         return jax.nn.relu(weights) if self.pruning else weights
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -11,6 +11,7 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import base, itemknn
+from mmjax.recommenders.layers import initializers
 
 PIECE = 16  # neighbours whose outer products are summed by one matrix product
 ENTRIES = 1 << 22  # of D x D systems in memory at a time
@@ -58,7 +59,7 @@ class IALS(nnx.Module):
             user = solve(sides[0], tables[1], *weights, solver)
             return user, solve(sides[1], user, *weights, solver)
 
-        item = base.init_table("normal", rngs.params(), (catalog.n_items, dim))
+        item = initializers.init_table("normal", rngs.params(), (catalog.n_items, dim))
         item = item * (stddev * dim**-0.5)
         user = jnp.zeros((catalog.n_users, dim), item.dtype)
         user, item = jax.lax.fori_loop(0, iterations, sweep, (user, item))

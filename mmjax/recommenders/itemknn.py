@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import graph, sparse
 from mmjax.recommenders import base
 
@@ -110,8 +111,8 @@ def similar_items(
     """
     if neighbours < 1:
         raise InputError(f"neighbours={neighbours} must be at least 1")
-    base.choice("similarity", similarity, SIMILARITIES)
-    base.choice("neighbours_of", neighbours_of, ("candidate", "history"))
+    choice("similarity", similarity, SIMILARITIES)
+    choice("neighbours_of", neighbours_of, ("candidate", "history"))
     by_history = neighbours_of == "history"
     if similarity == "jaccard":
         similarity, constants = "tversky", (1.0, 1.0, constants[2])

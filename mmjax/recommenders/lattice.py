@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax.ops import knn
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import item_graph, propagation
+from mmjax.core.names import choice
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, item_graph
 
 
 class LATTICE(nnx.Module):
@@ -46,9 +47,12 @@ class LATTICE(nnx.Module):
         trainable_features: bool = True,
         rngs: nnx.Rngs,
     ):
-        base.choice("norm", norm, ("left", "both"))
+        choice("norm", norm, ("left", "both"))
         self.layers, self.item_layers, self.normalize = layers, item_layers, normalize
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         self.similar = item_graph.ItemGraph(
             catalog,
@@ -69,21 +73,21 @@ class LATTICE(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], epoch: item_graph.Kept, *, l_w: float, key: Any
     ) -> jax.Array:
-        user, pos, neg = propagation.rows(self._tables(epoch, batch["step"] == 0), batch)
+        user, pos, neg = losses.rows(self._tables(epoch, batch["step"] == 0), batch)
         margin = (user * (pos - neg)).sum(axis=-1)
-        return base.bpr(margin, "softplus") + l_w * base.penalty((user, pos, neg), "squares")
+        return losses.bpr(margin, "softplus") + l_w * losses.penalty((user, pos, neg), "squares")
 
-    def _tables(self, kept: item_graph.Kept, first: jax.Array | bool) -> propagation.Tables:
+    def _tables(self, kept: item_graph.Kept, first: jax.Array | bool) -> base.Tables:
         item = self.item[...]
         users, items = item_graph.walk(
             self.graph.get_value(), self.user[...], item, self.layers, self.normalize
         )
         similar = self.similar.propagate(kept, first, item, self.item_layers)
-        return users, items + knn.unit(similar)
+        return users, items + unit(similar)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D] on a graph built anew."""
         return self._tables(self.similar.build(), False)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

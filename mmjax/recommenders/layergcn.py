@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import graph, weighted_graph
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.normalize import cosine
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, propagation
 
 PRUNINGS = ("degree", "random", "mixed")
 
@@ -46,8 +48,11 @@ class LayerGCN(nnx.Module):
         if layers < 1:
             raise InputError(f"layers={layers} must be at least 1: the first state is left out")
         self.layers, self.eps = layers, eps
-        self.pruning = base.choice("pruning", pruning, PRUNINGS)
-        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.pruning = choice("pruning", pruning, PRUNINGS)
+
+        def table(count):
+            return initializers.init_table(init, rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
         self.whole = base.Frozen(whole)
@@ -70,25 +75,25 @@ class LayerGCN(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], epoch: graph.Graph, *, l_w: float, key: Any
     ) -> jax.Array:
-        mean = base.bpr(propagation.margin(self._tables(epoch), batch), "softplus")
-        ego = propagation.rows((self.user[...], self.item[...]), batch)
-        mean += l_w * base.penalty(ego, "squares")
+        mean = losses.bpr(losses.margin(self._tables(epoch), batch), "softplus")
+        ego = losses.rows((self.user[...], self.item[...]), batch)
+        mean += l_w * losses.penalty(ego, "squares")
         return batch["user"].shape[0] * mean
 
-    def _tables(self, adjacency: graph.Graph) -> propagation.Tables:
+    def _tables(self, adjacency: graph.Graph) -> base.Tables:
         ego = state = self.user[...], self.item[...]
         states = []
         for _ in range(self.layers):
             pairs = zip(next(propagation.propagations(adjacency, *state, 1)), ego, strict=True)
-            state = tuple(propagation.cosine(h, x)[:, None] * h for h, x in pairs)
+            state = tuple(cosine(h, x)[:, None] * h for h, x in pairs)
             states.append(state)
         users, items = zip(*states, strict=True)
         return sum(users), sum(items)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D] on the whole graph."""
         whole, dtype = self.whole.get_value(), self.user[...].dtype
         return self._tables(propagation.normalised(whole, self.eps, dtype))
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -10,9 +10,10 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.ops import contrastive, graph
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.dropout import dropout
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, projection, propagation
 
 
 class LGMRec(nnx.Module):
@@ -64,13 +65,18 @@ class LGMRec(nnx.Module):
             )
         self.dim, self.layers, self.modal_layers = dim, layers, modal_layers
         self.hyper_layers, self.alpha, self.temperature = hyper_layers, alpha, temperature
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         # W_m and V_m side by side, so that the features are read once.
-        self.contents = propagation.contents(catalog, dim + hyperedges, bias=None, rngs=rngs)
+        self.contents = projection.contents(catalog, dim + hyperedges, bias=None, rngs=rngs)
         for content in self.contents:
             sizes = [(content.weight[...].shape[1], out) for out in (dim, hyperedges)]
-            both = [base.init_table("xavier_uniform", rngs.params(), size).T for size in sizes]
+            both = [
+                initializers.init_table("xavier_uniform", rngs.params(), size).T for size in sizes
+            ]
             content.weight = nnx.Param(jnp.concatenate(both))  # [D + H, F]
         dtype = self.user[...].dtype
         train = (catalog.train_user, catalog.train_item, catalog.shape)
@@ -92,8 +98,8 @@ class LGMRec(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         tables, hyper = self._embed(key, drop)
-        total = jax.nn.softplus(-propagation.margin(tables, batch)).mean()
-        total += l_w * base.penalty(propagation.rows(tables, batch), "norms")
+        total = jax.nn.softplus(-losses.margin(tables, batch)).mean()
+        total += l_w * losses.penalty(losses.rows(tables, batch), "norms")
         user, pos = batch["user"], batch["pos"]
         for one, other in itertools.combinations(zip(hyper, self.contents, strict=True), 2):
             (users, items), content = one
@@ -108,7 +114,7 @@ class LGMRec(nnx.Module):
 
     def _embed(
         self, key: jax.Array | None, drop: Any = None
-    ) -> tuple[propagation.Tables, list[propagation.Tables]]:
+    ) -> tuple[base.Tables, list[base.Tables]]:
         """z, and the g of each modality. Without a key there is no noise, without `drop` no
         dropout."""
         adjacency, history = self.adjacency.get_value(), self.history.get_value()
@@ -142,11 +148,11 @@ class LGMRec(nnx.Module):
         if key is not None:
             logits = logits + jax.random.gumbel(of_noise, logits.shape, logits.dtype)
         shares = jax.nn.softmax(logits / self.temperature, axis=1)
-        return shares if drop is None else propagation.dropout(of_drop, shares, drop)
+        return shares if drop is None else dropout(of_drop, shares, drop)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """z of users [U, D] and items [I, D]."""
         return self._embed(None if self.seed is None else jax.random.key(self.seed[...]))[0]
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from mmjax.core.names import choice
 from mmjax.ops import graph
-from mmjax.recommenders import base
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers
 
 
 class LightGCN(nnx.Module):
@@ -32,10 +34,10 @@ class LightGCN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.sigmoid = layers, sigmoid
-        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
-        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
-        self.user = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_users, dim)))
-        self.item = nnx.Param(base.init_table(init, rngs.params(), (catalog.n_items, dim)))
+        self.ranking_loss = choice("ranking_loss", ranking_loss, losses.LOSSES)
+        self.regulariser = choice("regulariser", regulariser, losses.PENALTIES)
+        self.user = nnx.Param(initializers.init_table(init, rngs.params(), (catalog.n_users, dim)))
+        self.item = nnx.Param(initializers.init_table(init, rngs.params(), (catalog.n_items, dim)))
         self.graph = base.Frozen(
             graph.bipartite(
                 catalog.train_user,
@@ -55,7 +57,7 @@ class LightGCN(nnx.Module):
             self.item[...][batch["pos"]],
             self.item[...][batch["neg"]],
         )
-        return base.bpr(margin, self.ranking_loss) + l_w * base.penalty(ego, self.regulariser)
+        return losses.bpr(margin, self.ranking_loss) + l_w * losses.penalty(ego, self.regulariser)
 
     def tables(self) -> tuple[jax.Array, jax.Array]:
         """Mean over the layers of the users' [U, D] and the items' [I, D] states."""

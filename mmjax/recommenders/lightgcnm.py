@@ -5,10 +5,11 @@ from typing import Any
 import jax
 from flax import nnx
 
+from mmjax.core.names import choice
 from mmjax.ops import graph
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, projection, propagation
 
 PLACES = ("items", "head")
 AGGREGATIONS = ("concat", "mean", "sum")
@@ -46,18 +47,21 @@ class LightGCNM(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.sigmoid = layers, sigmoid
-        self.place = base.choice("content", content, PLACES)
-        self.aggregation = base.choice("aggregation", aggregation, AGGREGATIONS)
-        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.place = choice("content", content, PLACES)
+        self.aggregation = choice("aggregation", aggregation, AGGREGATIONS)
+
+        def table(count):
+            return initializers.init_table(init, rngs.params(), (count, dim))
+
         self.user = nnx.Param(table(catalog.n_users))
         if content == "head":
             self.item = nnx.Param(table(catalog.n_items))
-            self.head = propagation.Head(catalog, dim, rngs=rngs)
+            self.head = projection.Head(catalog, dim, rngs=rngs)
         elif aggregation == "concat":
-            whole = propagation.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
+            whole = projection.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
             self.contents = nnx.List([whole])
         else:
-            self.contents = propagation.contents(
+            self.contents = projection.contents(
                 catalog, dim, trainable=trainable_features, rngs=rngs
             )
         self.graph = base.Frozen(
@@ -72,13 +76,13 @@ class LightGCNM(nnx.Module):
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
         tables = self.tables()
-        user, pos, neg = propagation.rows(tables, batch)
+        user, pos, neg = losses.rows(tables, batch)
         if self.place == "items":
             user = self.user[...][batch["user"]]
-        reg = base.penalty((user, pos, neg), "squares")
-        return base.bpr(propagation.margin(tables, batch), "softplus") + l_w * reg
+        reg = losses.penalty((user, pos, neg), "squares")
+        return losses.bpr(losses.margin(tables, batch), "softplus") + l_w * reg
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]; 2D wide with a head."""
         item = self.item[...] if self.place == "head" else self._contents()
         tables = propagation.light_gcn(self.graph.get_value(), self.user[...], item, self.layers)
@@ -88,6 +92,6 @@ class LightGCNM(nnx.Module):
         rows = [unit(content()) for content in self.contents]
         return sum(rows) if self.aggregation == "sum" else propagation.average(rows)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]
         return jax.nn.sigmoid(scores) if self.sigmoid else scores

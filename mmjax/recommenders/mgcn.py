@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from mmjax.core.names import choice
 from mmjax.ops import graph, knn
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
 
 class MGCN(nnx.Module):
@@ -43,16 +44,22 @@ class MGCN(nnx.Module):
         trainable_features: bool = True,
         rngs: nnx.Rngs,
     ):
-        base.choice("item_graph", item_graph, ("cosine", "uniform"))
-        base.choice("user_view", user_view, ("sym", "none"))
+        choice("item_graph", item_graph, ("cosine", "uniform"))
+        choice("user_view", user_view, ("sym", "none"))
         self.layers, self.item_layers = layers, item_layers
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         names, dtype = catalog.modalities(), self.user[...].dtype
-        gates = lambda: nnx.List([propagation.linear(dim, dim, rngs=rngs) for _ in names])  # noqa: E731
-        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+
+        def gates():
+            return nnx.List([dense.linear(dim, dim, rngs=rngs) for _ in names])
+
+        self.contents = projection.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         self.gates, self.prefers = gates(), gates()
-        self.attention = propagation.Attention(dim, rngs=rngs)
+        self.attention = dense.Attention(dim, rngs=rngs)
         similar = [
             knn.weigh(catalog.neighbours(name, top_k), item_graph, eps=1e-7) for name in names
         ]
@@ -74,14 +81,12 @@ class MGCN(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         own, views = self._states()
-        own = propagation.rows(own, batch)  # of users, positives, negatives: [B, D] each
-        views = zip(*(propagation.rows(view, batch) for view in views), strict=True)
+        own = losses.rows(own, batch)  # of users, positives, negatives: [B, D] each
+        views = zip(*(losses.rows(view, batch) for view in views), strict=True)
         sides = [self._side(view, c) for view, c in zip(views, own, strict=True)]
-        return propagation.with_sides(
-            own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature
-        )
+        return losses.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
 
-    def _states(self) -> tuple[propagation.Tables, list[propagation.Tables]]:
+    def _states(self) -> tuple[base.Tables, list[base.Tables]]:
         """c and, of each modality, v_m: users [U, D] and items [I, D]."""
         user, item = self.user[...], self.item[...]
         own = propagation.light_gcn(self.graph.get_value(), user, item, self.layers)
@@ -103,12 +108,12 @@ class MGCN(nnx.Module):
         )
         return (apart + common) / (len(self.prefers) + 1)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]."""
         own, views = self._states()
         both = zip(own, zip(*views, strict=True), strict=True)
         users, items = (c + self._side(view, c) for c, view in both)
         return users, items
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.ops import knn, pairwise
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import item_graph, propagation
+from mmjax.ops import pairwise
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import dense, initializers, item_graph
 
 
 class MICRO(nnx.Module):
@@ -42,14 +43,17 @@ class MICRO(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.item_layers = layers, item_layers
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         options = dict(top_k=top_k, skip=skip, self_one=False, trainable=trainable_features)
         self.similar = nnx.List(
             item_graph.ItemGraph(catalog, [name], dim, **options, rngs=rngs)
             for name in catalog.modalities()
         )
-        self.attention = propagation.Attention(dim, rngs=rngs)
+        self.attention = dense.Attention(dim, rngs=rngs)
         self.graph = base.Frozen(item_graph.looped(catalog, "left", self.user[...].dtype))
 
     def epoch(self, key: Any) -> tuple[item_graph.Kept, ...]:
@@ -67,9 +71,9 @@ class MICRO(nnx.Module):
         key: Any,
     ) -> jax.Array:
         tables, states, fused = self._states(epoch, batch["step"] == 0)
-        user, pos, neg = propagation.rows(tables, batch)
-        total = base.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
-        total += l_w * base.penalty((user, pos, neg), "squares")
+        user, pos, neg = losses.rows(tables, batch)
+        total = losses.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
+        total += l_w * losses.penalty((user, pos, neg), "squares")
         for similar, state in zip(self.similar, states, strict=True):
             there = similar.contents[0].weight_of(jnp.arange(state.shape[0]))
             total += cl_weight * (there * _contrast(state, fused, there, temperature)).mean()
@@ -77,7 +81,7 @@ class MICRO(nnx.Module):
 
     def _states(
         self, kept: tuple[item_graph.Kept, ...], first: jax.Array | bool
-    ) -> tuple[propagation.Tables, list[jax.Array], jax.Array]:
+    ) -> tuple[base.Tables, list[jax.Array], jax.Array]:
         """Users and items; E_m; h."""
         item = self.item[...]
         users, items = item_graph.walk(self.graph.get_value(), self.user[...], item, self.layers)
@@ -89,13 +93,13 @@ class MICRO(nnx.Module):
         if len(states) > 1:  # alone, a = 1
             shares = self.attention(states)
             fused = sum(share * state for share, state in zip(shares, states, strict=True))
-        return (users, items + knn.unit(fused)), states, fused
+        return (users, items + unit(fused)), states, fused
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D] on graphs built anew."""
         return self._states(self.epoch(None), False)[0]
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 
@@ -104,8 +108,8 @@ def _contrast(
 ) -> jax.Array:
     """C of every item [I], among those that are `there` [I] (1 or 0)."""
     alone = fused is state  # of one modality: h is E_m
-    state, shift = knn.unit(state) / jnp.sqrt(temperature), 1 / temperature
-    fused = state if alone else knn.unit(fused) / jnp.sqrt(temperature)
+    state, shift = unit(state) / jnp.sqrt(temperature), 1 / temperature
+    fused = state if alone else unit(fused) / jnp.sqrt(temperature)
     # Cosines are at most 1: less 1, nothing overflows.
     pair = (state * fused).sum(axis=-1) - shift
     same = pairwise.other_sums(state, there, shift)

@@ -9,10 +9,10 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.ops import graph
-from mmjax.ops.knn import unit
+from mmjax.ops.normalize import unit
 from mmjax.parallel.lazy_features import by_rows
 from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
 LATENT = 256  # the width that features are projected to, unless said otherwise
 
@@ -65,7 +65,7 @@ class MMGCN(nnx.Module):
         self.untrained = untrained_tables
         names = catalog.modalities()
         sizes = dict.fromkeys(names, latent) if isinstance(latent, int) else latent
-        sizes = propagation.by_modality("latent", sizes, names)
+        sizes = projection.by_modality("latent", sizes, names)
         for name, size in sizes.items():
             if size < 0:
                 raise InputError(f"latent size {size} of {name!r} must be 0 or more")
@@ -73,9 +73,9 @@ class MMGCN(nnx.Module):
         kept = base.Drawn if untrained_tables else nnx.Param
 
         def table(rows: int, width: int) -> nnx.Variable:
-            return kept(base.init_table(init, rngs.params(), (rows, width)))
+            return kept(initializers.init_table(init, rngs.params(), (rows, width)))
 
-        tables = base.init_tables(init, rngs, catalog.shape, dim, joint)
+        tables = initializers.init_tables(init, rngs, catalog.shape, dim, joint)
         self.user, self.item = (kept(table) for table in tables)
         like = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
         like["merge_inits"] = [init] + [merge_init] * (layers - 1)
@@ -87,7 +87,7 @@ class MMGCN(nnx.Module):
         self.to_users = base.Frozen(graph.bipartite(user, item, catalog.shape, **mean))
         self.to_items = base.Frozen(graph.bipartite(item, user, catalog.shape[::-1], **mean))
 
-    def epoch(self, key: jax.Array | None) -> list[propagation.Tables]:
+    def epoch(self, key: jax.Array | None) -> list[base.Tables]:
         """x_0 of the users and A x_0 of the items in each modality, where they never change."""
         if not self.untrained:
             return []
@@ -95,7 +95,7 @@ class MMGCN(nnx.Module):
         return [(u, graph.propagate(self.to_items.get_value(), u)) for u in users]
 
     def loss(
-        self, batch: dict[str, jax.Array], epoch: list[propagation.Tables], *, l_w: float, key: Any
+        self, batch: dict[str, jax.Array], epoch: list[base.Tables], *, l_w: float, key: Any
     ) -> jax.Array:
         user, item = batch["user"], jnp.concatenate([batch["pos"], batch["neg"]])
         z_u, z_i = self._states(epoch, user, item)
@@ -104,13 +104,13 @@ class MMGCN(nnx.Module):
         own = self.user[...][user], self.item[...][item], self.modalities[0].preference[...]
         return bpr + l_w * sum(jnp.square(x).mean() for x in own)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]."""
         return self._states(self.epoch(None), slice(None), slice(None))
 
     def _states(
-        self, ready: list[propagation.Tables], user: jax.Array | slice, item: jax.Array | slice
-    ) -> propagation.Tables:
+        self, ready: list[base.Tables], user: jax.Array | slice, item: jax.Array | slice
+    ) -> base.Tables:
         """Of these users and items; `ready` is what `epoch` gives."""
         to_users, to_items = self.to_users.get_value(), self.to_items.get_value()
         of_users, of_items = [], []
@@ -130,7 +130,7 @@ class MMGCN(nnx.Module):
             of_items.append(i)
         return propagation.average(of_users), propagation.average(of_items)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 
@@ -151,7 +151,7 @@ class Modality(nnx.Module):
     ):
         self.projected, features = latent > 0, catalog.features[name]
         if latent:
-            self.content = propagation.Content(catalog, name, latent, rngs=rngs)
+            self.content = projection.Content(catalog, name, latent, rngs=rngs)
         else:
             wide = jnp.promote_types(features.dtype, jnp.float32)
             self.content = base.Frozen(by_rows(lambda x: unit(x.astype(wide)), features))
@@ -175,9 +175,9 @@ class Layer(nnx.Module):
         self, width: int, dim: int, *, concat: bool, init: str, merge_init: str, rngs: nnx.Rngs
     ):
         self.concat, self.width = concat, width
-        self.message = propagation.linear(width, width, init=init, bias=False, rngs=rngs)
-        self.own = propagation.linear(width, dim, init=init, rngs=rngs)
-        self.merge = propagation.linear(width + dim * concat, dim, init=merge_init, rngs=rngs)
+        self.message = dense.linear(width, width, init=init, bias=False, rngs=rngs)
+        self.own = dense.linear(width, dim, init=init, rngs=rngs)
+        self.merge = dense.linear(width + dim * concat, dim, init=merge_init, rngs=rngs)
 
     def messages(self, mean: graph.Graph, x: jax.Array, read: jax.Array | None = None) -> jax.Array:
         """A x W [N, W] from states x [M, W] of the other side; `read` is A x, if it is there."""

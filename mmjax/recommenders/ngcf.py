@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import graph, weighted_graph
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.dropout import dropout
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, propagation
 
 COMBINATIONS = ("concat", "mean")
 
@@ -28,7 +30,9 @@ class Layer(nnx.Module):
     """leaky_0.2(y W1 + b1 + (y * x) W2 + b2), where y = D^-1 (A + I) x."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        init = lambda shape: nnx.Param(base.init_table("xavier_uniform", rngs.params(), shape))  # noqa: E731
+        def init(shape):
+            return nnx.Param(initializers.init_table("xavier_uniform", rngs.params(), shape))
+
         self.weight1, self.bias1 = init((dim, dim)), init((1, dim))
         self.weight2, self.bias2 = init((dim, dim)), init((1, dim))
 
@@ -71,8 +75,11 @@ class NGCF(nnx.Module):
             if not 0 <= rate < 1:
                 raise InputError(f"{name}={rate} must be at least 0 and less than 1")
         self.node_dropout, self.evaluation_dropout = node_dropout, evaluation_dropout
-        self.combine = base.choice("combine", combine, COMBINATIONS)
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+        self.combine = choice("combine", combine, COMBINATIONS)
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         self.layers = nnx.List([Layer(dim, rngs=rngs) for _ in range(layers)])
         whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
@@ -90,10 +97,7 @@ class NGCF(nnx.Module):
         weights = [users[whole.forward.rows], items[whole.forward.columns], users, items]
         if key is not None:
             keys = jax.random.split(key, 4)
-            weights = [
-                propagation.dropout(k, w, self.node_dropout)
-                for k, w in zip(keys, weights, strict=True)
-            ]
+            weights = [dropout(k, w, self.node_dropout) for k, w in zip(keys, weights, strict=True)]
         to_users, to_items, users, items = weights
         to_users, to_items = (
             weighted_graph.weighted(whole, to_users),
@@ -111,12 +115,12 @@ class NGCF(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         tables = self._tables(epoch, key, message_dropout)
-        reg = base.penalty(propagation.rows(tables, batch), "squares")
-        return base.bpr(propagation.margin(tables, batch), "softplus") + l_w * reg
+        reg = losses.penalty(losses.rows(tables, batch), "squares")
+        return losses.bpr(losses.margin(tables, batch), "softplus") + l_w * reg
 
     def _tables(
         self, adjacency: Adjacency, key: jax.Array | None = None, rate: jax.Array | float = 0
-    ) -> propagation.Tables:
+    ) -> base.Tables:
         """z of users and items; without a key there is no message dropout."""
         user, item = self.user[...], self.item[...]
         users, items = [user], [item]
@@ -127,8 +131,8 @@ class NGCF(nnx.Module):
             if key is not None:
                 keys = jax.random.split(jax.random.fold_in(key, number))
                 user, item = (
-                    propagation.dropout(keys[0], user, rate),
-                    propagation.dropout(keys[1], item, rate),
+                    dropout(keys[0], user, rate),
+                    dropout(keys[1], item, rate),
                 )
             user, item = unit(user), unit(item)
             users.append(user)
@@ -137,10 +141,10 @@ class NGCF(nnx.Module):
             return propagation.average(users), propagation.average(items)
         return jnp.concatenate(users, axis=1), jnp.concatenate(items, axis=1)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, (L + 1) D] and items [I, (L + 1) D], or D wide their means."""
         key = None if self.seed is None else jax.random.key(self.seed[...])
         return self._tables(self._adjacency(), key, self.evaluation_dropout)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from mmjax.recommenders import base, ngcf
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import projection
 
 
 class NGCFM(ngcf.NGCF):
@@ -35,12 +35,12 @@ class NGCFM(ngcf.NGCF):
             evaluation_dropout=evaluation_dropout,
             rngs=rngs,
         )
-        self.head = propagation.Head(catalog, dim, rngs=rngs)
+        self.head = projection.Head(catalog, dim, rngs=rngs)
 
     def _tables(
         self,
         adjacency: ngcf.Adjacency,
         key: jax.Array | None = None,
         rate: jax.Array | float = 0,
-    ) -> propagation.Tables:
+    ) -> base.Tables:
         return self.head.beside(super()._tables(adjacency, key, rate))

@@ -10,10 +10,12 @@ from flax import nnx
 from scipy.sparse.linalg import svds
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import contrastive, graph, weighted_graph
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.dropout import dropout
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, projection, propagation
 
 ENTRIES = 1 << 22  # of the product of singular vectors at a time
 
@@ -59,20 +61,20 @@ class PGL(nnx.Module):
         eps: float = 1e-7,
         rngs: nnx.Rngs,
     ):
-        base.choice("subgraph", subgraph, ("local", "global"))
+        choice("subgraph", subgraph, ("local", "global"))
         if not 0 < keep <= 1:
             raise InputError(f"keep={keep} must be more than 0 and at most 1")
         self.layers, self.item_layers, self.eps = layers, item_layers, eps
         names, train = catalog.modalities(), (catalog.train_user, catalog.train_item, catalog.shape)
-        shares, strong = propagation.shares(names, weights or {}, 1.0), None
+        shares, strong = projection.shares(names, weights or {}, 1.0), None
         if subgraph == "global":
             matrix = graph.bipartite(*train, eps=eps, dtype=np.float64).forward
             matrix = sp.csr_matrix((matrix.values, matrix.columns, matrix.starts), catalog.shape)
             strong = principal(matrix, dim // 2, threshold)
         size = catalog.n_users, dim
-        users = [base.init_table("xavier_uniform", rngs.params(), size) for _ in names]
+        users = [initializers.init_table("xavier_uniform", rngs.params(), size) for _ in names]
         self.user = nnx.Param(jnp.concatenate(users, axis=1))  # [U, M D]
-        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        self.contents = projection.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         dtype = self.user[...].dtype
         self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
         self.whole = base.Frozen(weighted_graph.pattern(*train))
@@ -98,26 +100,26 @@ class PGL(nnx.Module):
     ) -> jax.Array:
         tables = self._tables(epoch)
         keys = jax.random.split(key, (2, 2))
-        total = jax.nn.softplus(-propagation.margin(tables, batch)).mean()
-        for of_views, rows in zip(keys, propagation.rows(tables, batch), strict=False):
-            views = [propagation.dropout(k, rows, drop) for k in of_views]
+        total = jax.nn.softplus(-losses.margin(tables, batch)).mean()
+        for of_views, rows in zip(keys, losses.rows(tables, batch), strict=False):
+            views = [dropout(k, rows, drop) for k in of_views]
             total += 0.5 * cl_weight * contrastive.info_nce(*views, temperature)
         return total
 
-    def _tables(self, adjacency: graph.Graph) -> propagation.Tables:
+    def _tables(self, adjacency: graph.Graph) -> base.Tables:
         item = jnp.concatenate([unit(content()) for content in self.contents], axis=1)
         users, items = propagation.light_gcn(adjacency, self.user[...], item, self.layers)
         for _ in range(self.item_layers):
             item = graph.propagate(self.similar.get_value(), item)
         return users, items + item
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users and items [., M D] on the whole graph."""
         return self._tables(
             propagation.normalised(self.whole.get_value(), self.eps, self.user[...].dtype)
         )
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 

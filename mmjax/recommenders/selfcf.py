@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.core.names import choice
 from mmjax.ops import graph, weighted_graph
+from mmjax.ops.dropout import dropout
+from mmjax.ops.normalize import cosine
 from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import dense, initializers, propagation
 
 PERTURBATIONS = ("embedding", "edges")
 
@@ -45,10 +48,13 @@ class SelfCF(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.eps, self.encoder_dropout = layers, eps, encoder_dropout
-        self.perturbation = base.choice("perturbation", perturbation, PERTURBATIONS)
-        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.perturbation = choice("perturbation", perturbation, PERTURBATIONS)
+
+        def table(count):
+            return initializers.init_table(init, rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.predictor = propagation.linear(dim, dim, rngs=rngs)
+        self.predictor = dense.linear(dim, dim, rngs=rngs)
         whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
         self.whole = base.Frozen(whole)
 
@@ -82,16 +88,12 @@ class SelfCF(nnx.Module):
             of_pos = graph.propagate(to_items, users)[batch["pos"]]
         else:
             keys, rows = jax.random.split(of_target), jax.lax.stop_gradient((user, pos))
-            of_user, of_pos = (
-                propagation.dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True)
-            )
-        alike = propagation.cosine(self.predictor(user), of_pos) + propagation.cosine(
-            self.predictor(pos), of_user
-        )
+            of_user, of_pos = (dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True))
+        alike = cosine(self.predictor(user), of_pos) + cosine(self.predictor(pos), of_user)
         squares = jnp.square(user).sum() + jnp.square(pos).sum()
         return -0.5 * alike.mean() + l_w * 0.5 * squares
 
-    def _encode(self, graphs: tuple[graph.Graph, graph.Graph]) -> propagation.Tables:
+    def _encode(self, graphs: tuple[graph.Graph, graph.Graph]) -> base.Tables:
         return propagation.light_gcn_over([graphs] * self.layers, self.user[...], self.item[...])
 
     def _graphs(
@@ -103,12 +105,11 @@ class SelfCF(nnx.Module):
             both = weighted_graph.weighted(whole, weights)
             return both, both.flip()
         to_users, to_items = (
-            weighted_graph.weighted(whole, propagation.dropout(k, weights, rate))
-            for k in jax.random.split(key)
+            weighted_graph.weighted(whole, dropout(k, weights, rate)) for k in jax.random.split(key)
         )
         return to_users, to_items.flip()
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users (P(e_u) | e_u) [U, 2D] and items (e_i | P(e_i)) [I, 2D]."""
         users, items = self._encode(self._graphs(self._weights()))
         return (
@@ -116,5 +117,5 @@ class SelfCF(nnx.Module):
             jnp.concatenate([items, self.predictor(items)], axis=1),
         )
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import contrastive, graph, weighted_graph
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, propagation
 
 VIEWS = ("edges", "nodes", "layers")
 
@@ -44,8 +45,11 @@ class SGL(nnx.Module):
         if not 0 <= drop < 1:
             raise InputError(f"drop={drop} must be at least 0 and less than 1")
         self.layers, self.drop = layers, drop
-        self.views = base.choice("views", views, VIEWS)
-        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.views = choice("views", views, VIEWS)
+
+        def table(count):
+            return initializers.init_table(init, rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
         self.whole = base.Frozen(whole)
@@ -104,23 +108,23 @@ class SGL(nnx.Module):
         ego = self.user[...], self.item[...]
         size = batch["user"].shape[0]
         tables = propagation.light_gcn(epoch["whole"], *ego, self.layers)
-        mean = base.bpr(propagation.margin(tables, batch), "softplus")
-        mean += l_w * base.penalty(propagation.rows(ego, batch), "squares")
+        mean = losses.bpr(losses.margin(tables, batch), "softplus")
+        mean += l_w * losses.penalty(losses.rows(ego, batch), "squares")
         both = [self._states(view) for view in epoch["views"]]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
             each = jnp.full(size, cl_weight / size)
             mean += contrastive.against_all(one, other, nodes, temperature, each)
         return size * mean
 
-    def _states(self, view: list[graph.Graph]) -> propagation.Tables:
+    def _states(self, view: list[graph.Graph]) -> base.Tables:
         graphs = view if self.views == "layers" else view * self.layers
         pairs = [(adjacency, adjacency.flip()) for adjacency in graphs]
         return propagation.light_gcn_over(pairs, self.user[...], self.item[...])
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D] on the whole graph."""
         whole = self._normalised(self.whole.get_value())
         return propagation.light_gcn(whole, self.user[...], self.item[...], self.layers)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

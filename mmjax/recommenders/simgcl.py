@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.ops import contrastive, graph
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.dropout import uniform
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, propagation
 
 
 class SimGCL(nnx.Module):
@@ -43,9 +45,12 @@ class SimGCL(nnx.Module):
         if layers < 1:
             raise InputError(f"layers={layers} must be at least 1: the first state is left out")
         self.layers, self.offset = layers, offset
-        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
-        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
-        table = lambda count: base.init_table(init, rngs.params(), (count, dim))  # noqa: E731
+        self.ranking_loss = choice("ranking_loss", ranking_loss, losses.LOSSES)
+        self.regulariser = choice("regulariser", regulariser, losses.PENALTIES)
+
+        def table(count):
+            return initializers.init_table(init, rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         self.graph = base.Frozen(
             graph.bipartite(
@@ -69,17 +74,15 @@ class SimGCL(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         tables = self.tables()
-        total = base.bpr(propagation.margin(tables, batch), self.ranking_loss, self.offset)
-        user, pos, _ = propagation.rows(tables, batch)
-        total += l_w * base.penalty((user, pos), self.regulariser)
+        total = losses.bpr(losses.margin(tables, batch), self.ranking_loss, self.offset)
+        user, pos, _ = losses.rows(tables, batch)
+        total += l_w * losses.penalty((user, pos), self.regulariser)
         both = [self._tables(k, noise) for k in jax.random.split(key)]
         for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
             total += cl_weight * distinct_nce(one, other, nodes, temperature)
         return total
 
-    def _tables(
-        self, key: jax.Array | None = None, noise: jax.Array | float = 0.0
-    ) -> propagation.Tables:
+    def _tables(self, key: jax.Array | None = None, noise: jax.Array | float = 0.0) -> base.Tables:
         """The mean of the states 1..L; without a key there is no noise."""
         adjacency, states = self.graph.get_value(), []
         state = self.user[...], self.item[...]
@@ -92,17 +95,17 @@ class SimGCL(nnx.Module):
         users, items = zip(*states, strict=True)
         return propagation.average(users), propagation.average(items)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]."""
         return self._tables()
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 
 def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Array:
     """Rows moved by a distance of `noise`, within their own orthant."""
-    return x + noise * jnp.sign(x) * unit(propagation.uniform(key, x.shape, x.dtype))
+    return x + noise * jnp.sign(x) * unit(uniform(key, x.shape, x.dtype))
 
 
 def distinct_nce(

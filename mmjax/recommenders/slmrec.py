@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.ops import contrastive, graph, knn
+from mmjax.ops import contrastive, graph
+from mmjax.ops.normalize import unit
 from mmjax.parallel.lazy_features import by_rows
 from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import dense, initializers, projection
 
 
 class SLMRec(nnx.Module):
@@ -46,13 +47,16 @@ class SLMRec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layers, self.sigmoid = layers, sigmoid
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         count = len(catalog.modalities())
         features = {k: by_rows(_unit, x) for k, x in catalog.features.items()}
         catalog = dataclasses.replace(catalog, features=features)
-        self.contents = propagation.contents(catalog, dim, init="xavier_uniform", rngs=rngs)
-        linear = functools.partial(propagation.linear, init="xavier_uniform", rngs=rngs)
+        self.contents = projection.contents(catalog, dim, init="xavier_uniform", rngs=rngs)
+        linear = functools.partial(dense.linear, init="xavier_uniform", rngs=rngs)
         self.fuse_users = linear((count + 1) * dim, dim)
         self.fuse_items = linear((count + 1) * dim, dim)
         # The modality of each level; None where it has none.
@@ -94,7 +98,7 @@ class SLMRec(nnx.Module):
             )
         return total
 
-    def _states(self) -> propagation.Tables:
+    def _states(self) -> base.Tables:
         """All towers side by side: users [U, (M + 1) D], items [I, (M + 1) D].
 
         Propagation is linear: what the users send out, the same in every tower, is propagated
@@ -108,7 +112,7 @@ class SLMRec(nnx.Module):
         count = self.layers + 1
         return (of_users + to_users) / count, (of_items + to_items) / count
 
-    def _spread(self, adjacency: graph.Graph, x: jax.Array) -> propagation.Tables:
+    def _spread(self, adjacency: graph.Graph, x: jax.Array) -> base.Tables:
         """Sums of the states 0..L that start from x on one side alone: that side's, the other's."""
         own, other = x, jnp.zeros((adjacency.shape[0], x.shape[1]), x.dtype)
         for layer in range(self.layers):
@@ -117,16 +121,16 @@ class SLMRec(nnx.Module):
             adjacency = adjacency.flip()
         return own, other
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]."""
         users, items = self._states()
         return self.fuse_users(users), self.fuse_items(items)
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]
         return jax.nn.sigmoid(scores) if self.sigmoid else scores
 
 
 def _unit(features: jax.Array) -> jax.Array:
     wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
-    return knn.unit(wide).astype(features.dtype)
+    return unit(wide).astype(features.dtype)

@@ -11,8 +11,9 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.ops import graph, knn
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.ops.dropout import uniform
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
 
 class SMORE(nnx.Module):
@@ -61,14 +62,18 @@ class SMORE(nnx.Module):
                 "give one for all, or one for each in this order"
             )
         self.layers, self.item_layers = layers, item_layers
-        table = lambda count: base.init_table("xavier_uniform", rngs.params(), (count, dim))  # noqa: E731
+
+        def table(count):
+            return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
+
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        self.contents = propagation.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
+        self.contents = projection.contents(catalog, dim, trainable=trainable_features, rngs=rngs)
         shape = len(names) + 1, dim // 2 + 1, 2
         self.filters = nnx.Param(jax.random.normal(rngs.params(), shape))
-        linears = lambda n, **options: nnx.List(  # noqa: E731
-            [propagation.linear(dim, dim, rngs=rngs, **options) for _ in range(n)]
-        )
+
+        def linears(n, **options):
+            return nnx.List([dense.linear(dim, dim, rngs=rngs, **options) for _ in range(n)])
+
         # Those of the fusion come last.
         self.gates, self.prefers = linears(len(names) + 1), linears(len(names) + 1)
         self.hidden, self.queries = linears(len(names)), linears(len(names), bias=False)
@@ -94,19 +99,17 @@ class SMORE(nnx.Module):
         key: jax.Array,
     ) -> jax.Array:
         own, views = self._states()
-        own = propagation.rows(own, batch)  # of users, positives, negatives: [B, D] each
-        views = zip(*(propagation.rows(view, batch) for view in views), strict=True)
+        own = losses.rows(own, batch)  # of users, positives, negatives: [B, D] each
+        views = zip(*(losses.rows(view, batch) for view in views), strict=True)
         of_user, of_item = jax.random.split(key)
         kept = [
             self._kept(k, batch[name], drop)
             for k, name in ((of_user, "user"), (of_item, "pos"), (of_item, "neg"))
         ]
         sides = [self._side(*one, drop) for one in zip(views, own, kept, strict=True)]
-        return propagation.with_sides(
-            own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature
-        )
+        return losses.with_sides(own, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature)
 
-    def _states(self) -> tuple[propagation.Tables, list[propagation.Tables]]:
+    def _states(self) -> tuple[base.Tables, list[base.Tables]]:
         """c and the views v_m and v_f: users [U, D] and items [I, D] each."""
         adjacency, item = self.adjacency.get_value(), self.item[...]
         own = propagation.light_gcn(adjacency, self.user[...], item, self.layers)
@@ -139,7 +142,7 @@ class SMORE(nnx.Module):
 
         def of_view(n: int) -> jax.Array:
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-            return jax.vmap(lambda k: propagation.uniform(k, shape, dtype))(own) >= rate
+            return jax.vmap(lambda k: uniform(k, shape, dtype))(own) >= rate
 
         return jnp.stack([of_view(n) for n in range(len(self.prefers))])
 
@@ -165,14 +168,14 @@ class SMORE(nnx.Module):
             total += wanted * view
         return total / len(views)
 
-    def tables(self) -> propagation.Tables:
+    def tables(self) -> base.Tables:
         """Users [U, D] and items [I, D]."""
         own, views = self._states()
         both = zip(own, zip(*views, strict=True), strict=True)
         users, items = (c + self._side(view, c) for c, view in both)
         return users, items
 
-    def scores(self, tables: propagation.Tables, batch: dict[str, jax.Array]) -> jax.Array:
+    def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]
 
 

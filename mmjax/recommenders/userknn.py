@@ -4,6 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from flax import nnx
 
+from mmjax.core.names import choice
 from mmjax.recommenders import base, itemknn
 
 SIDES = {"user": "history", "neighbour": "candidate"}
@@ -59,6 +60,6 @@ def similar_users(
     Raises:
       InputError: as there.
     """
-    base.choice("neighbours_of", neighbours_of, SIDES)
+    choice("neighbours_of", neighbours_of, SIDES)
     # Rows of these weights are the scored users; of items they are the history's.
     return itemknn.similar_items(users, neighbours_of=SIDES[neighbours_of], **options)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.ops.knn import unit
-from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.core.names import choice
+from mmjax.ops.normalize import unit
+from mmjax.recommenders import base, losses
+from mmjax.recommenders.layers import initializers, projection
 
 
 class VBPR(nnx.Module):
@@ -36,29 +37,29 @@ class VBPR(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.normalize = normalize
-        self.ranking_loss = base.choice("ranking_loss", ranking_loss, base.LOSSES)
-        self.regulariser = base.choice("regulariser", regulariser, base.PENALTIES)
+        self.ranking_loss = choice("ranking_loss", ranking_loss, losses.LOSSES)
+        self.regulariser = choice("regulariser", regulariser, losses.PENALTIES)
         users = catalog.n_users
         if content_init == "joint":
-            table = base.init_table("xavier_uniform", rngs.params(), (users, 2 * dim))
+            table = initializers.init_table("xavier_uniform", rngs.params(), (users, 2 * dim))
         else:
             kinds = ("xavier_uniform", content_init)
-            halves = [base.init_table(kind, rngs.params(), (users, dim)) for kind in kinds]
+            halves = [initializers.init_table(kind, rngs.params(), (users, dim)) for kind in kinds]
             table = jnp.concatenate(halves, axis=1)
         self.user = nnx.Param(table)  # [U, 2D]
         self.item = nnx.Param(
-            base.init_table("xavier_uniform", rngs.params(), (catalog.n_items, dim))
+            initializers.init_table("xavier_uniform", rngs.params(), (catalog.n_items, dim))
         )
         bias = "zeros" if projection_init == "xavier_normal" else "linear"
-        self.content = propagation.joined(catalog, dim, init=projection_init, bias=bias, rngs=rngs)
+        self.content = projection.joined(catalog, dim, init=projection_init, bias=bias, rngs=rngs)
 
     def loss(self, batch: dict[str, jax.Array], epoch: Any, *, l_w: float, key: Any) -> jax.Array:
         user = self.user[...][batch["user"]]  # [B, 2D]
         both = jnp.concatenate([batch["pos"], batch["neg"]])
         pos, neg = jnp.split(self._items(both), 2)  # [B, 2D] each
         margin = (user * (pos - neg)).sum(-1)  # [B]
-        reg = base.penalty((user, pos, neg), self.regulariser)
-        return base.bpr(margin, self.ranking_loss) + l_w * reg
+        reg = losses.penalty((user, pos, neg), self.regulariser)
+        return losses.bpr(margin, self.ranking_loss) + l_w * reg
 
     def _items(self, rows: jax.Array | None = None) -> jax.Array:
         """(g | p) of the given items, or of all."""

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from mmjax.core import files, storage
 from mmjax.core.errors import InputError
-from mmjax.recommenders import base
+from mmjax.core.names import suggestion
 
 Results = dict[str, Any]
 METRICS = ("recall", "ndcg", "hr", "map", "coverage", "gini", "arp")
@@ -61,7 +61,7 @@ def chosen(runs: Sequence[Results], columns: Sequence[str] = ()) -> list[str]:
     if columns:
         for name in columns:
             if name not in common:
-                raise InputError(f"not every run has {name!r}{base.suggestion(name, common)}")
+                raise InputError(f"not every run has {name!r}{suggestion(name, common)}")
         return list(columns)
     cutoffs = {int(name.split("@")[1]) for name in common}
     if not cutoffs:

@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from mmjax import __version__
 from mmjax.core.errors import InputError
-from mmjax.data.dataset import hash_ids
+from mmjax.core.ids import hash_ids
 from mmjax.store import layout
 from mmjax.store.read import Store
 from mmjax.store.write import Writer

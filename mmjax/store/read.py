@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from mmjax.core import storage
 from mmjax.core.errors import InputError
-from mmjax.data.dataset import hash_ids
+from mmjax.core.ids import hash_ids
 from mmjax.parallel.lazy_features import Unread
 from mmjax.store import layout
 

@@ -13,7 +13,7 @@ from mmjax.parallel import mesh as meshes
 from mmjax.parallel import trial_axis
 from mmjax.sweep import space
 from mmjax.sweep.resources import Shelf
-from mmjax.training import early_stopping, ensemble, experiment
+from mmjax.training import early_stopping, ensemble, experiment, settings
 
 SHARE = 0.6  # of the free memory that a program may take; the rest is evaluation and the host's
 
@@ -65,7 +65,7 @@ class Packer:
             together; ask for the groups again.
         """
         config, key = trials[0].config, self._key(trials[0])
-        experiment.check(config)
+        settings.check(config)
         texts = tuple(dict.fromkeys(trial.config["features"] for trial in trials))
         points = [space.program(trial.config)[1] for trial in trials]
         variant = [texts.index(trial.config["features"]) for trial in trials]

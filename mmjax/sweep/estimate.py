@@ -17,7 +17,7 @@ from mmjax.parallel import trial_axis
 from mmjax.sweep import batching, space
 from mmjax.sweep.batching import Packer
 from mmjax.sweep.plan import Plan
-from mmjax.training import early_stopping, ensemble, experiment, fit
+from mmjax.training import early_stopping, ensemble, evaluator, experiment
 
 STEPS = 9  # timed, the first apart: it has what an epoch begins with
 
@@ -118,7 +118,7 @@ def _measure(plan: Plan, group: Sequence[space.Trial], packer: Packer) -> tuple:
         epoch_s = (first + step * (timed.steps - 1)) / share
     timing: dict[str, Any] = {"compile_s": 0.0}
     tasks = experiment.tasks(config, data, ("valid",))
-    evaluate = fit.Evaluator(timed, tasks, config, data, timing)
+    evaluate = evaluator.Evaluator(timed, tasks, config, data, timing)
     state = timed.init()
     for _ in range(2):
         evaluate(state, "valid", lists=False)

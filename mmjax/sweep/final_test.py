@@ -16,7 +16,7 @@ from mmjax.sweep.batching import Packer
 from mmjax.sweep.leases import Leases
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.plan import Plan, event
-from mmjax.training import early_stopping, experiment, fit, train
+from mmjax.training import early_stopping, evaluator, experiment, train
 from mmjax.training.checkpoint import Checkpoints
 
 
@@ -60,7 +60,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
     loaded += loaded[-1:] * (len(together.keys) - len(trials))
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
     state = jax.device_put(state, table_sharding.shardings(shapes))
-    evaluate = fit.Evaluator(
+    evaluate = evaluator.Evaluator(
         together, experiment.tasks(config, data), config, data, {"compile_s": 0}
     )
     valid, test = evaluate(state, "valid"), evaluate(state, "test")

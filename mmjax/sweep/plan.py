@@ -9,7 +9,7 @@ from mmjax.core.errors import InputError
 from mmjax.sweep import search, space
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.resources import Shelf
-from mmjax.training import experiment
+from mmjax.training import settings
 
 
 class Plan(NamedTuple):
@@ -44,7 +44,7 @@ def claim(plan: Plan) -> None:
                     f"{mine[name]}); give a new --workdir"
                 )
     cells = {cell.name: {"model": cell.model, "levels": cell.levels} for cell in plan.cells}
-    files.write_json(path, {"sweep": experiment.plain(plan.sweep), "cells": cells, "data": mine})
+    files.write_json(path, {"sweep": settings.plain(plan.sweep), "cells": cells, "data": mine})
 
 
 def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:

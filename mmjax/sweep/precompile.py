@@ -7,7 +7,7 @@ from mmjax.parallel import trial_axis
 from mmjax.sweep import estimate, space
 from mmjax.sweep.batching import Packer
 from mmjax.sweep.plan import Plan
-from mmjax.training import epochs, experiment, fit
+from mmjax.training import epochs, evaluator, experiment
 
 
 def compile_all(plan: Plan, most: int = 0) -> int:
@@ -50,7 +50,7 @@ def _compile(plan: Plan, pack: Sequence[space.Trial], packer: Packer) -> None:
     tasks = experiment.tasks(config, data)
     for width in trial_axis.widths(len(whole.keys), whole.mesh):
         trials = whole if width == len(whole.keys) else whole.take(range(width))
-        evaluate = fit.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})
+        evaluate = evaluator.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})
         if trials.trainable:
             epochs.compile_programs(trials, {"compile_s": 0.0})
         for split in tasks:

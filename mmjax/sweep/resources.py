@@ -10,7 +10,7 @@ from mmjax.core.errors import InputError
 from mmjax.data import dataset as datasets
 from mmjax.features import expressions
 from mmjax.sweep import space
-from mmjax.training import experiment
+from mmjax.training import experiment, settings
 
 
 class Shelf:
@@ -31,7 +31,7 @@ class Shelf:
         return data, self._features[key]
 
     def dataset(self, config: space.Config) -> datasets.Dataset:
-        folder = experiment.required(config, "dataset")
+        folder = settings.required(config, "dataset")
         if folder not in self._data:
             self._data[folder] = datasets.load(folder)
         return self._data[folder]
@@ -59,7 +59,7 @@ class Shelf:
         """
         ready, without = [], {}
         for cell in cells:
-            name = experiment.required(cell.config, "dataset")
+            name = settings.required(cell.config, "dataset")
             if name not in self._folders and "/" not in name and not Path(name).exists():
                 without[cell.name] = name
                 continue

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.core.errors import InputError
-from mmjax.recommenders import base as core
-from mmjax.training import experiment
+from mmjax.core.names import choice, suggestion
+from mmjax.recommenders import registry
+from mmjax.training import settings
 
 Config = dict[str, Any]
 Point = dict[str, Any]  # dotted key of a training config -> value
@@ -91,12 +92,12 @@ def cells(sweep: Config) -> list[Cell]:
         if sweep["dataset"]:
             base["dataset"] = sweep["dataset"]
         search = entry.get("search", sweep["search"])
-        core.choice("search", search, ("grid", "random", "tpe"))
+        choice("search", search, ("grid", "random", "tpe"))
         axes = _axes(model, entry.get("tune", {}), base, search)
         for levels in itertools.product(*(values.items() for values in factors.values())):
             config, taken = base, dict.fromkeys(axes, "tune") | {"seed": "seeds"}
             for factor, (_, changes) in zip(factors, levels, strict=True):
-                for key, value in experiment.flatten(changes).items():
+                for key, value in settings.flatten(changes).items():
                     if key in taken:
                         raise InputError(
                             f"{model}: {key} is changed by {taken[key]} and by compare.{factor}; "
@@ -138,14 +139,16 @@ def _axes(model: str, tune: Mapping[str, Any], base: Config, search: str) -> dic
 
 def _known(model: str, key: str, config: Config) -> str:
     """The key, if the config has it or its recommender takes it as an option."""
-    known = list(experiment.flatten(config))
+    known = list(settings.flatten(config))
     group, _, option = key.partition(".")
     if key in known or key in config or (group == "model" and option in config["model"]):
         return key
     if group == "model" and "." not in option:
-        core.split_options(core.find(config["recommender"]), config["model"] | {option: None})
+        registry.split_options(
+            registry.find(config["recommender"]), config["model"] | {option: None}
+        )
         return key
-    raise InputError(f"{model}: the config has no {key!r}{core.suggestion(key, known)}")
+    raise InputError(f"{model}: the config has no {key!r}{suggestion(key, known)}")
 
 
 def changed(config: Config, point: Point) -> Config:
@@ -179,21 +182,19 @@ def trial(cell: Cell, point: Point, seed: int, hashes: Callable[[Config], Any]) 
     """The trial of a point; `hashes` gives the content that a config names, as JSON."""
     config = changed(cell.config, point | {"seed": seed})
     what = {
-        key: value
-        for key, value in experiment.plain(config).items()
-        if key not in experiment.PLACES
+        key: value for key, value in settings.plain(config).items() if key not in settings.PLACES
     }
     text = json.dumps([what, hashes(config)], sort_keys=True)
     # The point as the ledger gives it back, so that the two compare.
     return Trial(
-        hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, experiment.plain(point), config
+        hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, settings.plain(point), config
     )
 
 
 def program(config: Config) -> tuple[str, dict[str, float]]:
     """What trials of one program share, as text, and what may differ between them."""
-    recommender = core.find(config["recommender"])
-    _, traced = core.split_options(recommender, config["model"])
+    recommender = registry.find(config["recommender"])
+    _, traced = registry.split_options(recommender, config["model"])
     own = {"lr": config["lr"], "seed": config["seed"], **traced}
     if not hasattr(recommender, "loss"):  # nothing is traced, and nothing is trained
         own = {}

@@ -29,7 +29,7 @@ from mmjax.sweep.batching import Packer
 from mmjax.sweep.leases import Leases
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.plan import Plan, claim, event, survey
-from mmjax.training import experiment, fit
+from mmjax.training import evaluator, experiment, fit
 from mmjax.training.checkpoint import Checkpoints
 
 
@@ -130,7 +130,7 @@ def _train(
     try:
         trials, data = packer.build(pack), packer.data(config)
         tasks = experiment.tasks(config, data, ("valid",))
-        evaluate = fit.Evaluator(trials, tasks, config, data, timing)
+        evaluate = evaluator.Evaluator(trials, tasks, config, data, timing)
         best, progress = fit.fit(
             trials, trials.init(), evaluate, checkpoints, config, folder, timing
         )

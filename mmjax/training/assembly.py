@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmjax.core.names import choice
 from mmjax.ops import graph
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding, trial_axis
@@ -49,7 +50,7 @@ def build(
       lifting.Unlike: the catalogues make different programs of the recommender.
     """
     catalogs = [catalog] if isinstance(catalog, base.Catalog) else list(catalog)
-    base.choice("sampler", settings.sampler, sampling.SAMPLERS)
+    choice("sampler", settings.sampler, sampling.SAMPLERS)
     chain = optimizer.parse(settings.optimizer)
     trainable, data = hasattr(recommender, "loss"), None
     if trainable:  # what is not trained draws no negatives, and may have users without any

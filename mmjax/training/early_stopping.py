@@ -88,5 +88,8 @@ def _where(chosen: Sequence[bool], new: Tree, old: Tree) -> Tree:
     """`new` of the chosen trials and `old` of the others; copies."""
     if all(chosen):
         return jax.tree.map(jnp.copy, new)
-    shaped = lambda x: np.reshape(chosen, (-1,) + (1,) * (x.ndim - 1))  # noqa: E731
+
+    def shaped(x):
+        return np.reshape(chosen, (-1,) + (1,) * (x.ndim - 1))
+
     return jax.tree.map(lambda x, y: jnp.where(shaped(x), x, y), new, old)

@@ -132,7 +132,10 @@ class Ensemble:
         def one(state: Tree, own: tuple, active: jax.Array, *shared: Tree):
             if len(self.keys) == 1:
                 return train(state, own, *shared)
-            turn = lambda carry: train(carry[0], own, *shared)  # noqa: E731
+
+            def turn(carry):
+                return train(carry[0], own, *shared)
+
             return trial_axis.run_if(active, turn, (state, jnp.zeros(steps)))
 
         where = table_sharding.shardings(self.shapes()), meshes.replicated(self.mesh)

@@ -1,97 +1,28 @@
 """From a config to what it names: the claimed workdir, the catalogue, the ensemble, the tasks."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mmjax import store
-from mmjax.core import files, storage
+from mmjax.core import storage
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.data import dataset as datasets
-from mmjax.evaluation import metrics
 from mmjax.evaluation import protocol as protocols
 from mmjax.features import expressions
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding
-from mmjax.recommenders import base
-from mmjax.training import assembly, ensemble
+from mmjax.recommenders import base, registry
+from mmjax.training import assembly, ensemble, settings
 
-Config = Mapping[str, Any]
 Tasks = dict[str, protocols.Task]  # by split
-# Where a run lies and how it is done: no part of what it is, so it may go on with others.
-PLACES = ("dataset", "features", "mesh", "checkpoint_seconds", "part_steps")
-
-
-def required(config: Config, key: str) -> Any:
-    """A value that has no default; InputError when it was not given."""
-    if config[key] in (None, ""):
-        raise InputError(f"give --config.{key}=...")
-    return config[key]
-
-
-def check(config: Config) -> None:
-    """Raises InputError for a value that no run could use, before anything is read or written."""
-    smallest = {"epochs": 0, "patience": 0, "eval_every": 1, "batch_size": 1, "part_steps": 0}
-    for key, least in smallest.items():
-        if config[key] < least:
-            raise InputError(f"{key}={config[key]} must be at least {least}")
-    if not config["cutoffs"] or min(config["cutoffs"]) < 1:
-        raise InputError(f"cutoffs={tuple(config['cutoffs'])} must be list lengths of at least 1")
-    measured = [f"{name}@{k}" for name in metrics.ACCURACY for k in config["cutoffs"]]
-    if config["metric"] not in measured:
-        hint = base.suggestion(config["metric"], measured)
-        raise InputError(f"metric {config['metric']!r} is not measured{hint}")
-    protocols.find(config["protocol"], config["threshold"])
-
-
-def identity(
-    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store]
-) -> dict[str, Any]:
-    """What a run is: its config, and the content of what the config names."""
-    contents = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
-    return plain(config) | {"data_hash": data.interaction_hash(), "features_hash": contents}
-
-
-def verify(workdir: Path, mine: dict[str, Any]) -> None:
-    """Checks that a workdir is new or belongs to the run of this identity.
-
-    Raises:
-      InputError: it belongs to another; the first difference is named.
-    """
-    path = workdir / "config.json"
-    if not files.exists(path):
-        return
-    theirs, ours = flatten(files.read_json(path)), flatten(mine)
-    for key in sorted((theirs.keys() | ours.keys()) - set(PLACES)):
-        if theirs.get(key) != ours.get(key):
-            raise InputError(
-                f"{workdir} belongs to another config: {key} is {theirs.get(key)!r} there and "
-                f"{ours.get(key)!r} here; choose another --workdir or delete it"
-            )
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """A config as JSON values."""
-    if hasattr(config, "to_dict"):
-        config = config.to_dict()
-    return json.loads(json.dumps(dict(config)))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping)
-        out |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return out
 
 
 def trials(
-    config: Config,
+    config: settings.Config,
     data: datasets.Dataset,
     stores: Mapping[str, store.Store] | Sequence[Mapping[str, store.Store]],
     points: Sequence[Mapping[str, float]] = ({},),
@@ -102,8 +33,8 @@ def trials(
     `lr`, `seed` and the options of the recommender's `loss`; and where there are several sets of
     stores, `variant` says which is whose. `put` may be `meshes.plan`: see `assembly.build`."""
     grid = meshes.make(config["mesh"])
-    recommender = base.find(config["recommender"])
-    options, _ = base.split_options(recommender, config["model"])
+    recommender = registry.find(config["recommender"])
+    options, _ = registry.split_options(recommender, config["model"])
     settings = ensemble.Settings(
         **{name: config[name] for name in ("batch_size", "sampler", "optimizer", "part_steps")},
         lr_decay=tuple(config["lr_decay"]),
@@ -122,9 +53,11 @@ def trials(
     )
 
 
-def seeds_and_hypers(config: Config, points: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def seeds_and_hypers(
+    config: settings.Config, points: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
     """Seeds and hyper-parameters of points, as an ensemble is given them."""
-    _, traced = base.split_options(base.find(config["recommender"]), config["model"])
+    _, traced = registry.split_options(registry.find(config["recommender"]), config["model"])
     values = {"lr": config["lr"], **traced}
     return {
         "seeds": [point.get("seed", config["seed"]) for point in points],
@@ -133,7 +66,7 @@ def seeds_and_hypers(config: Config, points: Sequence[Mapping[str, float]]) -> d
 
 
 def catalog(
-    config: Config,
+    config: settings.Config,
     data: datasets.Dataset,
     stores: Mapping[str, store.Store],
     grid: Mesh,
@@ -144,9 +77,7 @@ def catalog(
 
     Graphs of the features are kept in the dataset's folder, under derived/.
     """
-    dtype = jnp.dtype(
-        base.choice("features_dtype", config["features_dtype"], ("float32", "bfloat16"))
-    )
+    dtype = jnp.dtype(choice("features_dtype", config["features_dtype"], ("float32", "bfloat16")))
     where = meshes.replicated(grid) if grid.size == 1 else None
     rows, present = {}, {}
     for name, opened in stores.items():
@@ -159,7 +90,7 @@ def catalog(
     )
 
 
-def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
+def features(config: settings.Config, data: datasets.Dataset) -> dict[str, store.Store]:
     """Open the stores of `config.features`, every one of them in item order.
 
     "visual=STORE,textual=STORE", or "auto" for all under the dataset's own features/, images
@@ -181,7 +112,7 @@ def features(config: Config, data: datasets.Dataset) -> dict[str, store.Store]:
 
 
 def tasks(
-    config: Config, data: datasets.Dataset, splits: Sequence[str] = ("valid", "test")
+    config: settings.Config, data: datasets.Dataset, splits: Sequence[str] = ("valid", "test")
 ) -> Tasks:
     """The ranking tasks of the splits under the config's protocol."""
     protocol = protocols.find(config["protocol"], config["threshold"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.data import dataset as datasets
 from mmjax.parallel import mesh as meshes
-from mmjax.training import ensemble, experiment
+from mmjax.training import ensemble, experiment, settings
 
 # `%name = f32[16,64]{1,0} all-gather(` of a compiled program, `-start(` where it does not wait.
 COLLECTIVE = re.compile(
@@ -20,14 +20,14 @@ COLLECTIVE = re.compile(
 ARRAY = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
-def explain(config: experiment.Config) -> str:
+def explain(config: settings.Config) -> str:
     """A report on a training run that is not started: arrays, memory, collectives.
 
     Raises:
       InputError: as a run's start.
     """
-    experiment.check(config)
-    data = datasets.load(experiment.required(config, "dataset"))
+    settings.check(config)
+    data = datasets.load(settings.required(config, "dataset"))
     trials = experiment.trials(config, data, experiment.features(config, data), put=meshes.plan)
     mesh = ", ".join(f"{axis} {size}" for axis, size in trials.mesh.shape.items())
     lines = [f"mesh: {mesh} ({trials.mesh.size} x {trials.mesh.devices.flat[0].device_kind})", ""]

@@ -18,10 +18,10 @@ from mmjax.core.errors import InputError
 from mmjax.data import dataset as datasets
 from mmjax.evaluation import ranking
 from mmjax.parallel import compile_cache, distributed
-from mmjax.training import experiment, fit, metric_logger
+from mmjax.training import evaluator, experiment, fit, metric_logger, settings
 from mmjax.training.checkpoint import Checkpoints
 
-Config = experiment.Config
+Config = settings.Config
 PROVENANCE = ("encoder", "revision", "layer", "pooling", "shape", "content_hash")
 
 
@@ -43,12 +43,12 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any]:
 
 def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str, Any]:
     begin = time.perf_counter()
-    experiment.check(config)
-    data = datasets.load(experiment.required(config, "dataset"))
+    settings.check(config)
+    data = datasets.load(settings.required(config, "dataset"))
     stores = experiment.features(config, data)
-    identity = experiment.identity(config, data, stores)
-    distributed.agree(experiment.flatten(identity) | {"mmjax": __version__, "jax": jax.__version__})
-    experiment.verify(workdir, identity)
+    identity = settings.identity(config, data, stores)
+    distributed.agree(settings.flatten(identity) | {"mmjax": __version__, "jax": jax.__version__})
+    settings.verify(workdir, identity)
     if distributed.everywhere(files.exists(workdir / "results.json")):
         print(f"{workdir} is finished already; delete it to run again")
         return files.read_json(workdir / "results.json")
@@ -56,7 +56,7 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     if distributed.first():
         files.write_json(workdir / "config.json", identity)
     state, timing = trials.init(), {"compile_s": 0.0}
-    evaluate = fit.Evaluator(trials, tasks, config, data, timing)
+    evaluate = evaluator.Evaluator(trials, tasks, config, data, timing)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         best, progress = fit.fit(trials, state, evaluate, checkpoints, config, workdir, timing)
@@ -89,7 +89,7 @@ def results(
     return {
         "dataset": data.name,
         "recommender": config["recommender"],
-        "config": experiment.plain(config),
+        "config": settings.plain(config),
         "seed": config["seed"],
         "valid": valid.rounded(),
         "test": test.rounded(),
@@ -115,10 +115,10 @@ def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking
     config = files.read_json(workdir / "config.json")
     data = datasets.load(config["dataset"])
     stores = experiment.features(config, data)
-    experiment.verify(workdir, experiment.identity(_of_run(config), data, stores))
+    settings.verify(workdir, settings.identity(_of_run(config), data, stores))
     config |= change
     config["metric"] = f"recall@{config['cutoffs'][0]}"  # nothing is chosen here
-    experiment.check(config)
+    settings.check(config)
     tasks, trials = experiment.tasks(config, data), experiment.trials(config, data, stores)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
@@ -129,7 +129,7 @@ def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking
         best = fit.load(checkpoints, number, trials, progress, config)["best"]
     finally:
         checkpoints.close()
-    return fit.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
+    return evaluator.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
 
 
 def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:

@@ -75,7 +75,10 @@ def load(folder, kind, **options):
     config = qwen_vl.text_config(folder, about, **kind.text)
     vision = qwen_vl.vision_config(folder, kind.vision, about)
     pixels = kind.pixels["mean"], kind.pixels["std"]
-    build = lambda: kind.build(config, vision, kind.turns(config, about), *pixels)  # noqa: E731
+
+    def build():
+        return kind.build(config, vision, kind.turns(config, about), *pixels)
+
     return hub.load_module(build, folder, kind.key_map(config), **options)
 
 
@@ -278,7 +281,10 @@ def check_decoder_blocks(told):
     length = told.prompts.ids.shape[1]
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
     blocks = layers.unstack(decoder.blocks, decoder.config.num_hidden_layers)
-    attend = lambda block, x: block.attention.attend(*block.project(x, by), mask)  # noqa: E731
+
+    def attend(block, x):
+        return block.attention.attend(*block.project(x, by), mask)
+
     run = jax.jit(lambda block, x: block.close(x, attend(block, x)))
     for n, block in enumerate(blocks):
         got = run(block, told.given(f"model.language_model.layers.{n}"))

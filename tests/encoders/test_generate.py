@@ -7,7 +7,7 @@ from speakers import ask, save_pictures, save_speaker
 
 from mmjax.encoders.towers import qwen2_vl
 from mmjax.encoders.vlm import generation
-from mmjax.parallel import mesh
+from mmjax.parallel import mesh, param_sharding
 
 PROMPT = "{image}Say [Category] {Toys}."
 LONGEST = 12
@@ -163,7 +163,7 @@ def test_split_over_devices_equals_one(speaker, paths, spec):
     grid = mesh.make(spec)
     one, tower = ask(load(speaker), paths), load(speaker)
     # Everything that can be is split over `data` too, as a large model's arrays are.
-    params = mesh.spread(tower.params, grid, large=1)
+    params = param_sharding.spread(tower.params, grid, large=1)
     kernel = params["decoder"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // grid.size
     found = {}
@@ -178,7 +178,7 @@ def test_split_over_devices_equals_one(speaker, paths, spec):
 def test_prompt_poolings_split_over_devices(speaker, paths):
     grid = mesh.make("data=2,model=2")
     tower = load(speaker, "last_prompt")
-    params = mesh.spread(tower.params, grid, large=1)
+    params = param_sharding.spread(tower.params, grid, large=1)
     collected = []
     for given, rows in ((tower.params, None), (params, mesh.rows(grid))):
         found = np.zeros((len(paths), 32))
@@ -195,8 +195,11 @@ def test_eight_bits_are_the_weights_they_stand_for(speaker, paths, spec):
     options = {"weights": str(speaker), "prompt": str(speaker / "prompt.txt")}
     tower = qwen2_vl.load(**options, pooling="last_prompt", int8=True)
     whole = qwen2_vl.load(**options, pooling="last_prompt")
-    eight, full = (mesh.spread(each.params, grid) for each in (tower, whole))
-    is_eight = lambda leaf: isinstance(leaf, qwix.QArray)  # noqa: E731
+    eight, full = (param_sharding.spread(each.params, grid) for each in (tower, whole))
+
+    def is_eight(leaf):
+        return isinstance(leaf, qwix.QArray)
+
     back = jax.tree.map(
         lambda leaf: qwix.dequantize(leaf) if is_eight(leaf) else leaf, eight, is_leaf=is_eight
     )

@@ -21,6 +21,7 @@ from mmjax.features.extraction import inputs
 from mmjax.features.extraction.extract import extract
 from mmjax.features.extraction.job import Job
 from mmjax.parallel import mesh as meshes
+from mmjax.parallel import param_sharding
 
 ITEMS = 23
 
@@ -216,7 +217,7 @@ def test_parameters_may_be_split_over_devices(catalogue, tmp_path):
     one, split = (store.open_store(tmp_path / name).read()[0] for name in ("one", "split"))
     np.testing.assert_allclose(one, split, atol=2e-6)
     grid = meshes.make("model=8")
-    placed = meshes.spread(load_encoder("bert", {}).params, grid)
+    placed = param_sharding.spread(load_encoder("bert", {}).params, grid)
     up = placed["model"]["blocks"][0]["mlp"]["up"]["kernel"]
     assert up.sharding.shard_shape(up.shape) == (384, 1536 // 8)
     # 30,522 words do not divide by eight: they stay whole, everywhere.

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mmjax.recommenders import base
+from mmjax.recommenders import base, registry
 
 NAMES = {"v": "visual", "t": "textual"}
 Read = Callable[[str], jax.Array]  # an array of a dump by torch's name
@@ -72,7 +72,7 @@ class Case:
             train_rating=np.ones(len(order), np.float32),
             features={NAMES[m]: jnp.asarray(self.ref[f"{m}_feat"], dtype) for m in dump.modalities},
         )
-        recommender = base.find(dump.name)
+        recommender = registry.find(dump.name)
         model = recommender(catalog, dim=given["embedding_size"], **options, rngs=nnx.Rngs(0))
         self.graphdef, params, drawn, self.rest = nnx.split(model, nnx.Param, base.Drawn, ...)
         self.start = _flat(nnx.to_pure_dict(params))

@@ -14,6 +14,7 @@ from flax import nnx
 from recommenders.dumps import _flat
 
 from mmjax.recommenders import base as core
+from mmjax.recommenders import registry
 
 # What a torch initialiser draws. `linear` is what a Linear has unless its code says otherwise.
 XU, XN, LINEAR, NORMAL, TENTH = "xavier_uniform", "xavier_normal", "linear", "normal", "normal0.1"
@@ -209,8 +210,8 @@ def expected(model: str, preset: str) -> tuple[str, dict[str, Any]]:
 def start(model: str, preset: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Return what a preset's parameters start as, by path, the untrained ones among them."""
     config = importlib.import_module(f"configs.{model}").get_config(preset).to_dict()
-    recommender = core.find(config["recommender"])
-    shaping, _ = core.split_options(recommender, config["model"])
+    recommender = registry.find(config["recommender"])
+    shaping, _ = registry.split_options(recommender, config["model"])
     model = recommender(catalog(), **shaping, rngs=nnx.Rngs(params=seed))
     _, params, drawn, _ = nnx.split(model, nnx.Param, core.Drawn, ...)
     both = {**_flat(nnx.to_pure_dict(params)), **_flat(nnx.to_pure_dict(drawn))}

@@ -9,7 +9,7 @@ from recommenders import formulas
 from recommenders.formulas import unit
 
 from mmjax.recommenders import bm3
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import projection
 
 L_W, CL, LAYERS = 0.3, 0.7, 2
 
@@ -19,8 +19,12 @@ def formula(catalog):
     adjacency, kept = formulas.adjacency(catalog), []
 
     def compute(p, batch):
-        predict = lambda x: x @ p["predictor.kernel"] + p["predictor.bias"]  # noqa: E731
-        away = lambda x, y: 1 - (unit(predict(x)) * unit(y)).sum(axis=1)  # noqa: E731
+        def predict(x):
+            return x @ p["predictor.kernel"] + p["predictor.bias"]
+
+        def away(x, y):
+            return 1 - (unit(predict(x)) * unit(y)).sum(axis=1)
+
         state = total = np.vstack([p["user"], p["item"]])
         for _ in range(LAYERS):
             state = adjacency @ state
@@ -78,7 +82,7 @@ def test_few_rows_are_projected_alone():
     """As all of them are, and their features' gradient too; item 4 has no such features."""
     with jax.enable_x64(True):
         catalog, rows = formulas.catalog("visual"), jnp.array([4, 1, 1])
-        content = propagation.Content(catalog, "visual", 5, trainable=True, rngs=nnx.Rngs(0))
+        content = projection.Content(catalog, "visual", 5, trainable=True, rngs=nnx.Rngs(0))
         graphdef, params, rest = nnx.split(content, nnx.Param, ...)
 
         def total(params, few):

@@ -14,19 +14,20 @@ from recommenders import options
 
 import mmjax.recommenders
 from mmjax.core.errors import InputError
+from mmjax.core.names import choice
 from mmjax.data.prepare import prepare
 from mmjax.data.synthetic import world
 from mmjax.evaluation import protocol as protocols
 from mmjax.evaluation import ranking
 from mmjax.parallel import mesh as meshes
-from mmjax.recommenders import base
+from mmjax.recommenders import base, losses, registry
 from mmjax.training import assembly, ensemble
 from mmjax.training.checkpoint import Checkpoints
 
 NAMES = [
     module.name
     for module in pkgutil.iter_modules(mmjax.recommenders.__path__)
-    if module.name not in base.SHARED
+    if module.name not in registry.SHARED
 ]
 EPOCHS = 20
 NOBODY = 0  # a user whose history is taken away
@@ -80,13 +81,13 @@ def with_modalities(catalog, count):
 
 
 def build(name, catalog, seeds=(0,), lr=(1e-2,)):
-    recommender = base.find(name)
-    known = set(base._keywords(recommender.__init__, {"rngs"}))
+    recommender = registry.find(name)
+    known = set(registry._keywords(recommender.__init__, {"rngs"}))
     if hasattr(recommender, "loss"):
-        known |= set(base._keywords(recommender.loss, {"key"}))
+        known |= set(registry._keywords(recommender.loss, {"key"}))
     chosen = options.COMMON | options.OF_MODEL.get(name, {})
     chosen = {k: v for k, v in chosen.items() if k in known}
-    shaping, traced = base.split_options(recommender, chosen)
+    shaping, traced = registry.split_options(recommender, chosen)
     return assembly.build(
         recommender,
         catalog,
@@ -282,7 +283,7 @@ def test_a_checkpoint_brings_back_the_same_scores(alone, tmp_path):
 def test_a_user_who_has_every_item(name, catalog):
     """Nothing is left to sample for them: a trained recommender says so, the others need not."""
     full = with_history(catalog, NOBODY, range(catalog.n_items))
-    if hasattr(base.find(name), "loss"):
+    if hasattr(registry.find(name), "loss"):
         with pytest.raises(InputError, match="user 0 has interacted with all"):
             build(name, full)
         return
@@ -298,7 +299,7 @@ def test_a_catalogue_of_one_item(name, catalog):
     one = base.Catalog(
         n_users=2, n_items=1, features=features, **{k: np.array(v) for k, v in bought.items()}
     )
-    if hasattr(base.find(name), "loss"):
+    if hasattr(registry.find(name), "loss"):
         with pytest.raises(InputError, match="interacted with all 1 items"):
             build(name, one)
         return
@@ -338,20 +339,20 @@ def test_more_neighbours_than_items_and_names_that_are_not_there(catalog):
     with pytest.raises(InputError, match="no features 'visuel'; did you mean 'visual'"):
         catalog.neighbours("visuel", 5)
     with pytest.raises(InputError, match="weights names 'picture'"):
-        base.find("freedom")(catalog, dim=8, weights={"picture": 0.1}, rngs=nnx.Rngs(0))
+        registry.find("freedom")(catalog, dim=8, weights={"picture": 0.1}, rngs=nnx.Rngs(0))
 
 
 def test_unknown_names_come_with_suggestions():
     with pytest.raises(InputError, match="did you mean 'lightgcn'"):
-        base.find("lightgnc")
+        registry.find("lightgnc")
     with pytest.raises(InputError, match=r"no recommender 'nowhere\.model'"):
-        base.find("nowhere.model")
+        registry.find("nowhere.model")
     with pytest.raises(InputError, match="did you mean 'layers'"):
-        base.split_options(base.find("lightgcn"), {"dim": 8, "layer": 2, "l_w": 0.1})
+        registry.split_options(registry.find("lightgcn"), {"dim": 8, "layer": 2, "l_w": 0.1})
     with pytest.raises(InputError, match="needs the option 'dim'"):
-        base.split_options(base.find("lightgcn"), {"layers": 2, "l_w": 0.1})
+        registry.split_options(registry.find("lightgcn"), {"layers": 2, "l_w": 0.1})
     with pytest.raises(InputError, match="did you mean 'squares'"):
-        base.choice("regulariser", "square", base.PENALTIES)
+        choice("regulariser", "square", losses.PENALTIES)
 
 
 def test_a_recommender_outside_the_package(tmp_path, monkeypatch, catalog, task):

@@ -52,7 +52,10 @@ def test_an_accelerators_blocks_give_the_same(monkeypatch):
 def test_trials_side_by_side():
     """As accelerators run them."""
     a, b, own, weights = case(20, 20, 1.0)
-    shared = lambda a, b: both(contrastive.cross_entropy, (a, b, own, weights))  # noqa: E731
+
+    def shared(a, b):
+        return both(contrastive.cross_entropy, (a, b, own, weights))
+
     together = jax.jit(jax.vmap(shared, (0, 0)))(jnp.stack([a, -a]), jnp.stack([b, b + 1]))
     for n, pair in enumerate(((a, b), (-a, b + 1))):
         alone = shared(*pair)

@@ -31,7 +31,10 @@ def gradients(function, features, weight, items, cotangent):
 )
 def test_in_blocks_it_is_the_plain_product_and_so_are_its_gradients(count, batch, popular, seed):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     features, weight, cotangent = draw(count, 12), draw(5, 12), draw(batch, 5)
     items = jnp.asarray(count * rng.random(batch) ** (1 + popular), jnp.int32)
     ours, theirs = (

@@ -112,7 +112,9 @@ def test_equals_the_formula(case, masks):
 def test_an_epoch_drops_entries_of_both_directions_and_the_diagonal():
     catalog = formulas.catalog()
     model = ngcf.NGCF(catalog, dim=4, node_dropout=0.3, rngs=nnx.Rngs(0))
-    dense = lambda g: graph.propagate(g, jnp.eye(g.shape[1]))  # noqa: E731
+
+    def dense(g):
+        return graph.propagate(g, jnp.eye(g.shape[1]))
 
     @jax.jit
     @jax.vmap

@@ -91,7 +91,10 @@ def test_noise_is_new_in_each_step_view_and_layer(monkeypatch):
     @jax.jit
     def keys(seed):
         seen = []
-        uniform = lambda key, shape, dtype: seen.append(key) or jnp.ones(shape, dtype)  # noqa: E731
+
+        def uniform(key, shape, dtype):
+            return seen.append(key) or jnp.ones(shape, dtype)
+
         monkeypatch.setattr(propagation, "uniform", uniform)
         model.loss(batch, {}, l_w=0.0, key=jax.random.key(seed))
         return jnp.stack([jax.random.key_data(key) for key in seen])

@@ -11,7 +11,8 @@ from recommenders.dumps import Case, _flat
 
 import configs
 from mmjax.core.errors import InputError
-from mmjax.recommenders import base
+from mmjax.recommenders import registry
+from mmjax.recommenders.layers import initializers
 
 DUMPS = test_parity.DUMPS | test_authors.DUMPS
 
@@ -35,7 +36,7 @@ def test_the_table_has_every_trained_model_and_preset():
             continue
         module = importlib.import_module(f"configs.{file.name}")
         config = module.get_config()
-        if not hasattr(base.find(config.recommender), "loss"):
+        if not hasattr(registry.find(config.recommender), "loss"):
             continue
         with pytest.raises((ValueError, InputError), match="there are") as refused:
             module.get_config("nothing")
@@ -69,7 +70,7 @@ def test_the_dumps_start_as_the_table_says(request, parity, name):
 def test_what_the_test_would_see():
     """Zero biases, another deviation and another law are found."""
     uniform, normal = (
-        np.asarray(base.init_table(kind, jax.random.key(0), (64, 64)))
+        np.asarray(initializers.init_table(kind, jax.random.key(0), (64, 64)))
         for kind in ("xavier_uniform", "xavier_normal")
     )
     deviation = (2 / 128) ** 0.5
@@ -79,7 +80,7 @@ def test_what_the_test_would_see():
     assert not starts.faults(normal, 0.0, deviation, None)
     assert starts.faults(uniform, 0.0, deviation, None)
     assert starts.faults(uniform * 1.1, *law)
-    bias = np.asarray(base.init_bias("linear", jax.random.key(0), 64, 64))
+    bias = np.asarray(initializers.init_bias("linear", jax.random.key(0), 64, 64))
     assert not starts.faults(bias, 0.0, (1 / 192) ** 0.5, 1 / 8)
     assert starts.faults(bias * 0, 0.0, (1 / 192) ** 0.5, 1 / 8)
     kinds = {"user|item": starts.XU}

@@ -31,7 +31,10 @@ def test_a_sweep_finds_every_program_compiled(devices, folder, tmp_path):
     if devices == 2:
         flags += [f"--config.models.{name}.config.mesh=trial=2" for name in ("bprmf", "vbpr")]
         flags += ["--config.models.bprmf.tune.lr=(0.00001,0.01,0.02,0.03)"]
-    programs = lambda: {path.name for path in (workdir / "programs").glob("jit_*-cache")}  # noqa: E731
+
+    def programs():
+        return {path.name for path in (workdir / "programs").glob("jit_*-cache")}
+
     ahead = script("sweep.py", *flags, "--compile", devices=devices)
     assert ahead.returncode == 0, ahead.stderr
     before = programs()

@@ -133,7 +133,7 @@ def tower(
 def sample_batches(
     paths: Sequence[str],
     size: int,
-    recipe: Recipe = Recipe(),  # noqa: B008 - immutable
+    recipe: Recipe = Recipe(),
     *,
     least: int = 1,
     options: Options = Options(),

@@ -72,7 +72,7 @@ def pixel_batches(
     size: int,
     make: Callable[[Image.Image], np.ndarray],
     shape: Shape,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     draft: Shape | None = None,
 ) -> Iterator[Batch]:
     """Batches of uint8 [B, H, W, 3] in the order of `paths`, `make` of each RGB image.
@@ -88,7 +88,7 @@ def decoded(
     paths: Sequence[str],
     size: int,
     make: Callable[[Image.Image], Any],
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     draft: Shape | None = None,
 ) -> Iterator[tuple[np.ndarray, list[Any], dict[int, str]]]:
     """For each `size` paths: positions that could be read, what `make` made of them, and failures.

@@ -53,9 +53,9 @@ def load(
     trust: bool = False,
     device: str | None = None,
     threads: int | None = None,
-    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
-    text_options: text.Options = text.Options(),  # noqa: B008 - frozen
-    audio_options: audio.Options = audio.Options(),  # noqa: B008 - frozen
+    image: ImageOptions = ImageOptions(),
+    text_options: text.Options = text.Options(),
+    audio_options: audio.Options = audio.Options(),
 ) -> Tower:
     """The tower of a torch module; its `params` are empty, and `encode` gives NumPy arrays.
 

@@ -112,8 +112,8 @@ def load(
     modality: str = "image",
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
-    text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
+    image: ImageOptions = ImageOptions(),
+    text_options: TextOptions = TextOptions(),
 ) -> Tower:
     """The image or the text tower of a checkpoint: folder or hub id.
 

@@ -169,8 +169,8 @@ def load(
     modality: str = "image",
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
-    text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
+    image: ImageOptions = ImageOptions(),
+    text_options: TextOptions = TextOptions(),
 ) -> Tower:
     """The tower of a checkpoint, folder or hub id, for images, texts or pairs of them.
 

@@ -172,8 +172,8 @@ def load(
     int8: bool = False,
     num_crops: int | None = None,
     window: int = 4096,
-    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
-    answers: generation.Options = generation.Options(),  # noqa: B008 - frozen
+    image: ImageOptions = ImageOptions(),
+    answers: generation.Options = generation.Options(),
 ) -> Tower:
     """The tower of a checkpoint, folder or hub id, for images (and texts) under a prompt.
 

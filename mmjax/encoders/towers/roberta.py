@@ -31,7 +31,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: text.Options = text.Options(),  # noqa: B008 - frozen
+    options: text.Options = text.Options(),
 ) -> Tower:
     """The text tower of a checkpoint: folder or hub id.
 

@@ -223,7 +223,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
 ) -> Tower:
     """The image tower of a checkpoint: folder or hub id.
 

@@ -265,7 +265,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: audio.Options = audio.Options(),  # noqa: B008 - frozen
+    options: audio.Options = audio.Options(),
 ) -> Tower:
     """The audio tower of a checkpoint: folder, file in a folder, or hub id.
 

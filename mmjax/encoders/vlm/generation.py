@@ -206,7 +206,10 @@ def programs(
     def empty(given: Prepared, count: int, length: int) -> Slots:
         decoder = hub.merge(graph, given.params).decoder
         config, dtype = decoder.config, decoder.norm.scale.dtype
-        every = lambda part: jnp.repeat(part, count, axis=1)  # noqa: E731
+
+        def every(part):
+            return jnp.repeat(part, count, axis=1)
+
         zeros = jnp.zeros(count, jnp.int32)
         states = jnp.zeros((len(layers), count, config.hidden_size), dtype)
         return Slots(

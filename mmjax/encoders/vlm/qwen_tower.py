@@ -48,8 +48,8 @@ def tower(
     dtype: str = "float32",
     int8: bool = False,
     max_image_tokens: int | None = None,
-    image: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
-    answers: generation.Options = generation.Options(),  # noqa: B008 - frozen
+    image: ImageOptions = ImageOptions(),
+    answers: generation.Options = generation.Options(),
 ) -> Tower:
     """The tower of a checkpoint, folder or hub id, for images (and texts) under a prompt.
 

@@ -15,6 +15,7 @@ from mmjax.encoders.vlm.batching import Answer
 from mmjax.features.extraction.inputs import Inputs
 from mmjax.features.extraction.job import Job
 from mmjax.parallel import mesh as meshes
+from mmjax.parallel import param_sharding
 
 CHUNK_ROWS = 512  # of a store: what a kill can lose
 # A failed row may be mended and extracted again; an absent one has nothing to read.
@@ -86,7 +87,7 @@ class Reader:
             progress.add(len(batch.failed))
 
         if self.mesh is not None:
-            params = meshes.spread(params, self.mesh)
+            params = param_sharding.spread(params, self.mesh)
         for rows, values in through(named(), encode, params, self.rows, seen, self.clock):
             yield rows, values
             progress.add(len(rows), f"host-wait {self.clock.waited / progress.seconds:.0%}")

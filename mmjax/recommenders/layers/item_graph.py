@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from flax import nnx
 
 from mmjax.ops import graph, knn, weighted_graph
+from mmjax.ops.normalize import unit
 from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import projection
 
 
 class Kept(NamedTuple):
@@ -58,7 +59,7 @@ class ItemGraph(nnx.Module):
             ]
         self.frozen = base.Frozen(frozen)  # of each modality: columns and weights, [I, k]
         content = functools.partial(
-            propagation.Content, catalog, dim=dim, trainable=trainable, rngs=rngs
+            projection.Content, catalog, dim=dim, trainable=trainable, rngs=rngs
         )
         self.contents = nnx.List([content(modality=name) for name in names])
         count = len(names)
@@ -185,12 +186,12 @@ def looped(catalog: base.Catalog, norm: str, dtype: np.dtype) -> graph.Graph:
 
 def walk(
     adjacency: graph.Graph, user: jax.Array, item: jax.Array, layers: int, normalize: bool = False
-) -> propagation.Tables:
+) -> base.Tables:
     """The mean of the states 0..L over a `looped` graph; `normalize` makes rows of 1..L unit."""
     total = state = jnp.concatenate([user, item])
     for _ in range(layers):
         state = graph.propagate(adjacency, state)
-        state = knn.unit(state) if normalize else state
+        state = unit(state) if normalize else state
         total = total + state
     users, items = jnp.split(total / (layers + 1), [user.shape[0]])
     return users, items

@@ -7,9 +7,9 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.ops import graph, weighted_graph
-from mmjax.ops.knn import unit
+from mmjax.ops.normalize import unit
 from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
+from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
 
 class Towers(nnx.Module):
@@ -25,12 +25,13 @@ class Towers(nnx.Module):
         if layers < 0:
             raise InputError(f"layers={layers} must not be negative")
         names, self.layers = catalog.modalities(), layers
-        table = lambda width: base.init_table(  # noqa: E731
-            "xavier_normal", rngs.params(), (catalog.n_users, width)
-        )
+
+        def table(width):
+            return initializers.init_table("xavier_normal", rngs.params(), (catalog.n_users, width))
+
         self.preferences = nnx.List([nnx.Param(table(dim)) for _ in names])
-        self.hidden = propagation.contents(catalog, 4 * dim, rngs=rngs)
-        self.out = nnx.List([propagation.linear(4 * dim, dim, rngs=rngs) for _ in names])
+        self.hidden = projection.contents(catalog, 4 * dim, rngs=rngs)
+        self.out = nnx.List([dense.linear(4 * dim, dim, rngs=rngs) for _ in names])
         shares = jax.nn.softmax(table(len(names)), axis=1)
         self.shares = nnx.Param(shares) if len(names) > 1 else None
         train = (catalog.train_user, catalog.train_item, catalog.shape)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmjax.core import files
 from mmjax.core.errors import InputError
-from mmjax.recommenders import base
+from mmjax.core.names import suggestion
 from mmjax.report import runs as report
 from mmjax.sweep import space
 from mmjax.sweep.ledger import Ledger, Line
@@ -144,7 +144,7 @@ def _references(
     if wanted and not any(factor for factor, _ in found.values()):
         raise InputError(
             f"--reference={wanted}: no model is compared at such a level"
-            f"{base.suggestion(wanted, dict.fromkeys(known))}"
+            f"{suggestion(wanted, dict.fromkeys(known))}"
         )
     return found
 

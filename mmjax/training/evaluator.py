@@ -1,0 +1,103 @@
+"""Ranking of a split while training and after it."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.data import dataset as datasets
+from mmjax.evaluation import protocol as protocols
+from mmjax.evaluation import ranking
+from mmjax.parallel import mesh as meshes
+from mmjax.parallel import trial_axis
+from mmjax.training import early_stopping, ensemble, experiment, settings
+
+
+class Evaluator:
+    """Ranks the trials of a state on one split; compiles once for a split and a number of trials,
+    and keeps the times."""
+
+    def __init__(
+        self,
+        trials: ensemble.Ensemble,
+        tasks: experiment.Tasks,
+        config: settings.Config,
+        data: datasets.Dataset,
+        timing: dict[str, Any],
+    ):
+        self._trials, self._tasks, self._config, self._timing = trials, tasks, config, timing
+        self._protocol = protocols.find(config["protocol"], config["threshold"])
+        self._popularity = np.bincount(data.train.item, minlength=data.n_items)
+        self._n_users, self._n_items = data.n_users, data.n_items
+        self._compiled: dict[tuple[str, int], Any] = {}
+        self._chunks: dict[str, ranking.Chunks] = {}
+        timing.setdefault("eval_s", [])
+
+    def __call__(
+        self,
+        state: ensemble.Tree,
+        split: str,
+        active: Sequence[bool] | None = None,
+        *,
+        lists: bool = True,
+    ) -> list[ranking.Ranking | None]:
+        """A ranking of each trial, None of one that is not active (all are if not said otherwise);
+        `lists=False` leaves out the metrics of the lists' make-up."""
+        trials, state = self._trials, early_stopping.weights(state)
+        active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
+        places = trial_axis.places(active, trials.mesh)
+        if len(places) < len(active):
+            trials, state = trials.take(places), trial_axis.take(state, places)
+        program, chunks = self._compile(trials, state, split)
+        begin = time.perf_counter()
+        arguments = (state, trials.variant, trials.flags(active[places]), trials.frozen, chunks)
+        result = jax.device_get(program(*arguments))
+        rankings: list[ranking.Ranking | None] = [None] * len(active)
+        for place, trial in enumerate(places):
+            if active[trial]:
+                rankings[trial] = ranking.summarise(
+                    ensemble.pick(result, place),
+                    self._tasks[split],
+                    popularity=self._popularity,
+                    n_users=self._n_users,
+                    cutoffs=self._config["cutoffs"] if lists else (),
+                )
+        self._timing["eval_s"].append(time.perf_counter() - begin)
+        return rankings
+
+    def compile(self, split: str) -> None:
+        """Makes the program of a split; nothing is ranked."""
+        self._compile(self._trials, early_stopping.weights(self._trials.shapes()), split)
+
+    def select(self, found: ranking.Ranking | None) -> float:
+        """The value that chooses the epoch, rounded where the protocol rounds it."""
+        if found is None:
+            return -math.inf
+        value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
+        return value if digits is None else round(value, digits)
+
+    def _compile(
+        self, trials: ensemble.Ensemble, state: ensemble.Tree, split: str
+    ) -> tuple[Any, ranking.Chunks]:
+        """The program of so many trials and the users of a split, made when first asked for."""
+        grid, spread = trials.mesh, trials.mesh.shape["data"]
+        if split not in self._chunks:
+            scores = (
+                ranking.CPU_CHUNK if meshes.is_cpu(grid) else ranking.ACCELERATOR_CHUNK * spread
+            )
+            chunks = ranking.chunk(
+                self._tasks[split], self._n_items, multiple=spread, scores=scores
+            )
+            self._chunks[split] = meshes.put(chunks, meshes.replicated(grid))
+        key, chunks = (split, len(trials.keys)), self._chunks[split]
+        if key not in self._compiled:
+            program = trials.evaluate(self._config["cutoffs"], map_capped=self._protocol.map_capped)
+            begin = time.perf_counter()
+            arguments = (state, trials.variant, trials.flags(), trials.frozen, chunks)
+            with meshes.use(grid):
+                self._compiled[key] = program.lower(*arguments).compile()
+            self._timing["compile_s"] += time.perf_counter() - begin
+        return self._compiled[key], chunks
