@@ -24,7 +24,7 @@ from absl import flags
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import registry
-from mmjax.training import train
+from mmjax.training import results
 
 FLAGS = flags.FLAGS
 PARTS = {  # what these kinds measure of a model
@@ -48,7 +48,7 @@ def work(kind: str, side: str, name: str) -> dict:
     else:
         found = globals()[f"measure_{kind}"](side, name)
     row = {"model": name, "side": side, **found}
-    row.setdefault("peak_rss_mb", train.peak_rss_mb())
+    row.setdefault("peak_rss_mb", results.peak_rss_mb())
     return row | (_timing.limits() if side == "mmjax" else {})
 
 

@@ -23,7 +23,7 @@ from mmjax.evaluation import protocol as protocols
 from mmjax.ops import knn
 from mmjax.parallel import mesh as meshes
 from mmjax.recommenders import base, registry
-from mmjax.training import assembly, ensemble, evaluator, train
+from mmjax.training import assembly, ensemble, evaluator, results
 
 LONGEST = 50
 LRS, FACTORS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)  # the grid of `trials`
@@ -124,7 +124,7 @@ def of_mmjax(
     if "evaluate" in parts:
         row["times"]["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
     row |= {name: median(times) for name, times in row["times"].items()}
-    row |= {"compile_eval_s": timing["compile_s"], "peak_rss_mb": train.peak_rss_mb()}
+    row |= {"compile_eval_s": timing["compile_s"], "peak_rss_mb": results.peak_rss_mb()}
     held = jax.devices()[0].memory_stats() or {}  # a CPU has none
     return row | ({"peak_device_mb": held["peak_bytes_in_use"] / 1e6} if held else {})
 
@@ -175,7 +175,7 @@ def of_torch(
         **{name: median(found) for name, found in times.items()},
         "compile_s": 0.0,
         "compile_eval_s": 0.0,
-        "peak_rss_mb": train.peak_rss_mb(),
+        "peak_rss_mb": results.peak_rss_mb(),
         "torch": torch.__version__,
     }
 
@@ -199,7 +199,7 @@ def of_trials(model: str, catalog: base.Catalog, batch_size: int, epochs: int) -
     begin = time.perf_counter()
     together = run(points)
     middle = time.perf_counter()
-    peak = train.peak_rss_mb()
+    peak = results.peak_rss_mb()
     apart = []
     for point in points:
         jax.clear_caches()
@@ -231,7 +231,7 @@ def of_graph(items: int, width: int, top_k: int, repeats: int) -> dict[str, Any]
 
     bare = jax.jit(product).lower(x).compile()
     times = {"graph_s": timed(lambda: jax.block_until_ready(nearest(x)), repeats)}
-    peak = train.peak_rss_mb()
+    peak = results.peak_rss_mb()
     times["product_s"] = timed(lambda: jax.block_until_ready(bare(x)), repeats)
     medians = {name: median(found) for name, found in times.items()}
     return {**medians, "times": times, "compile_s": compile_s, "graph_mb": peak}

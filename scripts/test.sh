@@ -2,7 +2,7 @@
 # Makes .venv, installs the project with all that the tests use, checks the style, runs the tests.
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]
-#   PYTHON=python3.12 bash scripts/test.sh tests/test_store.py -k npy
+#   PYTHON=python3.12 bash scripts/test.sh tests/store/test_store.py -k npy
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 

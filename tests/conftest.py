@@ -26,7 +26,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
 import jax
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -76,7 +76,7 @@ def authors(parity) -> Path:
 @pytest.fixture(scope="session")
 def bucket():
     """A bucket of an S3-compatible store on this machine, see `objects`."""
-    import objects
+    from support import objects
 
     with objects.serving() as found:
         yield found

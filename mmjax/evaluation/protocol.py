@@ -131,3 +131,6 @@ def build(
         relevant=counts.astype(np.float32),
         outside=outside,
     )
+
+
+Tasks = dict[str, Task]  # by split

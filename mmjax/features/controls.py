@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax import store
 from mmjax.core.errors import InputError
-from mmjax.store.create import ABOUT
+from mmjax.store.create import ABOUT, write_array
+from mmjax.store.read import Store, open_store
 
 
 def gaussian(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -47,7 +47,7 @@ CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 def control(
     features: str | Path, out: str | Path, kind: str, *, seed: int = 0, overwrite: bool = False
-) -> store.Store:
+) -> Store:
     """Writes the control of a store's features as the store `out`; absent rows stay absent.
 
     Raises:
@@ -55,7 +55,7 @@ def control(
     """
     if kind not in CONTROLS:
         raise InputError(f"there is no control {kind!r}; there are {', '.join(CONTROLS)}")
-    source = store.open_store(features)
+    source = open_store(features)
     rows, present = source.read(dtype=np.float32)
     if not present.any():
         raise InputError(f"{features} holds no present row; extract it again")
@@ -67,7 +67,7 @@ def control(
         "seed": seed,
         "features_hash": source.manifest["content_hash"],
     }
-    store.write_array(
+    write_array(
         out,
         noise,
         item_ids=source.item_ids(),
@@ -76,4 +76,4 @@ def control(
         overwrite=overwrite,
         **about,
     )
-    return store.open_store(out)
+    return open_store(out)

@@ -20,12 +20,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax import store
 from mmjax.core import files, modality, storage
 from mmjax.core.errors import InputError
 from mmjax.data.dataset import Dataset
 from mmjax.features import controls
-from mmjax.features.imputation import impute
+from mmjax.store.read import open_store
 
 PARTS = re.compile(r",(?![^(]*\))")  # commas outside parentheses
 
@@ -99,6 +98,8 @@ def resolve(text: str, stores: Mapping[str, str], dataset: Dataset, folder: Path
 
 def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, folder: Path) -> str:
     """The store that a mark makes of another; made unless it is there."""
+    from mmjax.features.imputation import impute  # training without marks never loads it
+
     kind, options = _read(mark)
     if kind not in controls.CONTROLS and kind not in impute.METHODS:
         known = ", ".join((*controls.CONTROLS, *impute.METHODS))
@@ -107,7 +108,7 @@ def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, fo
     if "other" in options:
         other = options.pop("other")
         sources["other"] = stores.get(other, other)
-    hashes = {name: store.open_store(at).manifest["content_hash"] for name, at in sources.items()}
+    hashes = {name: open_store(at).manifest["content_hash"] for name, at in sources.items()}
     about: dict[str, Any] = {"kind": kind, "options": options, **hashes}
     if kind in impute.METHODS:
         about["data_hash"] = dataset.interaction_hash()

@@ -1,4 +1,4 @@
-"""The one place that names devices: the mesh, the shardings, and a warning about a slow backend."""
+"""The mesh of devices and the shardings on it; nothing else asks for devices."""
 
 import contextlib
 import math

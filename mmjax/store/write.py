@@ -5,7 +5,7 @@ import json
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorstore as ts
@@ -13,7 +13,9 @@ import tensorstore as ts
 from mmjax.core import storage
 from mmjax.core.errors import InputError
 from mmjax.store import layout
-from mmjax.store.read import Store
+
+if TYPE_CHECKING:
+    from mmjax.store.read import Store
 
 
 class Writer:
@@ -29,7 +31,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: "Store",
         item_ids: Sequence[str],
         lock: layout.Lock | None = None,
         *,
@@ -121,7 +123,7 @@ class Writer:
         """Puts a file of this name beside the arrays."""
         layout.write(self.store.kv, name, content)
 
-    def finish(self, **outcome: Any) -> Store:
+    def finish(self, **outcome: Any) -> "Store":
         """Completes the manifest; `outcome` are JSON values that only the end could tell.
 
         Raises:

@@ -16,7 +16,7 @@ from mmjax.sweep.batching import Packer
 from mmjax.sweep.leases import Leases
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.plan import Plan, event
-from mmjax.training import early_stopping, evaluator, experiment, train
+from mmjax.training import early_stopping, evaluator, experiment, results
 from mmjax.training.checkpoint import Checkpoints
 
 
@@ -72,11 +72,11 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
                 f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
             )
         _, stores = plan.shelf.open(trial.config)
-        found = train.results(trial.config, data, stores, together.mesh, valid[place], test[place])
+        found = results.record(trial.config, data, stores, together.mesh, valid[place], test[place])
         found |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
         folder = plan.workdir / "runs" / trial.id
         folder.mkdir(parents=True, exist_ok=True)
-        train.save_users(folder / "per_user.npz", {"valid": valid[place], "test": test[place]})
+        results.save_users(folder / "per_user.npz", {"valid": valid[place], "test": test[place]})
         files.write_json(folder / "results.json", found)
     ledger.append(event("tested", trial) for trial in trials)
 

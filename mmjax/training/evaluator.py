@@ -13,7 +13,7 @@ from mmjax.evaluation import protocol as protocols
 from mmjax.evaluation import ranking
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import trial_axis
-from mmjax.training import early_stopping, ensemble, experiment, settings
+from mmjax.training import early_stopping, ensemble, settings
 
 
 class Evaluator:
@@ -23,7 +23,7 @@ class Evaluator:
     def __init__(
         self,
         trials: ensemble.Ensemble,
-        tasks: experiment.Tasks,
+        tasks: protocols.Tasks,
         config: settings.Config,
         data: datasets.Dataset,
         timing: dict[str, Any],

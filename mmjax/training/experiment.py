@@ -1,4 +1,4 @@
-"""From a config to what it names: the claimed workdir, the catalogue, the ensemble, the tasks."""
+"""The run of a config: its catalogue, features, trials and tasks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +17,6 @@ from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding
 from mmjax.recommenders import base, registry
 from mmjax.training import assembly, ensemble, settings
-
-Tasks = dict[str, protocols.Task]  # by split
 
 
 def trials(
@@ -113,7 +111,7 @@ def features(config: settings.Config, data: datasets.Dataset) -> dict[str, store
 
 def tasks(
     config: settings.Config, data: datasets.Dataset, splits: Sequence[str] = ("valid", "test")
-) -> Tasks:
+) -> protocols.Tasks:
     """The ranking tasks of the splits under the config's protocol."""
     protocol = protocols.find(config["protocol"], config["threshold"])
     out = {}

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax import store
 from mmjax.core import files
 from mmjax.core.errors import InputError
 from mmjax.core.names import suggestion
 from mmjax.data import dataset as datasets
 from mmjax.evaluation import metrics
 from mmjax.evaluation import protocol as protocols
+from mmjax.store.read import Store
 
 Config = Mapping[str, Any]
 # Where a run lies and how it is done: no part of what it is, so it may go on with others.
@@ -40,9 +40,7 @@ def check(config: Config) -> None:
     protocols.find(config["protocol"], config["threshold"])
 
 
-def identity(
-    config: Config, data: datasets.Dataset, stores: Mapping[str, store.Store]
-) -> dict[str, Any]:
+def identity(config: Config, data: datasets.Dataset, stores: Mapping[str, Store]) -> dict[str, Any]:
     """What a run is: its config, and the content of what the config names."""
     contents = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
     return plain(config) | {"data_hash": data.interaction_hash(), "features_hash": contents}

@@ -1,28 +1,21 @@
 """One run from a config to results.json: read, build, train, choose on valid, read test once."""
 
-import io
-import resource
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from mmjax import __version__, store
+from mmjax import __version__
 from mmjax.core import files, storage
 from mmjax.core.errors import InputError
 from mmjax.data import dataset as datasets
 from mmjax.evaluation import ranking
 from mmjax.parallel import compile_cache, distributed
-from mmjax.training import evaluator, experiment, fit, metric_logger, settings
+from mmjax.training import evaluator, experiment, fit, results, settings
 from mmjax.training.checkpoint import Checkpoints
 
 Config = settings.Config
-PROVENANCE = ("encoder", "revision", "layer", "pooling", "shape", "content_hash")
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any]:
@@ -63,7 +56,7 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     finally:
         checkpoints.close()
     valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
-    found = results(config, data, stores, trials.mesh, valid, test)
+    found = results.record(config, data, stores, trials.mesh, valid, test)
     found |= {
         "epochs": progress["epoch"],
         "best_epoch": progress["best_epoch"][0],
@@ -71,38 +64,10 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
         "compiled": {"programs": count.programs, "from_cache": count.from_cache},
     }
     if distributed.first():
-        save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
+        results.save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
         files.write_json(workdir / "results.json", found)
     distributed.wait()
     return found
-
-
-def results(
-    config: Config,
-    data: datasets.Dataset,
-    stores: Mapping[str, store.Store],
-    grid: Mesh,
-    valid: ranking.Ranking,
-    test: ranking.Ranking,
-) -> dict[str, Any]:
-    """What results.json says of a run, but for its epochs and times."""
-    return {
-        "dataset": data.name,
-        "recommender": config["recommender"],
-        "config": settings.plain(config),
-        "seed": config["seed"],
-        "valid": valid.rounded(),
-        "test": test.rounded(),
-        "memory": {"peak_rss_mb": peak_rss_mb()},
-        "versions": metric_logger.versions("jax", "jaxlib", "flax", "optax", "numpy")
-        | {"mmjax": __version__},
-        "device": grid.devices.flat[0].device_kind,
-        "data": {"item_hash": data.item_hash(), "interaction_hash": data.interaction_hash()},
-        "features": {
-            name: {key: opened.manifest.get(key) for key in PROVENANCE}
-            for name, opened in stores.items()
-        },
-    }
 
 
 def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking.Ranking:
@@ -130,23 +95,6 @@ def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking
     finally:
         checkpoints.close()
     return evaluator.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
-
-
-def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:
-    """Per-user values for significance tests: {split}/users, {split}/ranked, {split}/metric@k."""
-    arrays = {}
-    for split, one in found.items():
-        arrays |= {f"{split}/users": one.users, f"{split}/ranked": one.ranked}
-        arrays |= {f"{split}/{k}": v.astype(np.float32) for k, v in one.per_user.items()}
-    made = io.BytesIO()
-    np.savez_compressed(made, **arrays)
-    files.write_bytes(path, made.getvalue())
-
-
-def peak_rss_mb() -> float:
-    """The most memory this process has held, in MB (1e6 bytes)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def _of_run(identity: dict[str, Any]) -> dict[str, Any]:

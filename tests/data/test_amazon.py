@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import body, cut, page, picture, ranged, serve, status
+from support.serving import body, cut, page, picture, ranged, serve, status
 
 from mmjax.core.errors import InputError
 from mmjax.data import dataset

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import body, cut, page, picture, ranged, redirect, serve, status, trickle, unannounced
+from support.serving import (
+    body,
+    cut,
+    page,
+    picture,
+    ranged,
+    redirect,
+    serve,
+    status,
+    trickle,
+    unannounced,
+)
 
 from mmjax.core.errors import InputError
 from mmjax.data.download import fetch as download

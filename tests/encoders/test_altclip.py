@@ -6,10 +6,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import towers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from towers import assert_states, save_random
+from support import towers
+from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -7,11 +7,11 @@ import json
 import jax
 import numpy as np
 import pytest
-import towers
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from towers import assert_states, save_random
+from support import towers
+from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-import towers
 from safetensors.numpy import save_file
-from towers import save_random
+from support import towers
+from support.towers import save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import dense, hub

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-import towers
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
+from support import towers
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from speakers import ask, save_pictures, save_speaker
+from support.speakers import ask, save_pictures, save_speaker
 
 from mmjax.encoders.towers import qwen2_vl
 from mmjax.encoders.vlm import generation

@@ -9,11 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import towers
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
-from towers import save_random
+from support import towers
+from support.towers import save_random
 
 import mmjax
 from mmjax.core.errors import InputError

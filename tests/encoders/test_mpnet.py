@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
-import towers
 from flax import nnx
-from towers import assert_states, save_random
+from support import towers
+from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from speakers import ask
+from support.speakers import ask
 
 from mmjax.data.synthetic import drawing, world
 from mmjax.encoders.checkpoints import hub, locate

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
-from speakers import ask, byte_tokenizer
-from towers import save_random
+from support.speakers import ask, byte_tokenizer
+from support.towers import save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders import layers

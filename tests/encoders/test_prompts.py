@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from speakers import SPECIAL, TEMPLATE, byte_tokenizer, save_pictures
+from support.speakers import SPECIAL, TEMPLATE, byte_tokenizer, save_pictures
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.inputs.pixels import BICUBIC, Options

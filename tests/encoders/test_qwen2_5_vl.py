@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from encoders import qwen
+from support import qwen
 
 from mmjax.core.errors import InputError
 from mmjax.encoders import layers

@@ -8,10 +8,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from encoders import qwen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from support import qwen
 
 from mmjax.core.errors import InputError
 from mmjax.encoders import layers

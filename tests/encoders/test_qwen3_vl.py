@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from encoders import qwen
+from support import qwen
 
 from mmjax.core.errors import InputError
 from mmjax.encoders import layers

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-import towers
 from flax import nnx
 from PIL import Image
+from support import towers
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-import towers
 from flax import nnx
 from PIL import Image
-from towers import assert_states, save_random
+from support import towers
+from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import towers
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 from scipy.io import wavfile
-from towers import assert_states, save_random
+from support import towers
+from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

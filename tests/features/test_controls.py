@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from scripting import script
+from support.scripting import script
 
 from mmjax import store
 from mmjax.core.errors import InputError

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import worlds
-from scripting import script
 from sklearn.cluster import AgglomerativeClustering
+from support import worlds
+from support.scripting import script
 
 from mmjax import store
 from mmjax.core.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from scripting import script
+from support.scripting import script
 
 from mmjax.core.errors import InputError
 from mmjax.features import ducho

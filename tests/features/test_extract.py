@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from scripting import ROOT, script
+from support.scripting import ROOT, script
 
 from mmjax import store
 from mmjax.core.errors import InputError

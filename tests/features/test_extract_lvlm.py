@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from speakers import save_pictures, save_speaker
+from support.speakers import save_pictures, save_speaker
 
 from mmjax import store
 from mmjax.core.errors import InputError

@@ -6,8 +6,8 @@ import socket
 
 import psutil
 import pytest
-import worlds
-from launching import finished, mpirun, start, together, until
+from support import worlds
+from support.launching import finished, mpirun, start, together, until
 
 from mmjax import store
 from mmjax.data import dataset

@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forks
 import numpy as np
 import pytest
-import worlds
+from support import forks, worlds
 
 from mmjax import store
 from mmjax.core.errors import InputError

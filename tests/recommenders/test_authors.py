@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from recommenders import dumps
-from recommenders.dumps import Case, Dump
 from recommenders.test_parity import CONTENTS, TABLES, layer
+from support import dumps
+from support.dumps import Case, Dump
 
 from mmjax.ops import graph, weighted_graph
 from mmjax.recommenders import selfcf, smore

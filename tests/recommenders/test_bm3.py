@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from recommenders import formulas
-from recommenders.formulas import unit
+from support import formulas
+from support.formulas import unit
 
 from mmjax.recommenders import bm3
 from mmjax.recommenders.layers import projection

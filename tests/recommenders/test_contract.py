@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from recommenders import options
+from support import options
 
 import mmjax.recommenders
 from mmjax.core.errors import InputError

@@ -4,8 +4,8 @@ with dense matrices, in float64. What it shares with DualGNN is in test_dualgnn.
 import jax
 import numpy as np
 import pytest
-from recommenders import formulas
 from recommenders.test_dualgnn import dense, peers, penalty, reads, towers
+from support import formulas
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import dragon

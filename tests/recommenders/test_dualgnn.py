@@ -4,8 +4,8 @@ out with dense matrices, in float64; and the lists of peers that it and DRAGON d
 import jax
 import numpy as np
 import pytest
-from recommenders import formulas
-from recommenders.formulas import mean_squares
+from support import formulas
+from support.formulas import mean_squares
 
 from mmjax.core.errors import InputError
 from mmjax.ops import graph

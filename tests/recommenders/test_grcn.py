@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from recommenders import formulas
-from recommenders.formulas import leaky, mean_squares, unit
+from support import formulas
+from support.formulas import leaky, mean_squares, unit
 
 from mmjax.core.errors import InputError
 from mmjax.ops import weighted_graph

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from recommenders import formulas
+from support import formulas
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import mgcn

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
-from recommenders import formulas
-from recommenders.formulas import unit
 from recommenders.test_lattice import item_graph, walk
+from support import formulas
+from support.formulas import unit
 
 from mmjax.ops import pairwise
 from mmjax.parallel import mesh as meshes

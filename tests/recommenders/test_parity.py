@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from flax import nnx
-from recommenders import dumps
-from recommenders.dumps import Case, Dump, close
+from support import dumps
+from support.dumps import Case, Dump, close
 
 from mmjax.ops import graph, weighted_graph
 from mmjax.recommenders import base

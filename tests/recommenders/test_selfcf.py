@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from recommenders import formulas
-from recommenders.formulas import unit
+from support import formulas
+from support.formulas import unit
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import selfcf

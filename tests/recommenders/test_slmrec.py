@@ -9,8 +9,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from recommenders import formulas
-from recommenders.formulas import unit
+from support import formulas
+from support.formulas import unit
 
 from mmjax.recommenders import slmrec
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from flax import nnx
-from recommenders import formulas
-from recommenders.formulas import unit
+from support import formulas
+from support.formulas import unit
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import smore

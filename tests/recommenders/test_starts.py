@@ -6,8 +6,9 @@ import pkgutil
 import jax
 import numpy as np
 import pytest
-from recommenders import starts, test_authors, test_parity
-from recommenders.dumps import Case, _flat
+from recommenders import test_authors, test_parity
+from support import starts
+from support.dumps import Case, _flat
 
 import configs
 from mmjax.core.errors import InputError

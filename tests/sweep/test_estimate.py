@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import worlds
+from support import worlds
 
 from configs import common
 from mmjax.data import dataset

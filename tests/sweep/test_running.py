@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import worlds
+from support import worlds
 
 from configs import common
 from mmjax import store

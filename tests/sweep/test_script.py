@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-import worlds
-from scripting import script
+from support import worlds
+from support.scripting import script
 
 KILLED = f"--config={Path(__file__).with_name('killed.py')}"
 

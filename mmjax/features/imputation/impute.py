@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import store
 from mmjax.core.errors import InputError
 from mmjax.data.dataset import Dataset
 from mmjax.features.imputation.autoencoders import ae, gae
@@ -30,7 +29,8 @@ from mmjax.features.imputation.propagation import (
     neigh_mean,
     pers_page_rank,
 )
-from mmjax.store.create import ABOUT
+from mmjax.store.create import ABOUT, refuse_existing, write_array
+from mmjax.store.read import open_store
 
 
 @dataclass
@@ -129,10 +129,10 @@ def impute(
     options = resolve(method, options or {})
     if _same(features, out) or (other is not None and _same(other, out)):
         raise InputError(f"{out} is the store to read from; choose another --out")
-    store.refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite)
     mine = {"item_hash": dataset.item_hash(), "n_items": dataset.n_items}
-    source = store.open_store(features, **mine)
-    beside = store.open_store(other, **mine) if other is not None else None
+    source = open_store(features, **mine)
+    beside = open_store(other, **mine) if other is not None else None
     observed, there = source.read()
     if not there.any():
         raise InputError(f"{features} holds no present row to impute from; extract it again")
@@ -165,7 +165,7 @@ def impute(
         "other_hash": beside.manifest["content_hash"] if beside is not None else "",
         "data_hash": dataset.interaction_hash(),
     }
-    store.write_array(
+    write_array(
         out,
         rows,
         item_ids=dataset.item_ids,

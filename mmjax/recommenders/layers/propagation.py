@@ -1,4 +1,4 @@
-"""What several recommenders are made of: projected content, linear layers, walks over graphs."""
+"""LightGCN's propagation over user-item graphs, and the graphs that models walk."""
 
 from collections.abc import Mapping, Sequence
 

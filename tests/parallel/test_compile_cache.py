@@ -5,8 +5,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-import worlds
-from scripting import script
+from support import worlds
+from support.scripting import script
 
 from configs import bprmf
 from mmjax.parallel import compile_cache

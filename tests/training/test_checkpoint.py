@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fitting import same
 from jax.sharding import NamedSharding, PartitionSpec
+from support.fitting import same
 
 from mmjax.core import storage
 from mmjax.core.errors import InputError

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from scripting import script
+from support.scripting import script
 
 SLOTS = ("Dish Type", "Cuisine")
 WORDS = (("soup", "salad", "pie"), ("thai", "french"))

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fitting import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fitting import same
 
 from mmjax.ops import graph, weighted_graph
 

@@ -1,6 +1,6 @@
 """What the authors' code draws each parameter from, and whether numbers look drawn from that.
 
-`PYTHONPATH=.:tests python tests/recommenders/starts.py` prints the table: model, preset, parameter,
+`PYTHONPATH=.:tests python tests/support/starts.py` prints the table: model, preset, parameter,
 the authors' distribution, and mean, deviation and bound of theirs and ours on a small world.
 """
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
-from recommenders.dumps import _flat
 
 from mmjax.recommenders import base as core
 from mmjax.recommenders import registry
+from support.dumps import _flat
 
 # What a torch initialiser draws. `linear` is what a Linear has unless its code says otherwise.
 XU, XN, LINEAR, NORMAL, TENTH = "xavier_uniform", "xavier_normal", "linear", "normal", "normal0.1"

@@ -1,7 +1,7 @@
 """What a mesh does to a run, told before it starts."""
 
 import pytest
-import worlds
+from support import worlds
 
 from configs import lightgcn, mostpop
 from mmjax.training import sharding_report

@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 import pytest
-import worlds
 from PIL import Image
+from support import worlds
 
 from configs import itemknn, mostpop
 from mmjax.core import files

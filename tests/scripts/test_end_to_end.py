@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from scripting import imported, script
+from support.scripting import imported, script
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import os
 
-import forks
 import pytest
-from scripting import imported
+from support import forks
+from support.scripting import imported
 
 from mmjax.core import files
 from mmjax.core.errors import InputError

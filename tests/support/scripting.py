@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(name, *arguments, devices=1):

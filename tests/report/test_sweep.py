@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-import scripting
+from support import scripting
 
 from mmjax.core.errors import InputError
 from mmjax.evaluation import significance

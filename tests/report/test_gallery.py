@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import worlds
 from PIL import Image
-from scripting import script
+from support import worlds
+from support.scripting import script
 
 from mmjax.core.errors import InputError
 from mmjax.data import dataset as datasets

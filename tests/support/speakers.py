@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 from PIL import Image
-from towers import save_random
+
+from support.towers import save_random
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")

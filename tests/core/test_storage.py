@@ -6,9 +6,9 @@ import subprocess
 
 import numpy as np
 import pytest
-import worlds
-from launching import finished, start, together, until
-from scripting import script
+from support import worlds
+from support.launching import finished, start, together, until
+from support.scripting import script
 
 from configs import freedom
 from configs import vbpr as vbpr_config

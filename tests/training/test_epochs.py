@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import worlds
-from fitting import fit, same
+from support import worlds
+from support.fitting import fit, same
 
 from configs import bprmf, freedom, lattice, vbpr
 from mmjax.core import files

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import worlds
-from fitting import fit, same
+from support import worlds
+from support.fitting import fit, same
 
 from configs import bprmf, itemknn, lightgcn, vbpr
 from mmjax import store
@@ -24,7 +24,7 @@ from mmjax.report import runs
 from mmjax.training import early_stopping, ensemble, experiment, optimizer, train
 from mmjax.training.checkpoint import Checkpoints
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 
-import forks
 import numpy as np
 import pytest
-import worlds
+from support import forks, worlds
 
 from mmjax import store
 from mmjax.core import files

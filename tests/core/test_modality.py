@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from recommenders import formulas
+from support import formulas
 
 from mmjax.core import modality
 from mmjax.core.errors import InputError

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import worlds
-from scripting import imported, script
+from support import worlds
+from support.scripting import imported, script
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import psutil
 import pytest
-import worlds
-from launching import ROOT, finished, mpirun, start, together, until
+from support import worlds
+from support.launching import ROOT, finished, mpirun, start, together, until
 
 from mmjax.core.errors import InputError
 from mmjax.parallel import distributed
@@ -156,7 +156,7 @@ def test_a_script_of_one_process_refuses_to_be_many(tmp_path):
 
 def test_one_may_take_longer_than_a_collective_waits(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    code, said = finished(together(2, ["tests/slow_first.py"]))
+    code, said = finished(together(2, ["tests/support/slow_first.py"]))
     assert code == 0, said
     assert said.count("[['done', True], [None, True]]") == 2
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from recommenders.dumps import _flat, close
 
 from mmjax.recommenders import base
+from support.dumps import _flat, close
 
 USERS, ITEMS = 20, 13
 WIDTHS = {"visual": 9, "textual": 6}

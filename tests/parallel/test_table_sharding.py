@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import worlds
 
 from mmjax import store
 from mmjax.core.errors import InputError

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from towers import save_random
 
 from mmjax.encoders import layers
 from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.vlm import lvlm, qwen_tower, qwen_vl, rotary
 from mmjax.encoders.vlm.decoder import Cache, past
+from support.towers import save_random
 
 TEXT = {
     "vocab_size": 300,

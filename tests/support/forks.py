@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
 import json, os, runpy, sys, tempfile
 import mmjax.training.train, mmjax.report.runs, mmjax.features.extraction.extract

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import worlds
-from fitting import fit, same
 from hypothesis import given
 from hypothesis import strategies as st
+from support import worlds
+from support.fitting import fit, same
 
 from configs import bprmf, freedom, vbpr
 from mmjax.core.errors import InputError
