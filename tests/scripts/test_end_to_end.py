@@ -1,4 +1,4 @@
-"""scripts/end_to_end.py from a folder in MMRec's layout to its table, and again."""
+"""scripts/experiments/end_to_end.py from a folder in MMRec's layout to its table, and again."""
 
 import json
 
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
 
 def test_models_train_beside_mmrecs_numbers(prepared, tmp_path):
     ask = (f"--dataset={prepared}", f"--out={tmp_path}", "--models=freedom", "--seeds=2")
-    done = script("end_to_end.py", *ask)
+    done = script("experiments/end_to_end.py", *ask)
     assert done.returncode == 0, done.stderr
     (record,) = json.loads((tmp_path / "table.json").read_text())
     assert record["model"] == "freedom"
@@ -42,16 +42,16 @@ def test_models_train_beside_mmrecs_numbers(prepared, tmp_path):
     assert sorted(runs[0]["features"]) == ["image_feat", "text_feat"]
     assert "| freedom | 0.0918 | 0.0993 |" in (tmp_path / "table.md").read_text()
 
-    again = script("end_to_end.py", *ask)
+    again = script("experiments/end_to_end.py", *ask)
     assert again.returncode == 0
     assert "is finished already" in again.stdout
-    wrong = script("end_to_end.py", *ask[:2], "--models=itemknn")
+    wrong = script("experiments/end_to_end.py", *ask[:2], "--models=itemknn")
     assert wrong.returncode == 2
     assert "models='itemknn'" in wrong.stderr
 
 
 def test_within_the_spread():
-    end_to_end = imported("end_to_end")
+    end_to_end = imported("experiments.end_to_end")
 
     def run(value: float) -> dict:
         test, valid = {"recall@20": value, "ndcg@20": 0.03}, {"recall@20": 0.07}

@@ -55,7 +55,9 @@ class Scripts:
         )
 
     def __call__(self, script: str, *arguments: object) -> Done:
-        words = [str(ROOT / "scripts" / f"{script}.py"), *map(str, arguments)]
+        place = ROOT / "scripts" / script
+        place = place if place.is_dir() else place.with_suffix(".py")
+        words = [str(place), *map(str, arguments)]
         self._parent.stdin.write(json.dumps(words) + "\n")
         self._parent.stdin.flush()
         return Done(*json.loads(self._parent.stdout.readline()))

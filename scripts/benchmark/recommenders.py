@@ -1,4 +1,4 @@
-"""Measuring recommenders for benchmark.py, in a process of their own.
+"""Measuring recommenders for the benchmark, in a process of their own.
 
 models   an epoch, an evaluation, what is built before the first epoch, compile time; and the least
          that an epoch's FLOPs and Adam's bytes would take these cores
@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import median, timed, warm
 
+from benchmark.timing import median, timed, warm
 from mmjax.data.prepare import prepare
 from mmjax.data.synthetic import world
 from mmjax.evaluation import protocol as protocols
@@ -150,23 +150,24 @@ def of_torch(
     repeats: int,
     parts: Sequence[str],
 ) -> dict[str, Any]:
-    import _peers
     import torch
+
+    from benchmark import torch_peers
 
     torch.manual_seed(0)
     begin = time.perf_counter()
     options = config_of(model)["model"]
-    peer = _peers.Peer(model, catalog, options)
+    peer = torch_peers.Peer(model, catalog, options)
     build_s = time.perf_counter() - begin
     adam = torch.optim.Adam(peer.parameters(), lr=1e-3)
     user, item = (torch.from_numpy(x.astype("int64")) for x in (data.train.user, data.train.item))
 
     def one_epoch():
-        _peers.epoch(peer, adam, user, item, data.n_items, batch_size, options["l_w"])
+        torch_peers.epoch(peer, adam, user, item, data.n_items, batch_size, options["l_w"])
 
     calls = {
         "train": ("epoch_s", one_epoch),
-        "evaluate": ("eval_s", lambda: _peers.evaluate(peer, task, LONGEST)),
+        "evaluate": ("eval_s", lambda: torch_peers.evaluate(peer, task, LONGEST)),
     }
     times = {calls[part][0]: warm(calls[part][1], repeats) for part in parts}
     return {

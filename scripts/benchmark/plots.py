@@ -1,4 +1,4 @@
-"""Pictures of what benchmark.py measured, beside its JSON."""
+"""Pictures of what the benchmark measured, beside its JSON."""
 
 from pathlib import Path
 from statistics import median

@@ -7,9 +7,9 @@ drawn, the ensemble is built as shapes (`mesh.plan`), and XLA compiles the epoch
 import time
 from typing import Any
 
-import _recommenders
 import numpy as np
 
+from benchmark import recommenders
 from mmjax.parallel import mesh as meshes
 from mmjax.recommenders import base
 from mmjax.training import sharding_report
@@ -32,7 +32,7 @@ def drawn(users: int, items: int, count: int, width: int) -> base.Catalog:
 def plan(model: str, catalog: base.Catalog, batch_size: int, devices: int) -> dict[str, Any]:
     """Bytes that each of so many devices holds, needs beside it, and receives in a step."""
     begin, mesh = time.perf_counter(), MESHES.get(devices, f"data={devices}")
-    trials = _recommenders.build(model, catalog, batch_size, mesh=mesh, put=meshes.plan)
+    trials = recommenders.build(model, catalog, batch_size, mesh=mesh, put=meshes.plan)
     built = time.perf_counter()
     compiled = trials.program
     memory = compiled.memory_analysis()

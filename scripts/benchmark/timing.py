@@ -1,4 +1,4 @@
-"""Timing for benchmark.py: repeated calls, how fast these cores are, two measurements compared."""
+"""Timing for the benchmark: repeated calls, how fast these cores are, two measurements compared."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, bool]:
     """What became of every time of two measurements: Markdown, and whether one became slower.
 
     Args:
-      old, new: what benchmark.py wrote, of the same settings.
+      old, new: what the benchmark wrote, of the same settings.
 
     A time is slower or faster if its median moved by more than `LEAST` and no repeat of one side
     lies among those of the other. Beside it stands how fast the machine itself was.

@@ -1,4 +1,4 @@
-"""Measuring encoders for benchmark.py: items/s of ours and of PyTorch's on the same checkpoint.
+"""Measuring encoders for the benchmark: items/s of ours and of PyTorch's on the same checkpoint.
 
 The checkpoints have the published shapes and, but for MiniLM's, random weights: speed does not
 depend on them, and nothing need be downloaded. They are made by transformers' torch classes, so
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from _timing import median, timed
 
+from benchmark.timing import median, timed
 from mmjax import store
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub

@@ -1,7 +1,6 @@
-"""What benchmark.py measured, as Markdown."""
+"""What the benchmark measured, as Markdown."""
 
-import _timing
-
+from benchmark import timing
 from mmjax.training import sharding_report
 
 
@@ -17,7 +16,7 @@ def of_models(rows: list[dict]) -> str:
         cells = [
             row["model"],
             row["side"],
-            *(_timing.shown(row["times"].get(name, ())) for name in ("epoch_s", "eval_s")),
+            *(timing.shown(row["times"].get(name, ())) for name in ("epoch_s", "eval_s")),
             f"{row['build_s']:.1f}",
             f"{compile_s:.1f}" if compile_s else "",
             f"{row['peak_rss_mb']:.0f}",
@@ -77,7 +76,7 @@ def of_growth(rows: list[dict]) -> str:
     for row in rows:
         count = row["train_interactions"]
         lines.append(
-            f"| {row['model']} | {count:,} | {_timing.shown(row['times']['epoch_s'])} "
+            f"| {row['model']} | {count:,} | {timing.shown(row['times']['epoch_s'])} "
             f"| {1e6 * row['epoch_s'] / count:.3g} | {row['peak_rss_mb']:.0f} |"
         )
     return "\n".join(lines)

@@ -1,8 +1,4 @@
-"""What benchmark.py compares, and what it measures of each in a process of its own.
-
-`compare_KIND` starts those processes, prints a table and gives the rows; `measure_KIND` is what
-one of them does.
-"""
+"""The kinds of measurement: what each compares, and what a process of its own measures."""
 
 import json
 import os
@@ -10,49 +6,45 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import _encoding
-import _lvlm
-import _recommenders
-import _scaling
-import _sweeping
-import _tables
-import _timing
 import numpy as np
 from absl import flags
 
+from benchmark import encoders, plots, recommenders, scaling, sweeps, tables, timing, vlm
 from mmjax.core.errors import InputError
 from mmjax.recommenders import registry
 from mmjax.training import results
 
 FLAGS = flags.FLAGS
-PARTS = {  # what these kinds measure of a model
-    "models": ["train", "evaluate"],
-    "train": ["train"],
-    "growth": ["train"],
-    "evaluate": ["evaluate"],
-}
-PEERS = ("bprmf", "lightgcn", "vbpr", "freedom")  # what _peers.py has in plain torch
+PEERS = ("bprmf", "lightgcn", "vbpr", "freedom")  # what torch_peers.py has in plain torch
 
 
-def work(kind: str, side: str, name: str) -> dict:
-    """What one process measures, on the cores that it is pinned to."""
+class Kind(NamedTuple):
+    """A kind of measurement: `compare` starts processes, `measure` is what one of them does."""
+
+    compare: Callable[[], tuple[list[dict], str]]  # rows, and the table of them
+    measure: Callable[[str, str], dict]  # of a side and a name
+    settings: tuple[str, ...]  # flags that its numbers depend on
+    picture: Callable[[list[dict], Path], None] = plots.of_times
+
+
+def work(kind: Kind, side: str, name: str) -> dict:
+    """Measure one side of a model in this process, on the cores that it is pinned to."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
     if side in ("torch", "padded"):
         import torch
 
         torch.set_num_threads(FLAGS.threads)
-    if kind in PARTS:
-        found = measure_models(side, name, PARTS[kind])
-    else:
-        found = globals()[f"measure_{kind}"](side, name)
-    row = {"model": name, "side": side, **found}
+    row = {"model": name, "side": side, **kind.measure(side, name)}
     row.setdefault("peak_rss_mb", results.peak_rss_mb())
-    return row | (_timing.limits() if side == "mmjax" else {})
+    return row | (timing.limits() if side == "mmjax" else {})
 
 
-def compare_models(kind: str = "models") -> tuple[list[dict], str]:
+def compare_models(kind: str) -> tuple[list[dict], str]:
     """Epoch, evaluation, compile time and memory of every model and its peer, if it has one."""
     for name in FLAGS.models:
         registry.find(name)
@@ -61,20 +53,12 @@ def compare_models(kind: str = "models") -> tuple[list[dict], str]:
     for name in FLAGS.models:
         sides = ["mmjax", "torch"] if torch and name in PEERS else ["mmjax"]
         rows += [spawn(side, name, kind) for side in sides]
-    return rows, _tables.of_models(rows)
-
-
-def compare_train() -> tuple[list[dict], str]:
-    return compare_models("train")
-
-
-def compare_evaluate() -> tuple[list[dict], str]:
-    return compare_models("evaluate")
+    return rows, tables.of_models(rows)
 
 
 def compare_extract() -> tuple[list[dict], str]:
     """Items/s of every encoder and side, and how far their vectors are apart."""
-    known = {**_encoding.TEXTS, **_encoding.IMAGES}
+    known = {**encoders.TEXTS, **encoders.IMAGES}
     unknown = [name for name in FLAGS.encoders if name not in known]
     if unknown:
         raise InputError(f"no benchmark of {unknown[0]!r}; there are {', '.join(known)}")
@@ -85,26 +69,26 @@ def compare_extract() -> tuple[list[dict], str]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in FLAGS.encoders:
-            _encoding.checkpoint(name, Path(folder))
-            sides = ["mmjax", "torch"] + ["padded"] * (name in _encoding.TEXTS)
+            encoders.checkpoint(name, Path(folder))
+            sides = ["mmjax", "torch"] + ["padded"] * (name in encoders.TEXTS)
             rows += [spawn(side, name, "extract", f"--folder={folder}") for side in sides]
             for row in rows[-len(sides) :]:
                 ours, theirs = (
                     np.load(Path(folder, f"{name}-{side}.npy")) for side in ("mmjax", row["side"])
                 )
                 row["apart"] = float(np.abs(ours[: len(theirs)] - theirs).max())
-    return rows, _tables.of_encoders(rows)
+    return rows, tables.of_encoders(rows)
 
 
 def measure_extract(side: str, name: str) -> dict:
     """Items/s of one side of one encoder; its unit vectors are left in the folder."""
     folder = Path(FLAGS.folder)
-    given = _encoding.inputs(name, Path(FLAGS.raw), FLAGS.texts, FLAGS.images)
-    settings = (name, _encoding.checkpoint(name, folder), given, FLAGS.encoder_batch, FLAGS.repeats)
+    given = encoders.inputs(name, Path(FLAGS.raw), FLAGS.texts, FLAGS.images)
+    settings = (name, encoders.checkpoint(name, folder), given, FLAGS.encoder_batch, FLAGS.repeats)
     if side == "mmjax":
-        vectors, row = _encoding.of_mmjax(*settings, folder)
+        vectors, row = encoders.of_mmjax(*settings, folder)
     else:
-        vectors, row = _encoding.of_torch(*settings, side == "padded")
+        vectors, row = encoders.of_torch(*settings, side == "padded")
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.save(folder / f"{name}-{side}.npy", vectors)
     return row
@@ -116,53 +100,53 @@ def compare_lvlm() -> tuple[list[dict], str]:
         raise InputError("lvlm needs torch, which makes the checkpoint: pip install torch")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        _lvlm.checkpoint(FLAGS.shape, place, FLAGS.dtype)
+        vlm.checkpoint(FLAGS.shape, place, FLAGS.dtype)
         rows = [
             spawn(side, FLAGS.shape, "lvlm", f"--folder={folder}") for side in ("mmjax", "torch")
         ]
         for task in ("prefill", "mixed"):
             ours, theirs = (np.load(place / f"{task}-{side}.npy") for side in ("mmjax", "torch"))
             rows[1][f"{task}_apart"] = float(np.abs(ours - theirs).max())
-    _lvlm.finish(FLAGS.shape, rows, FLAGS.lvlm_batch, FLAGS.mixed)
-    return rows, _tables.of_lvlm(FLAGS.shape, rows)
+    vlm.finish(FLAGS.shape, rows, FLAGS.lvlm_batch, FLAGS.mixed)
+    return rows, tables.of_lvlm(FLAGS.shape, rows)
 
 
 def measure_lvlm(side: str, name: str) -> dict:
     """One side; the last states of its prompts are left in the folder."""
     place = Path(FLAGS.folder)
     paths = {
-        "prefill": _lvlm.pictures(place, FLAGS.lvlm_batch, mixed=False),
-        "mixed": _lvlm.pictures(place, FLAGS.mixed, mixed=True),
+        "prefill": vlm.pictures(place, FLAGS.lvlm_batch, mixed=False),
+        "mixed": vlm.pictures(place, FLAGS.mixed, mixed=True),
     }
     settings = (FLAGS.lvlm_batch, FLAGS.repeats, FLAGS.answer, FLAGS.dtype)
-    measured = _lvlm.of_mmjax if side == "mmjax" else _lvlm.of_torch
+    measured = vlm.of_mmjax if side == "mmjax" else vlm.of_torch
     row, states = measured(place / name, paths, *settings)
     for task, found in states.items():
         np.save(place / f"{task}-{side}.npy", found)
     return row
 
 
-def measure_models(side: str, model: str, parts: list[str]) -> dict:
+def measure_models(parts: list[str], side: str, model: str) -> dict:
     """Seconds of compile, epoch and evaluation, and peak memory."""
     shape = FLAGS.users, FLAGS.items, FLAGS.interactions
-    data, catalog, task = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
+    data, catalog, task = recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
     row = {"train_interactions": len(data.train.user), "evaluated_users": len(task.users)}
     settings = (model, catalog, data, task, FLAGS.batch_size, FLAGS.repeats, parts)
     if side == "mmjax":
-        return row | _recommenders.of_mmjax(*settings, FLAGS.profile)
-    return row | _recommenders.of_torch(*settings)
+        return row | recommenders.of_mmjax(*settings, FLAGS.profile)
+    return row | recommenders.of_torch(*settings)
 
 
 def compare_trials() -> tuple[list[dict], str]:
     """A grid as one program against the same points one by one."""
     rows = [spawn("mmjax", model, "trials") for model in FLAGS.models]
-    return rows, _tables.of_trials(rows)
+    return rows, tables.of_trials(rows)
 
 
 def measure_trials(side: str, model: str) -> dict:
     shape = FLAGS.users, FLAGS.items, FLAGS.interactions
-    _, catalog, _ = _recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
-    return _recommenders.of_trials(model, catalog, FLAGS.batch_size, FLAGS.grid_epochs)
+    _, catalog, _ = recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
+    return recommenders.of_trials(model, catalog, FLAGS.batch_size, FLAGS.grid_epochs)
 
 
 def compare_sweep() -> tuple[list[dict], str]:
@@ -170,7 +154,7 @@ def compare_sweep() -> tuple[list[dict], str]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         shape = FLAGS.users, FLAGS.items, FLAGS.interactions
-        _sweeping.write_world(Path(folder, "data"), shape, [int(w) for w in FLAGS.widths])
+        sweeps.write_world(Path(folder, "data"), shape, [int(w) for w in FLAGS.widths])
         for model in FLAGS.models:
             begin = time.perf_counter()
             together = spawn("together", model, "sweep", f"--folder={folder}")
@@ -180,21 +164,21 @@ def compare_sweep() -> tuple[list[dict], str]:
                 row["times"] = {"wall_s": [row["wall_s"]]}
                 row["apart"] = float(np.abs(np.subtract(row["valid"], apart["valid"])).max())
             rows += [together, apart]
-    return rows, _tables.of_sweeps(rows)
+    return rows, tables.of_sweeps(rows)
 
 
 def measure_sweep(side: str, model: str) -> dict:
-    return _sweeping.measure(side, model, Path(FLAGS.folder), FLAGS.grid_epochs, FLAGS.devices)
+    return sweeps.measure(side, model, Path(FLAGS.folder), FLAGS.grid_epochs, FLAGS.devices)
 
 
 def compare_graph() -> tuple[list[dict], str]:
     """The k-NN graph of --items rows, the first of --widths wide."""
     row = spawn("mmjax", "neighbours", "graph")
-    return [row], _tables.of_graph(row)
+    return [row], tables.of_graph(row)
 
 
 def measure_graph(side: str, model: str) -> dict:
-    return _recommenders.of_graph(FLAGS.items, int(FLAGS.widths[0]), FLAGS.top_k, FLAGS.repeats)
+    return recommenders.of_graph(FLAGS.items, int(FLAGS.widths[0]), FLAGS.top_k, FLAGS.repeats)
 
 
 def compare_growth() -> tuple[list[dict], str]:
@@ -209,7 +193,7 @@ def compare_growth() -> tuple[list[dict], str]:
             # A name of its own, by which --compare finds it.
             side = {"side": f"{count} interactions"}
             rows.append(spawn("mmjax", model, "growth", *more) | side)
-    return rows, _tables.of_growth(rows)
+    return rows, tables.of_growth(rows)
 
 
 def compare_scaling() -> tuple[list[dict], str]:
@@ -219,14 +203,14 @@ def compare_scaling() -> tuple[list[dict], str]:
         found = spawn("mmjax", model, "scaling")
         about = {"model": model, "peak_rss_mb": found["peak_rss_mb"]}
         rows += [about | {"side": f"{one['devices']} devices"} | one for one in found["plans"]]
-    return rows, _tables.of_scaling(rows)
+    return rows, tables.of_scaling(rows)
 
 
 def measure_scaling(side: str, model: str) -> dict:
-    width = int(FLAGS.widths[0]) if _recommenders.config_of(model)["features"] else 0
-    catalog = _scaling.drawn(FLAGS.users, FLAGS.items, FLAGS.interactions, width)
+    width = int(FLAGS.widths[0]) if recommenders.config_of(model)["features"] else 0
+    catalog = scaling.drawn(FLAGS.users, FLAGS.items, FLAGS.interactions, width)
     counts = map(int, FLAGS.meshes)
-    return {"plans": [_scaling.plan(model, catalog, FLAGS.batch_size, n) for n in counts]}
+    return {"plans": [scaling.plan(model, catalog, FLAGS.batch_size, n) for n in counts]}
 
 
 def spawn(side: str, model: str, what: str, *more: str) -> dict:
@@ -234,8 +218,14 @@ def spawn(side: str, model: str, what: str, *more: str) -> dict:
     print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
     own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models", "--encoders"))]
     own = [a for a in own if a.startswith("-")]
-    script = str(Path(__file__).with_name("benchmark.py"))
-    command = [sys.executable, script, what, *own, *more, f"--worker={side}:{model}"]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent),
+        what,
+        *own,
+        *more,
+        f"--worker={side}:{model}",
+    ]
     # XLA and OpenMP size their pools when they start; the pinning in `work` then holds for all.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
     devices = {"together": FLAGS.devices}.get(side, 1)
@@ -255,3 +245,43 @@ def has_torch() -> bool:
         print("torch is not installed (extra `torch`): no peers are measured", file=sys.stderr)
         return False
     return True
+
+
+SHAPE = ("users", "items", "interactions", "widths", "batch_size")
+KINDS = {
+    "models": Kind(
+        partial(compare_models, "models"),
+        partial(measure_models, ["train", "evaluate"]),
+        (*SHAPE, "repeats"),
+    ),
+    "train": Kind(
+        partial(compare_models, "train"), partial(measure_models, ["train"]), (*SHAPE, "repeats")
+    ),
+    "evaluate": Kind(
+        partial(compare_models, "evaluate"),
+        partial(measure_models, ["evaluate"]),
+        (*SHAPE, "repeats"),
+    ),
+    "trials": Kind(compare_trials, measure_trials, (*SHAPE, "grid_epochs")),
+    "graph": Kind(compare_graph, measure_graph, ("items", "widths", "top_k", "repeats")),
+    "growth": Kind(
+        compare_growth,
+        partial(measure_models, ["train"]),
+        ("widths", "batch_size", "repeats"),
+        plots.of_growth,
+    ),
+    "scaling": Kind(compare_scaling, measure_scaling, SHAPE, plots.of_scaling),
+    "sweep": Kind(
+        compare_sweep,
+        measure_sweep,
+        ("users", "items", "interactions", "widths", "grid_epochs", "devices"),
+    ),
+    "extract": Kind(
+        compare_extract, measure_extract, ("texts", "images", "encoder_batch", "repeats")
+    ),
+    "lvlm": Kind(
+        compare_lvlm,
+        measure_lvlm,
+        ("shape", "dtype", "lvlm_batch", "mixed", "answer", "repeats"),
+    ),
+}

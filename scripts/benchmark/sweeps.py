@@ -1,8 +1,8 @@
-"""Measuring sweeps for benchmark.py: a grid of ten points by scripts/sweep.py, in one process,
+"""Measuring sweeps for the benchmark: a grid of ten points by scripts/sweep.py, in one process,
 against a scripts/train.py for each point, one after the other; both as a user starts them.
 
-Also the sweep's config: --config=scripts/_sweeping.py:MODEL, with the rates and weights of Ducho
-meets Elliot, evaluated every tenth epoch.
+Also the sweep's config: --config=scripts/benchmark/sweeps.py:MODEL, with the rates and weights of
+Ducho meets Elliot, evaluated every tenth epoch.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = Path(__file__).resolve().parents[1]
 OPTIONS = {"freedom": {"trainable_features": False}}
 LOOP = {"batch_size": 2048, "eval_every": 10, "patience": 0, "cutoffs": (20,)}
 
@@ -33,12 +33,11 @@ def get_config(model: str) -> Any:
 
 def write_world(folder: Path, shape: tuple[int, int, int], widths: list[int]) -> None:
     """A prepared world with random features, `visual` the first of them."""
-    import _recommenders
-
+    from benchmark import recommenders
     from mmjax import store
     from mmjax.data import dataset
 
-    data, _, _ = _recommenders.setting(*shape, [], "bprmf")
+    data, _, _ = recommenders.setting(*shape, [], "bprmf")
     folder.mkdir()
     dataset.save(data, folder)
     rng = np.random.default_rng(0)
@@ -53,7 +52,7 @@ def commands(model: str, folder: Path, epochs: int, mesh: str) -> tuple[list[str
     from mmjax.sweep import space
 
     data = folder / "data"
-    sweep = [f"--config={SCRIPTS / '_sweeping.py'}:{model}", f"--workdir={folder / model}-sweep"]
+    sweep = [f"--config={Path(__file__).resolve()}:{model}", f"--workdir={folder / model}-sweep"]
     sweep += [f"--config.models.{model}.config.epochs={epochs}", f"--config.dataset={data}"]
     sweep += [f"--config.models.{model}.config.mesh={mesh}"]
     options = {f"model.{name}": value for name, value in OPTIONS.get(model, {}).items()}

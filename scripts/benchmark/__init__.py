@@ -1,0 +1,1 @@
+"""Speed, beside plain PyTorch in the same call; see `__main__`."""
