@@ -88,7 +88,7 @@ def _join(several: bool) -> None:
         raise InputError("this script is a single process; start it once, without a launcher")
     where = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
     distributed.join(*where, seconds=JOIN_SECONDS.value)
-    if not distributed.first():
+    if not distributed.is_primary():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
@@ -100,7 +100,7 @@ def _lost(error: Exception) -> None:
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         from mmjax.parallel import distributed
 
-        distributed.leave(str(error).splitlines()[0][:200])
+        distributed.abort(str(error).splitlines()[0][:200])
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -58,7 +58,7 @@ def main() -> None:
     answers = describe.in_order(read_answers(), dataset)
     options = {"weights": FLAGS.weights or None, "revision": FLAGS.revision}
     if FLAGS.out:
-        distributed.alone(partial(find_attributes, answers, dataset, options))
+        distributed.run_on_primary(partial(find_attributes, answers, dataset, options))
     if FLAGS.texts_out:
         job = Job(FLAGS.encoder, FLAGS.texts_out, options, batch=FLAGS.batch)
         grid = mesh.make(FLAGS.mesh, own=True)

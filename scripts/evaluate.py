@@ -37,7 +37,7 @@ def main() -> None:
     change = {key: value for key, value in change.items() if value not in ("", None, [])}
     found = train.evaluate(workdir, SPLIT.value, change)
     print(runs.listing(found.rounded()))
-    if JSON.value and distributed.first():
+    if JSON.value and distributed.is_primary():
         files.write_json(JSON.value, found.rounded())
         print(f"wrote {JSON.value}")
 

@@ -104,7 +104,7 @@ def main() -> None:
     grid = mesh.make(FLAGS.mesh, own=True)
     for url in follow(plan.steps, mesh=grid, overwrite=FLAGS.overwrite):
         if FLAGS.export_folders:
-            distributed.alone(partial(export, url))
+            distributed.run_on_primary(partial(export, url))
 
 
 def export(url: str) -> None:

@@ -98,13 +98,13 @@ def main() -> None:
         raise InputError(f"--download does not know where {SOURCE.value} is; fetch it by hand")
     out = storage.path(OUT.value)
     if not files.exists(out / "dataset.json"):  # what --overwrite may replace
-        files.refuse_filled(out, "holds files but no prepared dataset; choose another folder")
+        files.refuse_nonempty(out, "holds files but no prepared dataset; choose another folder")
     clock = time.perf_counter()
 
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - clock:6.1f} s] {what}", flush=True)
 
-    with files.folder_aside(out, overwrite=OVERWRITE.value, last="dataset.json") as aside:
+    with files.atomic_folder(out, overwrite=OVERWRITE.value, last="dataset.json") as aside:
         say(f"reading {SOURCE.value}")
         raw = read(aside)
         say(f"preparing {len(raw.user):,} interactions")

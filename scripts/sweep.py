@@ -19,7 +19,7 @@ from mmjax.parallel import compile_cache
 from mmjax.parallel import mesh as meshes
 from mmjax.sweep import estimate, precompile, space, worker
 from mmjax.sweep.plan import Plan
-from mmjax.sweep.resources import Shelf
+from mmjax.sweep.resources import Resources
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/sweeps/NAME.py[:small]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this sweep.", required=True)
@@ -37,11 +37,11 @@ def main() -> None:
     if not jax.config.jax_compilation_cache_dir:
         compile_cache.keep(workdir / "programs")
     sweep = CONFIG.value.to_dict()
-    shelf = Shelf(sweep)
-    cells, without = shelf.resolve(space.cells(sweep))
+    resources = Resources(sweep)
+    cells, without = resources.resolve(space.cells(sweep))
     for cell, store in without.items():
         print(f"left out: {cell}, there is no {store!r}")
-    plan = Plan(sweep, cells, shelf, workdir)
+    plan = Plan(sweep, cells, resources, workdir)
     if COMPILE.value:
         print(f"{precompile.compile_all(plan, MOST.value)} programs are in the cache")
         return

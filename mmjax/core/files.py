@@ -1,6 +1,6 @@
 """Files that appear whole or not at all: written aside, then renamed.
 
-Paths may be URLs of buckets (`buckets`), where an object is whole by itself.
+Paths may be URLs of buckets (`storage`), where an object is whole by itself.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from mmjax.core.errors import InputError
 
 
 @contextlib.contextmanager
-def folder_aside(out: str | Path, *, overwrite: bool = False, last: str = "") -> Iterator[Path]:
+def atomic_folder(out: str | Path, *, overwrite: bool = False, last: str = "") -> Iterator[Path]:
     """Yields a new folder beside `out` that becomes `out` when the block ends without an error.
 
     If `out` is a URL, the folder is a temporary one, whose files are copied there then.
@@ -33,14 +33,14 @@ def folder_aside(out: str | Path, *, overwrite: bool = False, last: str = "") ->
     if storage.remote(out):
         with tempfile.TemporaryDirectory() as aside:
             if not overwrite:
-                refuse_filled(out)
+                refuse_nonempty(out)
             yield Path(aside)
             _remove(storage.path(out), last)
             copy(Path(aside), storage.path(out), last)
         return
     out = Path(out).resolve()  # "." has no name, and a link is no folder to remove
     if not overwrite:
-        refuse_filled(out)
+        refuse_nonempty(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another name")
     aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -58,7 +58,7 @@ def folder_aside(out: str | Path, *, overwrite: bool = False, last: str = "") ->
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def refuse_filled(
+def refuse_nonempty(
     out: str | Path, why: str = "exists already; choose another folder or pass --overwrite"
 ) -> None:
     """Raises InputError if `out` is a folder with something in it."""

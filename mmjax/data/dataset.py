@@ -95,7 +95,7 @@ class Dataset:
 
 
 def save(dataset: Dataset, folder: Path) -> None:
-    """Writes the prepared folder's files into `folder`, which exists (see `files.folder_aside`)."""
+    """Writes the prepared folder's files into `folder`, which exists (see `files.atomic_folder`)."""
     arrays = {
         f"{name}_{column}": array
         for name in SPLITS

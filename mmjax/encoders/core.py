@@ -111,7 +111,7 @@ def stream(
     def fetch(count: int, values: Any) -> Any:
         return jax.tree.map(lambda value: np.asarray(value)[:count], values)
 
-    with contextlib.closing(ahead(batches)) as made:
+    with contextlib.closing(prefetch(batches)) as made:
         while True:
             batch = clock.next(made)
             if batch is None:
@@ -141,7 +141,7 @@ def place(params: Any, rows: NamedSharding | None) -> Any:
     return jax.tree.map(put, params)
 
 
-def ahead(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
+def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
     """Iterates over `source` in a thread that stays up to `depth` elements ahead.
 
     An exception of the source is raised where its element would have been; closing the returned

@@ -2,7 +2,7 @@
 
 Values [N] are of N users or of N seeds. Two recommenders are compared on the same N in the same
 order, and every difference is first - second. Values must be finite: a user without a value must
-be left out by who knows why it has none. Several methods at once are in `comparison`.
+be left out by who knows why it has none. Several methods at once are in `critical_difference`.
 """
 
 from typing import Literal, NamedTuple

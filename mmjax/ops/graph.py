@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmjax.ops.sparse import Csr, Pieces, in_pieces, multiply
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding, trial_axis
-from mmjax.parallel.lazy_features import Unread
+from mmjax.parallel.lazy_features import LazyFeatures
 
 NORMALISATIONS = ("sym", "left", "none")
 
@@ -68,7 +68,7 @@ def place(
     Returns:
       The tree at rest, and shapes of what it is in programs; see `partition.Layout.whole`.
     """
-    many = table_sharding.pieces(layout.mesh)
+    many = table_sharding.shard_count(layout.mesh)
 
     def cut(node: Any) -> Any:
         if not isinstance(node, Graph) or many == 1 or varied:
@@ -76,7 +76,7 @@ def place(
         return Graph(*(in_pieces(side, many) for side in node))
 
     def known(node: Any) -> Any:
-        return jnp.empty(node.shape, node.dtype) if isinstance(node, Unread) else node
+        return jnp.empty(node.shape, node.dtype) if isinstance(node, LazyFeatures) else node
 
     tree = jax.tree.map(cut, tree, is_leaf=lambda node: isinstance(node, Graph))
     like = jax.eval_shape(lambda: trial_axis.choose(jax.tree.map(known, tree), varied, 0))
@@ -88,7 +88,7 @@ def place(
             spec = PartitionSpec(table_sharding.AXES)
         elif layout.splits(node.shape[axis:]):
             spec = PartitionSpec(*(None,) * axis, table_sharding.AXES)
-            node = table_sharding.filled(node, many, axis)
+            node = table_sharding.pad_axis(node, many, axis)
         else:
             spec = PartitionSpec()
         return put(node, NamedSharding(layout.mesh, spec))

@@ -23,7 +23,7 @@ from mmjax.core.errors import InputError
 from mmjax.ops.normalize import SHORTEST, unit
 from mmjax.parallel import distributed, table_sharding
 from mmjax.parallel import mesh as meshes
-from mmjax.parallel.lazy_features import Unread
+from mmjax.parallel.lazy_features import LazyFeatures
 
 LARGEST = 4096  # rows of a block: 64 MiB of similarities
 FEWEST = 8  # blocks, so that little is computed twice or for padding
@@ -43,8 +43,8 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
     Rows of zeros have no neighbours and are nobody's. To be traced or called as it is; it has no
     gradient, `cosines` has. Where the mesh splits tables, so is the work.
     """
-    count, mesh = x.shape[0], table_sharding.current()
-    if mesh is not None and count > table_sharding.pieces(mesh):
+    count, mesh = x.shape[0], table_sharding.current_mesh()
+    if mesh is not None and count > table_sharding.shard_count(mesh):
         return _around(x, k, mesh)
     blocks = max(-(-count // LARGEST), min(FEWEST, -(-count // (4 * PART))))
     size = -(-count // (blocks * PART)) * PART
@@ -98,7 +98,7 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
 def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
     """`nearest` on several devices: each keeps the neighbours of its own rows, and the blocks of
     all go round in a ring, so that none ever holds more than its own block and a passing one."""
-    count, many = x.shape[0], table_sharding.pieces(mesh)
+    count, many = x.shape[0], table_sharding.shard_count(mesh)
     size = -(-count // (many * PART)) * PART
     # Any cycle will do, since a block brings its first column; JAX 0.12 wants the mesh's order.
     axes = tuple(axis for axis in mesh.axis_names if axis in table_sharding.AXES)
@@ -137,9 +137,9 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
             jnp.where(found, best.values, -jnp.inf), jnp.where(found, best.columns, 0)
         )
 
-    x = table_sharding.filled(jax.lax.stop_gradient(x), many * size)
+    x = table_sharding.pad_axis(jax.lax.stop_gradient(x), many * size)
     rows = PartitionSpec(table_sharding.AXES)
-    found = table_sharding.on_each(own, mesh, rows, Neighbours(rows, rows))(x)
+    found = table_sharding.on_each_device(own, mesh, rows, Neighbours(rows, rows))(x)
     return Neighbours(found.values[:count], found.columns[:count])
 
 
@@ -171,9 +171,9 @@ def _nearest(x: jax.Array, k: int) -> Neighbours:
     return nearest(x.astype(jnp.promote_types(x.dtype, jnp.float32)), k)
 
 
-def _on_mesh(x: np.ndarray | Unread, k: int, mesh: Mesh) -> Neighbours:
+def _on_mesh(x: np.ndarray | LazyFeatures, k: int, mesh: Mesh) -> Neighbours:
     """`nearest` of rows on the host or unread, of which each device is given its own."""
-    rows = table_sharding.filled(x, table_sharding.pieces(mesh))
+    rows = table_sharding.pad_axis(x, table_sharding.shard_count(mesh))
     rows = meshes.put(rows, NamedSharding(mesh, PartitionSpec(table_sharding.AXES)))
     with meshes.use(mesh):
         found = jax.jit(_nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))(rows, k)
@@ -196,21 +196,21 @@ def build(features: Any, k: int, folder: str | Path = "", mesh: Mesh | None = No
         )
 
     def find() -> Neighbours:
-        if mesh is None or table_sharding.pieces(mesh) == 1:
+        if mesh is None or table_sharding.shard_count(mesh) == 1:
             return Neighbours(*map(np.asarray, _nearest(jnp.asarray(features), k)))
         # A thread of its own, since a recommender builds its graphs while it is being traced.
         with futures.ThreadPoolExecutor(1) as thread:
-            rows = features if isinstance(features, Unread) else np.asarray(features)
+            rows = features if isinstance(features, LazyFeatures) else np.asarray(features)
             return thread.submit(_on_mesh, rows, k, mesh).result()
 
     if not folder:
         return find()
     mark = hashlib.sha256(f"1 {k} {features.shape} {features.dtype}".encode())
-    known = isinstance(features, Unread) and features.digest
+    known = isinstance(features, LazyFeatures) and features.digest
     mark.update(known.encode() if known else np.ascontiguousarray(features).view(np.uint8).data)
     path = storage.path(folder) / f"neighbours-{mark.hexdigest()[:24]}.npz"
     # All processes of a mesh find them together, or none does.
-    if not distributed.everywhere(files.exists(path)):
+    if not distributed.all_true(files.exists(path)):
         found, made = find(), io.BytesIO()
         np.savez(made, values=found.values, columns=found.columns)
         files.write_bytes(path, made.getvalue())

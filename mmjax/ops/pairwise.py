@@ -22,12 +22,12 @@ def row_sums(x: jax.Array, y: jax.Array, weight: jax.Array, shift: jax.Array) ->
 
         return jax.lax.map(sums, _blocks(x)).reshape(-1)[: x.shape[0]]
 
-    mesh = table_sharding.current()
+    mesh = table_sharding.current_mesh()
     if mesh is None:
         return own(x, y, weight, shift)
     split, whole = PartitionSpec(table_sharding.AXES), PartitionSpec()
-    shared = table_sharding.on_each(own, mesh, (split, whole, whole, whole), split)
-    return shared(table_sharding.filled(x, table_sharding.pieces(mesh)), y, weight, shift)[
+    shared = table_sharding.on_each_device(own, mesh, (split, whole, whole, whole), split)
+    return shared(table_sharding.pad_axis(x, table_sharding.shard_count(mesh)), y, weight, shift)[
         : x.shape[0]
     ]
 
@@ -102,8 +102,8 @@ def _over_pairs(add: Callable, total: jax.Array, *operands: jax.Array) -> jax.Ar
 
     Several devices share the pairs, each with the operands whole.
     """
-    mesh = table_sharding.current()
-    many = 1 if mesh is None else table_sharding.pieces(mesh)
+    mesh = table_sharding.current_mesh()
+    many = 1 if mesh is None else table_sharding.shard_count(mesh)
     pairs = np.stack(np.triu_indices(len(total)), axis=1)
     # A block past the last is added nowhere.
     pairs = np.pad(pairs, ((0, -len(pairs) % many), (0, 0)), constant_values=len(total))
@@ -118,5 +118,7 @@ def _over_pairs(add: Callable, total: jax.Array, *operands: jax.Array) -> jax.Ar
     if mesh is None:
         return own(pairs, total, *operands)
     split, whole = PartitionSpec(table_sharding.AXES), PartitionSpec()
-    shared = table_sharding.on_each(own, mesh, (split, *[whole] * (1 + len(operands))), whole)
+    shared = table_sharding.on_each_device(
+        own, mesh, (split, *[whole] * (1 + len(operands))), whole
+    )
     return shared(jnp.asarray(pairs), total, *operands)

@@ -109,10 +109,10 @@ def _product(
     another, which was drawn on the devices, it takes an equal part of the entries, and what they
     give is summed over the devices.
     """
-    mesh = table_sharding.current()
+    mesh = table_sharding.current_mesh()
     if mesh is None:
         return kernel(matrix, x)
-    many, axes, axis = table_sharding.pieces(mesh), table_sharding.AXES, x.ndim - 2
+    many, axes, axis = table_sharding.shard_count(mesh), table_sharding.AXES, x.ndim - 2
     split, table = PartitionSpec(axes), PartitionSpec(*(None,) * axis, axes)
 
     def own_rows(matrix: Pieces, x: jax.Array) -> jax.Array:
@@ -126,9 +126,9 @@ def _product(
         part = kernel(Csr(values, columns, starts, rows), x)
         return jax.lax.psum_scatter(part, axes, scatter_dimension=axis, tiled=True)
 
-    x = table_sharding.filled(x, many, axis)
+    x = table_sharding.pad_axis(x, many, axis)
     if isinstance(matrix, Pieces):
-        out = table_sharding.on_each(own_rows, mesh, (split, table), table)(matrix, x)
+        out = table_sharding.on_each_device(own_rows, mesh, (split, table), table)(matrix, x)
         return jax.lax.slice_in_dim(out, 0, matrix.height, axis=axis)
     count, lacking = matrix.height, (0, -matrix.values.shape[0] % many)
     parts = (
@@ -138,7 +138,7 @@ def _product(
         jnp.pad(matrix.rows, lacking, constant_values=count - 1),
     )
     specs = (split, split, PartitionSpec(), split, table)
-    out = table_sharding.on_each(own_entries, mesh, specs, table)(*parts, x)
+    out = table_sharding.on_each_device(own_entries, mesh, specs, table)(*parts, x)
     return jax.lax.slice_in_dim(out, 0, count, axis=axis)
 
 

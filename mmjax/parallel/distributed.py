@@ -25,7 +25,7 @@ from mmjax.parallel.heartbeat import Heartbeat
 GATHERED = "mmjax/gathered/"  # in the key-value store of jax.distributed
 ENDING = "mmjax/ending/"
 LONGEST = 30 * 24 * 3600 * 1000  # ms to wait for a process that lives; `Heartbeat` sees if it does
-_turns = itertools.count()  # of `gather`, which all processes call equally often
+_turns = itertools.count()  # of `all_gather`, which all processes call equally often
 LOST = 76  # exit status of a process whose others died or hang
 Result = TypeVar("Result")
 
@@ -73,7 +73,7 @@ def join(
       coordinator: HOST:PORT of process 0. Without it JAX asks the cluster (SLURM, Open MPI, GKE,
         Cloud TPU) for all three.
       seconds: how long to wait for the others.
-      beat: after how many seconds of silence a process counts as dead, which ends all (`leave`).
+      beat: after how many seconds of silence a process counts as dead, which ends all (`abort`).
 
     When they do not come, one sentence is printed and this process ends with status 2: JAX itself
     would abort it.
@@ -111,12 +111,12 @@ def join(
         late.cancel()
     if jax.process_count() > 1:
         client = distributed.global_state.client
-        heart = Heartbeat(client, jax.process_index(), jax.process_count(), beat, leave)
+        heart = Heartbeat(client, jax.process_index(), jax.process_count(), beat, abort)
         heart.start()
-        atexit.register(part, heart)
+        atexit.register(shut_down, heart)
 
 
-def part(heart: Heartbeat) -> None:
+def shut_down(heart: Heartbeat) -> None:
     """End in peace: wait for the others, as they still hear this process, then fall silent."""
     heart.leave()
     try:
@@ -125,7 +125,7 @@ def part(heart: Heartbeat) -> None:
         heart.stop()
 
 
-def leave(about: str) -> None:
+def abort(about: str) -> None:
     """Says that another process is lost and ends this one, without JAX's farewell, which would wait
     for it."""
     print(
@@ -137,12 +137,12 @@ def leave(about: str) -> None:
     os._exit(LOST)
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that writes and speaks."""
     return jax.process_index() == 0
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """The JSON value of each process, in their order."""
     if jax.process_count() == 1:
         return [value]
@@ -156,14 +156,14 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(client.key_value_try_get(place)) for place in places]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when all processes have come here."""
-    gather(None)
+    all_gather(None)
 
 
-def everywhere(fact: bool) -> bool:
+def all_true(fact: bool) -> bool:
     """Whether it holds in all processes."""
-    return all(gather(bool(fact)))
+    return all(all_gather(bool(fact)))
 
 
 def agree(facts: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
       InputError: in all of them; it names a fact and the processes that differ.
     """
-    every = gather(dict(facts))
+    every = all_gather(dict(facts))
     for index, theirs in enumerate(every):
         for name in sorted(every[0].keys() | theirs.keys()):
             if every[0].get(name) != theirs.get(name):
@@ -183,7 +183,7 @@ def agree(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def together(step: Callable[[], Result]) -> Result:
+def run_on_all(step: Callable[[], Result]) -> Result:
     """What `step` gives here, once it has ended in all processes.
 
     Raises:
@@ -195,7 +195,7 @@ def together(step: Callable[[], Result]) -> Result:
         value = step()
     except (InputError, Preempted) as raised:
         error = raised
-    every = gather(None if error is None else [isinstance(error, InputError), str(error)])
+    every = all_gather(None if error is None else [isinstance(error, InputError), str(error)])
     if isinstance(error, InputError):
         raise error
     stopped = [(index, *told) for index, told in enumerate(every) if told is not None]
@@ -207,18 +207,18 @@ def together(step: Callable[[], Result]) -> Result:
     return value
 
 
-def alone(step: Callable[[], Result]) -> Result | None:
+def run_on_primary(step: Callable[[], Result]) -> Result | None:
     """What `step` gives in the first process, and None in the others, once it has ended there.
 
     Raises:
       InputError: in all of them, what it raised in the first.
     """
-    return together(lambda: step() if first() else None)
+    return run_on_all(lambda: step() if is_primary() else None)
 
 
-def told(fact: bool) -> bool:
+def broadcast_flag(fact: bool) -> bool:
     """Whether it holds in the first process, which decides for all."""
-    return gather(bool(fact))[0]
+    return all_gather(bool(fact))[0]
 
 
 class Notice:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 
 @dataclass(frozen=True, eq=False)
-class Unread:
+class LazyFeatures:
     """Features [I, F] as a recommender is given them where several devices share their rows.
 
     What treats rows one by one makes other unread features of them (`by_rows`). Their values are
@@ -33,7 +33,7 @@ class Unread:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.read(None, self.shape[0]), dtype)
 
-    def within(self, argument: jax.Array) -> "Unread":
+    def within(self, argument: jax.Array) -> "LazyFeatures":
         """The same, in a program that is given them as this argument."""
         return replace(self, argument=lambda: argument)
 
@@ -44,7 +44,7 @@ class Unread:
 def by_rows(function: Callable[..., jax.Array], *features: Any) -> Any:
     """`function`, which makes of each row one row, and of zeros zeros, of features [I, F] each:
     unread if they are, and if not computed at once, also while a program is traced."""
-    if not all(isinstance(x, Unread) for x in features):
+    if not all(isinstance(x, LazyFeatures) for x in features):
         with jax.ensure_compile_time_eval():
             return function(*map(jnp.asarray, features))
 
@@ -54,7 +54,7 @@ def by_rows(function: Callable[..., jax.Array], *features: Any) -> Any:
             return jax.jit(function, out_shardings=where)(*rows)
 
     like = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in features))
-    return Unread(
+    return LazyFeatures(
         like.shape,
         like.dtype,
         read,
@@ -67,4 +67,4 @@ def by_rows(function: Callable[..., jax.Array], *features: Any) -> Any:
 
 def array(features: Any) -> jax.Array:
     """The values of features, unread or not."""
-    return features.array() if isinstance(features, Unread) else jnp.asarray(features)
+    return features.array() if isinstance(features, LazyFeatures) else jnp.asarray(features)

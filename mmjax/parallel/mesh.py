@@ -15,7 +15,7 @@ import psutil
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core.errors import InputError
-from mmjax.parallel.lazy_features import Unread
+from mmjax.parallel.lazy_features import LazyFeatures
 
 AXES = ("trial", "data", "model")
 Put = Callable[[Any, NamedSharding], Any]
@@ -81,7 +81,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def put(tree: Any, where: NamedSharding) -> Any:
     """Puts host values that every process has, or features that are unread, on the devices."""
-    if isinstance(tree, Unread):
+    if isinstance(tree, LazyFeatures):
         return tree.read(where, tree.shape[0])
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
@@ -99,13 +99,13 @@ def plan(tree: Any, where: NamedSharding) -> Any:
     """What `put` would put there, as shapes: programs can be compiled for them, not run."""
 
     def one(x: Any) -> jax.ShapeDtypeStruct:
-        kind = x if isinstance(x, Unread) else jax.typeof(x)
+        kind = x if isinstance(x, LazyFeatures) else jax.typeof(x)
         return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=where)
 
     return jax.tree.map(one, tree)
 
 
-def aside(mesh: Mesh) -> contextlib.AbstractContextManager:
+def host_staging(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Where that is made which several devices will share: on the host, where there is room for it
     whole. One device makes its own."""
     if mesh.size == 1:

@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.parallel import mesh as meshes
-from mmjax.parallel.lazy_features import Unread
+from mmjax.parallel.lazy_features import LazyFeatures
 
 Tree = Any
 AXES = ("model", "data")
 
 
-def pieces(mesh: Mesh | AbstractMesh) -> int:
+def shard_count(mesh: Mesh | AbstractMesh) -> int:
     """How many devices share a table: one where the mesh splits trials, each then has its own
     tables whole. (XLA's partitioner fails on tables split within a part of a mesh.)"""
     if mesh.shape["trial"] > 1:
@@ -31,25 +31,27 @@ def pieces(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in AXES)
 
 
-def current() -> AbstractMesh | None:
+def current_mesh() -> AbstractMesh | None:
     """The mesh that the program being traced is for, None where it does not split tables."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or pieces(mesh) == 1 else mesh
+    return None if mesh.empty or shard_count(mesh) == 1 else mesh
 
 
-def on_each(function: Callable, mesh: AbstractMesh, in_specs: Any, out_specs: Any) -> Callable:
-    """`function` of each device's own part; to be called where `mesh` is the `current` one."""
+def on_each_device(
+    function: Callable, mesh: AbstractMesh, in_specs: Any, out_specs: Any
+) -> Callable:
+    """`function` of each device's own part; to be called where `mesh` is the `current_mesh` one."""
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
 
-def filled(x: Any, multiple: int, axis: int = 0) -> Any:
+def pad_axis(x: Any, multiple: int, axis: int = 0) -> Any:
     """An array with zeros behind, so that an axis is a multiple."""
     lacking = -x.shape[axis] % multiple
     if not lacking:
         return x
-    if isinstance(x, Unread):
+    if isinstance(x, LazyFeatures):
         return replace(x, shape=(x.shape[0] + lacking, x.shape[1]))
     widths = [(0, lacking if n == axis else 0) for n in range(x.ndim)]
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)
@@ -64,43 +66,47 @@ class Layout:
 
     def splits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape, that of a single trial and catalogue, is split."""
-        return pieces(self.mesh) > 1 and len(shape) > 0 and shape[0] in self.counts
+        return shard_count(self.mesh) > 1 and len(shape) > 0 and shape[0] in self.counts
 
-    def fill(self, tree: Tree) -> Tree:
+    def pad(self, tree: Tree) -> Tree:
         """As it is at rest."""
-        many = pieces(self.mesh)
-        return jax.tree.map(lambda x: filled(x, many) if self.splits(x.shape) else x, tree)
+        many = shard_count(self.mesh)
+        return jax.tree.map(lambda x: pad_axis(x, many) if self.splits(x.shape) else x, tree)
 
-    def whole(self, tree: Tree, like: Tree) -> Tree:
-        """As it is in programs, of what `fill` gave; `like` has the shapes from before."""
+    def unpad(self, tree: Tree, like: Tree) -> Tree:
+        """As it is in programs, of what `pad` gave; `like` has the shapes from before."""
 
         def cut(x: jax.Array, like: Any) -> jax.Array:
             if not self.splits(like.shape):
                 return x
-            return self.lay(x[: like.shape[0]], AXES)
+            return self.constrain(x[: like.shape[0]], AXES)
 
         return jax.tree.map(cut, tree, like)
 
-    def lay(self, x: jax.Array, *axes: Any) -> jax.Array:
+    def constrain(self, x: jax.Array, *axes: Any) -> jax.Array:
         """Lays an array within a program over these axes of the mesh, one for each of its own; in
         a `shard_map` over other axes, of the mesh as it is there."""
         within = jax.sharding.get_abstract_mesh()
         mesh = self.mesh if within.empty else within
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def of_batch(self, x: jax.Array) -> jax.Array:
+    def constrain_batch(self, x: jax.Array) -> jax.Array:
         """Rows of a batch, or of scores, over `data`, where they divide; items over `model`."""
         if self.mesh.shape["data"] == 1 or x.shape[0] % self.mesh.shape["data"]:
             return x
-        return self.lay(x, "data", "model") if self.splits(x.shape[1:]) else self.lay(x, "data")
+        return (
+            self.constrain(x, "data", "model")
+            if self.splits(x.shape[1:])
+            else self.constrain(x, "data")
+        )
 
-    def of_ranking(self, table: jax.Array) -> jax.Array:
+    def constrain_ranking(self, table: jax.Array) -> jax.Array:
         """Rows of a table over `model` alone, while users are ranked over `data`."""
-        return self.lay(table, "model") if self.splits(table.shape) else table
+        return self.constrain(table, "model") if self.splits(table.shape) else table
 
-    def at_rest(self, like: Tree, trials: int) -> Tree:
+    def padded_shapes(self, like: Tree, trials: int) -> Tree:
         """Shapes of the state of so many trials at rest, and where it lies; `like` is a trial's."""
-        trial, many = meshes.trials(self.mesh).spec[0], pieces(self.mesh)
+        trial, many = meshes.trials(self.mesh).spec[0], shard_count(self.mesh)
 
         def one(x: Any) -> jax.ShapeDtypeStruct:
             shape, spec = x.shape, PartitionSpec(trial)

@@ -75,7 +75,7 @@ def widths(total: int, mesh: Mesh) -> list[int]:
     return found
 
 
-def places(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
+def trials_to_run(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
     """Which of T trials to compute, each once: all of them, or once at most half are active, those
     and as many others as make T/2, T/4, ..., spread evenly over the mesh's `trial` axis."""
     total, devices = len(active), mesh.shape["trial"]

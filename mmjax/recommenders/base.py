@@ -26,7 +26,7 @@ from flax import nnx
 from mmjax.core.errors import InputError
 from mmjax.core.names import suggestion
 from mmjax.ops import knn
-from mmjax.parallel.lazy_features import Unread, by_rows
+from mmjax.parallel.lazy_features import LazyFeatures, by_rows
 
 
 class Frozen(nnx.Variable):
@@ -68,7 +68,7 @@ class Catalog:
     def shape(self) -> tuple[int, int]:
         return self.n_users, self.n_items
 
-    def concatenated(self) -> jax.Array | Unread:
+    def concatenated(self) -> jax.Array | LazyFeatures:
         """All modalities side by side in their order, [I, F1 + F2 + ...].
 
         Raises:
@@ -98,7 +98,7 @@ class Catalog:
                     f"features {name!r} have the shape {tuple(rows.shape)}; there are "
                     f"{self.n_items} items, each needs one row"
                 )
-            if isinstance(rows, Unread):
+            if isinstance(rows, LazyFeatures):
                 finite, some = True, rows.some()  # what is not finite cannot be read
             else:
                 with jax.ensure_compile_time_eval():
@@ -112,7 +112,7 @@ class Catalog:
         return tuple(self.features)
 
     def neighbours(self, modality: str, top_k: int) -> knn.Neighbours:
-        """The `top_k` items most similar to each in a modality, by cosine; see `neighbours.build`.
+        """The `top_k` items most similar to each in a modality, by cosine; see `knn.build`.
 
         Raises:
           InputError: there is no such modality, or `top_k` is not between 1 and I.

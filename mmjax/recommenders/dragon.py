@@ -16,8 +16,8 @@ from mmjax.recommenders.layers import projection, propagation, user_graph
 class DRAGON(nnx.Module):
     """Zhou et al., ECAI 2023: s = <z_u, z_i>, modalities side by side (attentive concatenation).
 
-    x_m are the states of users and items in each modality and a the weights of `dual.Towers`; G
-    lets users read the `peers` with whom they share most items (`dual.Peers`), S items those that
+    x_m are the states of users and items in each modality and a the weights of `user_graph.Towers`; G
+    lets users read the `peers` with whom they share most items (`user_graph.Peers`), S items those that
     look like them, FREEDOM's frozen graph: sum_m c_m S_m, the `top_k` largest cosines of the
     features in a row, the item itself among them, every edge 1/k, c_m by name in `weights` (the
     paper: .1 for images) and what is left shared by the others.

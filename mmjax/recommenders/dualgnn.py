@@ -14,8 +14,8 @@ from mmjax.recommenders.layers import user_graph
 class DualGNN(nnx.Module):
     """Wang et al., IEEE Transactions on Multimedia 2023: s = <z_u, z_i>.
 
-    x_m are the states of users and items in each modality and a the weights of `dual.Towers`; G
-    lets users read the `peers` with whom they share most items (`dual.Peers`):
+    x_m are the states of users and items in each modality and a the weights of `user_graph.Towers`; G
+    lets users read the `peers` with whom they share most items (`user_graph.Peers`):
 
         z_i = sum_m x_m,i,   y_u = sum_m a_um x_m,u,   z_u = y_u + sum_v G_uv y_v
 

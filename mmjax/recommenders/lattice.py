@@ -17,7 +17,7 @@ class LATTICE(nnx.Module):
     e is the mean of the states 0..L' of users and items over D^-1 (A + I); I are the items' id
     embeddings. S mixes `skip` of the features' frozen cosine graphs with 1 - skip of the graph of
     the projected features x_m = F_m W_m + b, F_m trained as well, modalities weighted by a trained
-    softmax: see `latent.ItemGraph`. The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B of the final
+    softmax: see `item_graph.ItemGraph`. The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B of the final
     rows of the batch.
 
     S is built from the parameters at the start of an epoch and for evaluation. The gradient flows

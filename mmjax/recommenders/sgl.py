@@ -23,7 +23,7 @@ class SGL(nnx.Module):
         C(u) = -log exp(cos(e'_u, e''_u) / t) / sum over all users v of exp(cos(e'_u, e''_v) / t)
 
     with x the tables before propagation, and C(i) the same over all items. e' and e'' are states
-    on two views of the graph, drawn anew each epoch, without round(drop E) of its edges (`edges`,
+    on two views of the graph, drawn anew each epoch, without round(drop E) of its edges (`weighted_graph`,
     the authors' ED), without round(drop U) users and round(drop I) items and their edges (`nodes`,
     ND), or without other edges in each layer (`layers`, RW). What is left is normalised again.
 

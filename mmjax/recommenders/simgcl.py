@@ -111,7 +111,7 @@ def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Arr
 def distinct_nce(
     p: jax.Array, q: jax.Array, nodes: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
-    """`contrast.info_nce` of the rows of nodes [B], each node once however often it is there."""
+    """`contrastive.info_nce` of the rows of nodes [B], each node once however often it is there."""
     nodes = jnp.sort(nodes)
     first = jnp.append(True, nodes[1:] != nodes[:-1])  # [B]
     a, b = unit(p[nodes]) / temperature, unit(q[nodes])

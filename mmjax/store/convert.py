@@ -41,7 +41,7 @@ def export_folder(store: Store, folder: str | Path, *, overwrite: bool = False) 
       InputError: the folder is not empty, an id cannot name a file, or the store is damaged.
     """
     item_ids = store.item_ids()
-    with files.folder_aside(folder, overwrite=overwrite) as aside:
+    with files.atomic_folder(folder, overwrite=overwrite) as aside:
         for start, rows, present in store.blocks():
             for i in np.flatnonzero(present):
                 name = item_ids[start + i]

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from mmjax.core import storage
 from mmjax.core.errors import InputError
 from mmjax.core.ids import hash_ids
-from mmjax.parallel.lazy_features import Unread
+from mmjax.parallel.lazy_features import LazyFeatures
 from mmjax.store import layout
 
 
@@ -159,9 +159,9 @@ class Store:
         """Present [I]."""
         return self._mask(0, self.shape[0])
 
-    def unread(self, dtype: Any) -> Unread:
+    def unread(self, dtype: Any) -> LazyFeatures:
         """The features for a mesh, not read yet; `read`'s errors come when they are."""
-        return Unread(
+        return LazyFeatures(
             self.shape,
             np.dtype(dtype),
             lambda where, count: self.read(where, dtype, pad_rows_to=count)[0],

@@ -8,5 +8,5 @@ packing    trials to programs, as many at a time as memory holds
 survey     what is left, and the choice on validation
 running    the loop: train a pack, then look again
 testing    the test split, read once for what was chosen
-shelf      datasets and stores, opened once
+resources      datasets and stores, opened once
 """

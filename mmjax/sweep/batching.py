@@ -12,7 +12,7 @@ from mmjax.data import dataset as datasets
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import trial_axis
 from mmjax.sweep import space
-from mmjax.sweep.resources import Shelf
+from mmjax.sweep.resources import Resources
 from mmjax.training import early_stopping, ensemble, experiment, settings
 
 SHARE = 0.6  # of the free memory that a program may take; the rest is evaluation and the host's
@@ -28,9 +28,9 @@ class Packer:
     that share a sweep would have less to share.
     """
 
-    def __init__(self, shelf: Shelf, most: int = 0):
+    def __init__(self, resources: Resources, most: int = 0):
         """`most` trials of a program at a time; 0 for as many as memory holds."""
-        self._shelf, self._most = shelf, most
+        self._shelf, self._most = resources, most
         self._sizes: dict[str, int] = {}  # by program
         self._apart: set[str] = set()  # programs that cannot share their features
         self._meshes: dict[str, Mesh] = {}  # by what configs say
@@ -44,7 +44,7 @@ class Packer:
         """How many trials of a group to train at a time; all where the config does not even build.
 
         Raises:
-          lifting.Unlike: as `build`.
+          trial_axis.Unlike: as `build`.
         """
         key = self._key(group[0])
         if not self._most and key not in self._sizes:
@@ -61,7 +61,7 @@ class Packer:
         wants more; what was built last is kept, and given other points if it can be.
 
         Raises:
-          lifting.Unlike: their features need programs of their own, or do not fit into memory
+          trial_axis.Unlike: their features need programs of their own, or do not fit into memory
             together; ask for the groups again.
         """
         config, key = trials[0].config, self._key(trials[0])

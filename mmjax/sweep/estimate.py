@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 def estimate(plan: Plan, most: int = 0) -> list[Estimate]:
     """An estimate of each program of a sweep, nothing written but what features are derived."""
-    packer, measured = Packer(plan.shelf, most), {}
+    packer, measured = Packer(plan.resources, most), {}
     while True:
         try:
             return [
@@ -54,7 +54,7 @@ def _of_group(
 ) -> Estimate:
     config = group[0].config
     shared, _ = space.program(config | {"features": ""})
-    same = json.dumps([shared, plan.shelf.shapes(config), len(group)])
+    same = json.dumps([shared, plan.resources.shapes(config), len(group)])
     if same not in measured:
         measured[same] = _measure(plan, group, packer)
     at_once, compile_s, epoch_s, eval_s, memory, state, weights = measured[same]
@@ -90,7 +90,7 @@ def phases(plan: Plan) -> tuple[list[space.Trial], list[space.Trial]]:
             points = space.grid(cell)
         else:
             points = space.drawn(cell, plan.sweep["trials"], plan.sweep["search_seed"])
-        own = plan.shelf.hashes
+        own = plan.resources.hashes
         tuned += [space.trial(cell, point, seeds[0], own) for point in points]
         repeated += [space.trial(cell, points[0], seed, own) for seed in seeds[1:]]
     return tuned, repeated

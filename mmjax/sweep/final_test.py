@@ -43,7 +43,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
     Raises:
       InputError: a trial's point is not what its cell chose, or its test split was read before;
         its weights do not give the value that they were chosen for.
-      lifting.Unlike: as `Packer.build`.
+      trial_axis.Unlike: as `Packer.build`.
     """
     for trial in trials:
         if ledger.chosen.get(trial.cell, {}).get("point") != trial.point:
@@ -71,7 +71,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
                 f"weights/{trial.id} rank valid at {evaluate.select(valid[place]):.6f}, not at the "
                 f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
             )
-        _, stores = plan.shelf.open(trial.config)
+        _, stores = plan.resources.open(trial.config)
         found = results.record(trial.config, data, stores, together.mesh, valid[place], test[place])
         found |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
         folder = plan.workdir / "runs" / trial.id

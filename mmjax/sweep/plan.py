@@ -8,7 +8,7 @@ from mmjax.core import files
 from mmjax.core.errors import InputError
 from mmjax.sweep import search, space
 from mmjax.sweep.ledger import Ledger
-from mmjax.sweep.resources import Shelf
+from mmjax.sweep.resources import Resources
 from mmjax.training import settings
 
 
@@ -17,7 +17,7 @@ class Plan(NamedTuple):
 
     sweep: space.Config
     cells: list[space.Cell]
-    shelf: Shelf
+    resources: Resources
     workdir: Path
 
 
@@ -35,7 +35,7 @@ def claim(plan: Plan) -> None:
 
     A changed config is taken: trials that it shares with the earlier one are not done again.
     """
-    path, mine = plan.workdir / "sweep.json", plan.shelf.data_hashes()
+    path, mine = plan.workdir / "sweep.json", plan.resources.data_hashes()
     if path.exists():
         for name, digest in files.read_json(path)["data"].items():
             if mine.get(name, digest) != digest:
@@ -54,7 +54,7 @@ def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
     for cell in plan.cells:
 
         def of(point: space.Point, seed: int = seeds[0], cell: space.Cell = cell) -> space.Trial:
-            return space.trial(cell, point, seed, plan.shelf.hashes)
+            return space.trial(cell, point, seed, plan.resources.hashes)
 
         points, count = search.points(cell, plan.sweep, plan.workdir, ledger, lambda p: of(p).id)
         trials = {trial.id: trial for trial in map(of, points)}

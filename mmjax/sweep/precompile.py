@@ -17,9 +17,9 @@ def compile_all(plan: Plan, most: int = 0) -> int:
     Processes that share the work may hold smaller packs at its end, and compile those themselves.
 
     Args:
-      most: as of `running.run`.
+      most: as of `worker.run`.
     """
-    packer, done = Packer(plan.shelf, most), set()
+    packer, done = Packer(plan.resources, most), set()
     tuned, repeated = estimate.phases(plan)
     while True:
         try:

@@ -13,7 +13,7 @@ from mmjax.sweep import space
 from mmjax.training import experiment, settings
 
 
-class Shelf:
+class Resources:
     """Opens what configs name, and remembers it."""
 
     def __init__(self, sweep: Mapping[str, Any]):
@@ -55,7 +55,7 @@ class Shelf:
         that lacks a store or a dataset, its name.
 
         Raises:
-          InputError: no cell is left, or what `derived.resolve` raises.
+          InputError: no cell is left, or what `expressions.resolve` raises.
         """
         ready, without = [], {}
         for cell in cells:

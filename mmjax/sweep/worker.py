@@ -10,7 +10,7 @@ goes on with the same command, and several processes or hosts share one workdir:
     runs/TRIAL/         of every trial that was tested, what train.py writes of a run
     studies.journal     TPE's
 
-Training a trial never sees the test split: only `testing.read_test` does, for chosen points.
+Training a trial never sees the test split: only `final_test.read_test` does, for chosen points.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
     ledger = Ledger(plan.workdir)
     retried = set(ledger.failed) if retry_failed else set()
     leases = Leases(plan.workdir / "leases", ledger.locked, expiry)
-    left, packer, waiting = survey(plan, ledger, retried), Packer(plan.shelf, most), False
+    left, packer, waiting = survey(plan, ledger, retried), Packer(plan.resources, most), False
     with Progress("trial", left.trials, unit="trial", done=left.done) as progress:
         while left.train or left.test:
             try:
@@ -117,7 +117,7 @@ def _train(
     """Trains a pack; its results, or the error that its config causes, go to the ledger.
 
     Raises:
-      lifting.Unlike: as `Packer.build`.
+      trial_axis.Unlike: as `Packer.build`.
     """
     names = [trial.id for trial in pack]
     identity = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]

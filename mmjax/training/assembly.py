@@ -13,7 +13,7 @@ from mmjax.core.names import choice
 from mmjax.ops import graph
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import table_sharding, trial_axis
-from mmjax.parallel.lazy_features import Unread
+from mmjax.parallel.lazy_features import LazyFeatures
 from mmjax.recommenders import base
 from mmjax.training import ensemble, optimizer, sampling
 
@@ -47,7 +47,7 @@ def build(
       InputError: an unknown sampler or optimiser, unusable interactions, or a mesh that cannot
         split T trials.
       ValueError: not T values of a hyper-parameter.
-      lifting.Unlike: the catalogues make different programs of the recommender.
+      trial_axis.Unlike: the catalogues make different programs of the recommender.
     """
     catalogs = [catalog] if isinstance(catalog, base.Catalog) else list(catalog)
     choice("sampler", settings.sampler, sampling.SAMPLERS)
@@ -63,7 +63,7 @@ def build(
         say) becomes an argument: inside the program such a constant takes XLA seconds and several
         copies. So does what is unread."""
         found: list[Any] = []  # what constructing one trial finds to be the same for all
-        unread = {k: x for k, x in catalog.features.items() if isinstance(x, Unread)}
+        unread = {k: x for k, x in catalog.features.items() if isinstance(x, LazyFeatures)}
 
         def draw(key: jax.Array, given: Mapping[str, jax.Array]) -> Tree:
             rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
@@ -81,7 +81,7 @@ def build(
 
     users, items = catalogs[0].shape
     layout = table_sharding.Layout(mesh, frozenset((users, items, users + items)))
-    with meshes.aside(mesh):
+    with meshes.host_staging(mesh):
         drawn, like, needed, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
         if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
             raise trial_axis.Unlike("these catalogues make different programs")
@@ -94,19 +94,21 @@ def build(
 
     def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
         own = trial_axis.choose(constants, varied_constants, variant)
-        own = layout.whole(own, like_constants)
+        own = layout.unpad(own, like_constants)
         if not trainable:  # a solver, not a table of noise: each device does the same
-            own = [layout.lay(x) for x in own]
+            own = [layout.constrain(x) for x in own]
         count = len(drawn[0].consts)
         rows = iter(own[count:])
         given = [next(rows) if x else 0 for x in needed[0]]
         values = jax.core.eval_jaxpr(drawn[0].jaxpr, own[:count], key, *given)
         if not trainable:
-            values = [layout.lay(x) for x in values]
-        return layout.fill(jax.tree.structure(like[0]).unflatten(values))
+            values = [layout.constrain(x) for x in values]
+        return layout.pad(jax.tree.structure(like[0]).unflatten(values))
 
     lifted = trial_axis.over_trials(redraw, 2, mesh)
-    lifted = jax.jit(lifted, out_shardings=table_sharding.shardings(layout.at_rest(like[0], 1)))
+    lifted = jax.jit(
+        lifted, out_shardings=table_sharding.shardings(layout.padded_shapes(like[0], 1))
+    )
     made = ensemble.Ensemble(
         graphdef=graphdefs[0],
         frozen=frozen,
@@ -125,7 +127,7 @@ def build(
     return made.given(seeds, hypers, variant)
 
 
-def _needed(traced: Any, unread: Sequence[Unread]) -> list[Unread | None]:
+def _needed(traced: Any, unread: Sequence[LazyFeatures]) -> list[LazyFeatures | None]:
     """None for those that the program does not read, being its arguments from the second on."""
     used = {id(var) for eqn in traced.jaxpr.eqns for var in eqn.invars}
     used |= {id(var) for var in traced.jaxpr.outvars}

@@ -1,5 +1,5 @@
 """Checkpoints of a run, written aside while training goes on, whole or not at all: by Orbax in a
-folder, and at a URL as `bucket_checkpoint` says."""
+folder, and at a URL as `object_store_checkpoint` says."""
 
 import copy
 import operator

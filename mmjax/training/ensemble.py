@@ -66,7 +66,7 @@ class Ensemble:
         return sampling.steps(self.data, self.settings.batch_size)
 
     def init(self) -> Tree:
-        """The state before the first epoch, at rest: see `partition`."""
+        """The state before the first epoch, at rest: see `table_sharding`."""
         with meshes.use(self.mesh):
             state = self.initialise(self.keys, self.variant)
         epoch = meshes.put(np.zeros(len(self.keys), np.int32), meshes.trials(self.mesh))
@@ -194,7 +194,7 @@ class Ensemble:
             batch = sampling.batch(
                 of_batches, t, data, self.settings.batch_size, self.settings.sampler
             )
-            batch = jax.tree.map(self.layout.of_batch, batch) | {"step": t}
+            batch = jax.tree.map(self.layout.constrain_batch, batch) | {"step": t}
 
             def objective(params: Tree) -> jax.Array:
                 model = self.merge(state | {"params": params}, frozen)
@@ -210,7 +210,7 @@ class Ensemble:
         (params, opt), losses = jax.lax.scan(step, carry, count)
         epoch = state["epoch"] + (first + steps == self.steps)
         after = {"params": params, "opt": opt, "epoch": epoch}
-        return self.layout.fill(state | after), losses
+        return self.layout.pad(state | after), losses
 
     def parts(self, done: int = 0) -> list[range]:
         """The steps of the parts of an epoch of which so many are done; one part unless
@@ -262,16 +262,16 @@ class Ensemble:
     def shapes(self) -> Tree:
         """The state that `init` gives, as shapes and where they lie."""
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
-        return self.layout.at_rest(self.like[0] | {"epoch": scalar}, len(self.keys))
+        return self.layout.padded_shapes(self.like[0] | {"epoch": scalar}, len(self.keys))
 
     def _whole(self, state: Tree) -> Tree:
         """One trial's state, or a part of it, as it is in programs."""
         parts = {name: self.like[0][name] for name in state if name != "epoch"}
-        return state | self.layout.whole({name: state[name] for name in parts}, parts)
+        return state | self.layout.unpad({name: state[name] for name in parts}, parts)
 
     def _frozen(self, frozen: Tree, variant: jax.Array) -> Tree:
         """What is frozen for one trial, as it is in programs."""
-        return self.layout.whole(trial_axis.choose(frozen, self.varied, variant), self.like[1])
+        return self.layout.unpad(trial_axis.choose(frozen, self.varied, variant), self.like[1])
 
     def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
         """Of `epoch`; all T trials are active unless said otherwise."""
@@ -293,11 +293,11 @@ class Ensemble:
                 model = self.merge(self._whole(state), self._frozen(frozen, variant))
                 return ranking.rank(
                     model.scores,
-                    jax.tree.map(self.layout.of_ranking, model.tables()),
+                    jax.tree.map(self.layout.constrain_ranking, model.tables()),
                     chunks,
                     cutoffs,
                     map_capped=map_capped,
-                    constrain=self.layout.of_batch,
+                    constrain=self.layout.constrain_batch,
                 )
 
             if len(self.keys) == 1:

@@ -117,6 +117,6 @@ def resumed(trials: ensemble.Ensemble, restored: Tree, active: np.ndarray) -> Mi
 
 
 def _few(trials: ensemble.Ensemble, active: np.ndarray) -> tuple[ensemble.Ensemble, np.ndarray]:
-    """The trials that are computed, and their places: see `lifting.places`."""
-    places = trial_axis.places(active, trials.mesh)
+    """The trials that are computed, and their places: see `trial_axis.trials_to_run`."""
+    places = trial_axis.trials_to_run(active, trials.mesh)
     return (trials if len(places) == len(active) else trials.take(places)), places

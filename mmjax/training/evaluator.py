@@ -48,7 +48,7 @@ class Evaluator:
         `lists=False` leaves out the metrics of the lists' make-up."""
         trials, state = self._trials, early_stopping.weights(state)
         active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
-        places = trial_axis.places(active, trials.mesh)
+        places = trial_axis.trials_to_run(active, trials.mesh)
         if len(places) < len(active):
             trials, state = trials.take(places), trial_axis.take(state, places)
         program, chunks = self._compile(trials, state, split)

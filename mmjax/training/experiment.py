@@ -38,7 +38,7 @@ def trials(
         lr_decay=tuple(config["lr_decay"]),
     )
     every = [stores] if isinstance(stores, Mapping) else stores
-    shared = len(every) == 1 and table_sharding.pieces(grid) > 1
+    shared = len(every) == 1 and table_sharding.shard_count(grid) > 1
     return assembly.build(
         recommender,
         [catalog(config, data, each, grid, shared) for each in every],

@@ -38,7 +38,7 @@ def fit(
     """Trains T trials together, each until it is finished; returns the best states.
 
     Of several trials, one that diverges ends there with the best state it had; when none is left,
-    InputError. Asked to end (`processes.Notice`) it saves after the epoch in flight, or the part of
+    InputError. Asked to end (`distributed.Notice`) it saves after the epoch in flight, or the part of
     one (`part_steps`): Preempted.
 
     The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
@@ -69,11 +69,11 @@ def fit(
         saved = time.monotonic()
 
     def due() -> bool:
-        return distributed.told(time.monotonic() - saved >= config["checkpoint_seconds"])
+        return distributed.broadcast_flag(time.monotonic() - saved >= config["checkpoint_seconds"])
 
     with (
         distributed.Notice() as notice,
-        metric_logger.Journal(workdir, total, progress["epoch"]) as log,
+        metric_logger.MetricLogger(workdir, total, progress["epoch"]) as log,
     ):
         while progress["epoch"] < total and not all(
             ended := early_stopping.finished(progress, config)

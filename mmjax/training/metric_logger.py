@@ -12,7 +12,7 @@ from mmjax.core.progress import Progress
 from mmjax.parallel import distributed
 
 
-class Journal:
+class MetricLogger:
     """Writes one JSON line an epoch, the same numbers to TensorBoard, and progress for people; of
     several processes only the first does.
 
@@ -22,7 +22,7 @@ class Journal:
 
     def __init__(self, workdir: Path, total: int, done: int = 0):
         """Goes on after `done` epochs; lines of later epochs, from before a kill, are dropped."""
-        self._writes = distributed.first()
+        self._writes = distributed.is_primary()
         self._progress = Progress("epoch", total, unit="epoch", done=done, silent=not self._writes)
         if not self._writes:
             return
@@ -58,7 +58,7 @@ class Journal:
             self._board.flush()
             files.copy(Path(self._aside.name), self._workdir, last="metrics.jsonl")
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricLogger":
         return self
 
     def __exit__(self, *failure: Any) -> None:

@@ -38,7 +38,7 @@ class Bucket:
         self.wait()
         if self._manager is None:
             # What a killed save left may have other chunks; nobody writes before it is gone.
-            distributed.alone(self._delete_remains)
+            distributed.run_on_primary(self._delete_remains)
             self._manager = GlobalAsyncCheckpointManager(LONGEST)
         named = by_place(tree)
         # As of now: it is written later, and the loop goes on meanwhile.

@@ -42,11 +42,11 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     identity = settings.identity(config, data, stores)
     distributed.agree(settings.flatten(identity) | {"mmjax": __version__, "jax": jax.__version__})
     settings.verify(workdir, identity)
-    if distributed.everywhere(files.exists(workdir / "results.json")):
+    if distributed.all_true(files.exists(workdir / "results.json")):
         print(f"{workdir} is finished already; delete it to run again")
         return files.read_json(workdir / "results.json")
     tasks, trials = experiment.tasks(config, data), experiment.trials(config, data, stores)
-    if distributed.first():
+    if distributed.is_primary():
         files.write_json(workdir / "config.json", identity)
     state, timing = trials.init(), {"compile_s": 0.0}
     evaluate = evaluator.Evaluator(trials, tasks, config, data, timing)
@@ -63,10 +63,10 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
         "timing": fit.summary(timing, begin),
         "compiled": {"programs": count.programs, "from_cache": count.from_cache},
     }
-    if distributed.first():
+    if distributed.is_primary():
         results.save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
         files.write_json(workdir / "results.json", found)
-    distributed.wait()
+    distributed.barrier()
     return found
 
 

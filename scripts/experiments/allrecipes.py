@@ -93,7 +93,7 @@ def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
     """The prepared dataset, and the attributes, the texts' embeddings and controls of the rows."""
     if not (out / "data").exists():
         data = prepare(elliot.read(raw), name="allrecipes", cold_users="drop")
-        with files.folder_aside(out / "data") as aside:
+        with files.atomic_folder(out / "data") as aside:
             datasets.save(data, aside)
     data, options = datasets.load(out / "data"), {"weights": "all-MiniLM-L6-v2"}
 

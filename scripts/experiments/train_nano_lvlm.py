@@ -103,7 +103,7 @@ def main() -> None:
             if progress.done == FLAGS.steps:
                 break
 
-    with files.folder_aside(storage.local(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
+    with files.atomic_folder(storage.local(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
         checkpoint(folder, params, module, tokenizer)
         right = check(folder)
         right |= {"seconds": round(time.perf_counter() - begin), "seed": FLAGS.seed}

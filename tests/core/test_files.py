@@ -12,7 +12,7 @@ def listing(folder):
 
 def test_a_folder_appears_when_the_block_ends(tmp_path):
     out = tmp_path / "deep" / "out"
-    with files.folder_aside(out) as aside:
+    with files.atomic_folder(out) as aside:
         (aside / "one").write_text("1")
         assert not out.exists()
         assert aside.parent == out.parent  # the same file system, so that the rename is one step
@@ -22,13 +22,13 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
 def test_an_error_leaves_what_was_there(tmp_path, error):
     out = tmp_path / "out"
-    with pytest.raises(error), files.folder_aside(out) as aside:  # noqa: PT012
+    with pytest.raises(error), files.atomic_folder(out) as aside:  # noqa: PT012
         (aside / "half").write_text("1")
         raise error("stop")
     assert listing(tmp_path) == []
     out.mkdir()
     (out / "old").write_text("old")
-    with pytest.raises(error), files.folder_aside(out, overwrite=True) as aside:  # noqa: PT012
+    with pytest.raises(error), files.atomic_folder(out, overwrite=True) as aside:  # noqa: PT012
         (aside / "half").write_text("1")
         raise error("stop")
     assert listing(tmp_path) == ["out", "out/old"]
@@ -37,12 +37,12 @@ def test_an_error_leaves_what_was_there(tmp_path, error):
 def test_a_full_folder_is_replaced_only_when_asked(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with files.folder_aside(out) as aside:  # an empty one is nobody's work
+    with files.atomic_folder(out) as aside:  # an empty one is nobody's work
         (aside / "old").write_text("old")
     with pytest.raises(InputError, match=r"out exists already; .* --overwrite"):
-        files.folder_aside(out).__enter__()
+        files.atomic_folder(out).__enter__()
     assert listing(tmp_path) == ["out", "out/old"]
-    with files.folder_aside(out, overwrite=True) as aside:
+    with files.atomic_folder(out, overwrite=True) as aside:
         (aside / "new").write_text("new")
     assert listing(tmp_path) == ["out", "out/new"]
 
@@ -51,27 +51,27 @@ def test_through_a_link_and_in_the_present_folder(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     for overwrite in (False, True):
-        with files.folder_aside(tmp_path / "link", overwrite=overwrite) as aside:
+        with files.atomic_folder(tmp_path / "link", overwrite=overwrite) as aside:
             (aside / "new").write_text(f"{overwrite}")
     assert (tmp_path / "real" / "new").read_text() == "True"
     assert (tmp_path / "link").is_symlink()
     monkeypatch.chdir(tmp_path / "real")
     with pytest.raises(InputError, match="real exists already"):
-        files.folder_aside(".").__enter__()
+        files.atomic_folder(".").__enter__()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_is_never_replaced_by_a_folder(tmp_path, overwrite):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(InputError, match="is a file, not a folder"):
-        files.folder_aside(tmp_path / "out", overwrite=overwrite).__enter__()
+        files.atomic_folder(tmp_path / "out", overwrite=overwrite).__enter__()
     assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="cannot be made"):
-        files.folder_aside(tmp_path / "file" / "out").__enter__()
+        files.atomic_folder(tmp_path / "file" / "out").__enter__()
     with pytest.raises(InputError, match="cannot be written"):
         files.write_bytes(tmp_path / "file" / "out.json", b"")
     assert listing(tmp_path) == ["file"]

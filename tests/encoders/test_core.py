@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.encoders.core import Batch, Clock, ahead, pad_to, stream
+from mmjax.encoders.core import Batch, Clock, pad_to, prefetch, stream
 
 
 def batches(count, size=4):
@@ -62,12 +62,12 @@ def test_ahead_raises_in_place_and_leaves_no_thread():
         raise KeyError("late")
 
     before = threading.active_count()
-    elements = ahead(source())
+    elements = prefetch(source())
     assert next(elements) == 1
     with pytest.raises(KeyError, match="late"):
         next(elements)
 
-    endless = ahead(iter(int, 1))
+    endless = prefetch(iter(int, 1))
     assert next(endless) == 0
     endless.close()
     assert threading.active_count() == before

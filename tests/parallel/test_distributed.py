@@ -208,6 +208,6 @@ def test_numbers_that_contradict():
 
 def test_one_process_agrees_with_itself():
     distributed.agree({"lr": 1.0})
-    assert distributed.gather({"a": [1]}) == [{"a": [1]}]
-    assert distributed.everywhere(True)
-    assert not distributed.told(False)
+    assert distributed.all_gather({"a": [1]}) == [{"a": [1]}]
+    assert distributed.all_true(True)
+    assert not distributed.broadcast_flag(False)

@@ -220,6 +220,6 @@ def test_neighbours_round_a_ring(grid, count, k):
 
 def test_one_device_splits_nothing(folder):
     trials = build(config("lightgcn", folder))
-    assert table_sharding.pieces(trials.mesh) == 1
+    assert table_sharding.shard_count(trials.mesh) == 1
     assert not [x for x in jax.tree.leaves(trials.frozen) if isinstance(x, sparse.Pieces)]
     assert ensemble.pick(trials.init(), 0)["params"]["user"].shape[0] == 203

@@ -85,7 +85,7 @@ def test_side_by_side_those_that_stopped_are_left_out(folder, tmp_path, monkeypa
 def test_places(active, devices):
     active = active * devices
     mesh = meshes.make(f"trial={devices}")
-    chosen = trial_axis.places(active, mesh)
+    chosen = trial_axis.trials_to_run(active, mesh)
     assert len(set(chosen)) == len(chosen)
     assert set(np.flatnonzero(active)) <= set(chosen)
     assert len(chosen) % devices == 0

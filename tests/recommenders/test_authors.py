@@ -65,7 +65,7 @@ def masks(case: Case, *rows: np.ndarray | None) -> list[jax.Array]:
 
 
 def drop_in_turn(patch: pytest.MonkeyPatch, drawn: list[jax.Array]) -> None:
-    """`parts.dropout` takes the next of the masks; a trace asks for all of them once."""
+    """`dropout` takes the next of the masks; a trace asks for all of them once."""
     left = iter(())
 
     def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:

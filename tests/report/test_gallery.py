@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     images[1], images[2] = str(place / "bad.png"), ""
     titles = [f"<b>{title}</b> & co" for title in data.titles]
     data = replace(data, images=images, titles=titles)
-    with describe.files.folder_aside(place / "data") as aside:
+    with describe.files.atomic_folder(place / "data") as aside:
         datasets.save(data, aside)
     names = list(data.attributes)[:2]
     columns = [data.attributes[name] for name in names]

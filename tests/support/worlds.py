@@ -15,7 +15,7 @@ def small(folder: Path, *, users=200, items=100, interactions=4000, features=Tru
     """A prepared world with its true attributes, one-hot, as the stores visual and textual."""
     raw = world.generate(users=users, items=items, interactions=interactions, seed=2)
     data = prepare(raw, name="small", keep_items="all")
-    with files.folder_aside(folder) as aside:
+    with files.atomic_folder(folder) as aside:
         dataset.save(data, aside)
     if features:
         hot = []

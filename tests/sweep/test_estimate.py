@@ -10,7 +10,7 @@ from mmjax.data import dataset
 from mmjax.sweep import batching, estimate, space
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.plan import Plan, survey
-from mmjax.sweep.resources import Shelf
+from mmjax.sweep.resources import Resources
 from mmjax.training import experiment
 
 LOOP = dict(epochs=3, batch_size=512, cutoffs=(10, 20), mesh="data=1")
@@ -33,9 +33,9 @@ def plan(folder, tmp_path_factory):
     sweep = common.sweep(
         models, dataset=str(folder), compare={"features": levels}, seeds=(0, 1)
     ).to_dict()
-    shelf = Shelf(sweep)
-    cells, _ = shelf.resolve(space.cells(sweep))
-    return Plan(sweep, cells, shelf, tmp_path_factory.mktemp("sweep") / "sweep")
+    resources = Resources(sweep)
+    cells, _ = resources.resolve(space.cells(sweep))
+    return Plan(sweep, cells, resources, tmp_path_factory.mktemp("sweep") / "sweep")
 
 
 def test_programs_trials_seconds_and_bytes(plan):
@@ -66,7 +66,7 @@ def test_programs_trials_seconds_and_bytes(plan):
 
 def test_features_share_a_program_where_trials_run_side_by_side(plan, monkeypatch):
     monkeypatch.setattr(batching.meshes, "is_cpu", lambda mesh: False)
-    packer = batching.Packer(plan.shelf)
+    packer = batching.Packer(plan.resources)
     groups = packer.groups(estimate.every_trial(plan))
     cells = [sorted({trial.cell for trial in group}) for group in groups]
     assert ["vbpr features=real", "vbpr features=shuffle"] in cells

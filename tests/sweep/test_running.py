@@ -21,7 +21,7 @@ from mmjax.data import dataset
 from mmjax.sweep import batching, final_test, space, worker
 from mmjax.sweep.ledger import Ledger
 from mmjax.sweep.plan import Plan, survey
-from mmjax.sweep.resources import Shelf
+from mmjax.sweep.resources import Resources
 from mmjax.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,9 +51,9 @@ def only_bprmf(folder, tune, **fields):
 
 
 def plan(sweep, workdir):
-    shelf = Shelf(sweep)
-    cells, _ = shelf.resolve(space.cells(sweep))
-    return Plan(sweep, cells, shelf, workdir)
+    resources = Resources(sweep)
+    cells, _ = resources.resolve(space.cells(sweep))
+    return Plan(sweep, cells, resources, workdir)
 
 
 def lines(workdir):
@@ -118,9 +118,9 @@ def test_the_test_split_is_for_what_was_chosen_and_once(folder, swept):
     chosen = ledger.chosen["bprmf"]["point"]
     other = next(point for point in space.grid(cell) if point != chosen)
     for point, words in ((other, "may not be tested"), (chosen, "was read for trial")):
-        trial = space.trial(cell, point, 3, made.shelf.hashes)
+        trial = space.trial(cell, point, 3, made.resources.hashes)
         with pytest.raises(InputError, match=words):
-            final_test.read_test(made, [trial], batching.Packer(made.shelf), ledger)
+            final_test.read_test(made, [trial], batching.Packer(made.resources), ledger)
 
 
 def test_a_choice_is_not_changed_after_its_test(folder, swept, tmp_path):
@@ -136,7 +136,7 @@ def test_a_choice_is_not_changed_after_its_test(folder, swept, tmp_path):
     better["models"]["bprmf"]["tune"] = {"lr": (1e-5, 2e-2, 1e-7)}
     made = plan(better, workdir)
     cell = next(cell for cell in made.cells if cell.name == "bprmf")
-    trial = space.trial(cell, {"lr": 1e-7}, 3, made.shelf.hashes)
+    trial = space.trial(cell, {"lr": 1e-7}, 3, made.resources.hashes)
     Ledger(workdir).append([event | {"trial": trial.id, "point": trial.point}])
     with pytest.raises(InputError, match=r"bprmf: validation now prefers .*1e-07.*new --workdir"):
         worker.run(made)
@@ -245,7 +245,7 @@ def test_a_choice_after_the_test_of_a_cell_that_shares_trials(folder, tmp_path):
     sweep["models"]["bprmf"]["tune"] = {"lr": (1e-2, 2e-2, 3e-2)}
     again = plan(sweep, tmp_path)
     cell = next(cell for cell in again.cells if cell.name == other.name)
-    better = space.trial(cell, {"lr": 3e-2}, 0, again.shelf.hashes)
+    better = space.trial(cell, {"lr": 3e-2}, 0, again.resources.hashes)
     first = next(iter(ledger.done.values()))
     line = first | {"event": "done", "valid": 0.99, "trial": better.id, "point": better.point}
     ledger.append([line | {"cell": other.name}])
@@ -284,14 +284,14 @@ def test_a_level_without_its_store_is_left_out(folder):
         "lost": {"features": "visual=clip_image~shuffle"},
     }
     sweep = config(folder, compare={"features": levels})
-    shelf = Shelf(sweep)
-    cells, without = shelf.resolve(space.cells(sweep))
+    resources = Resources(sweep)
+    cells, without = resources.resolve(space.cells(sweep))
     assert [cell.name for cell in cells] == ["bprmf", "vbpr features=there"]
     assert without == {"vbpr features=lost": "clip_image"}
     sweep["models"].pop("bprmf")
     sweep["compare"]["features"].pop("there")
     with pytest.raises(InputError, match=r"no cell has its stores; .* lacks 'clip_image'"):
-        Shelf(sweep).resolve(space.cells(sweep))
+        Resources(sweep).resolve(space.cells(sweep))
 
 
 def test_lost_weights_are_trained_again(folder, tmp_path):

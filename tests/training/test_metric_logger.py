@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmjax.training import metric_logger
-from mmjax.training.metric_logger import Journal
+from mmjax.training.metric_logger import MetricLogger
 
 
 def lines(workdir):
@@ -13,7 +13,7 @@ def lines(workdir):
 
 
 def test_a_line_an_epoch_and_the_same_to_tensorboard(tmp_path):
-    with Journal(tmp_path, total=2) as log:
+    with MetricLogger(tmp_path, total=2) as log:
         log.epoch(1, {"loss": 0.5, "valid/recall@20": 0.1}, "loss 0.5")
         assert lines(tmp_path) == [{"epoch": 1, "loss": 0.5, "valid/recall@20": 0.1}]  # at once
         log.epoch(2, {"loss": 0.25}, "loss 0.25")
@@ -27,18 +27,18 @@ def test_a_line_an_epoch_and_the_same_to_tensorboard(tmp_path):
 def test_what_a_kill_left_is_dropped(tmp_path):
     kept = [json.dumps({"epoch": epoch, "loss": 1 / epoch}) for epoch in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(kept) + '\n{"epoch": 4, "lo')
-    with Journal(tmp_path, total=5, done=3):
+    with MetricLogger(tmp_path, total=5, done=3):
         assert [line["epoch"] for line in lines(tmp_path)] == [1, 2, 3]  # the half line is gone
-    with Journal(tmp_path, total=5, done=1) as log:  # the checkpoint is older than the lines
+    with MetricLogger(tmp_path, total=5, done=1) as log:  # the checkpoint is older than the lines
         assert [line["epoch"] for line in lines(tmp_path)] == [1]
         log.epoch(2, {"loss": 7.0}, "")
     assert lines(tmp_path) == [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 7.0}]
-    with Journal(tmp_path, total=5):  # from the start again
+    with MetricLogger(tmp_path, total=5):  # from the start again
         assert lines(tmp_path) == []
 
 
 def test_files_are_closed_when_the_run_fails(tmp_path, capsys):
-    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, total=5) as log:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), MetricLogger(tmp_path, total=5) as log:  # noqa: PT012
         log.epoch(1, {"loss": 1.0}, "one")
         log.epoch(2, {"loss": 1.0}, "two")
         raise KeyboardInterrupt

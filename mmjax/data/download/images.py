@@ -57,7 +57,7 @@ def fetch_images(
       For each item whose image could not be had the reason.
 
     Raises:
-      InputError: see `download.fetch_all`.
+      InputError: see `fetch.fetch_all`.
     """
     jobs = {
         key: (url, folder / f"{_stem(key)}.jpg")

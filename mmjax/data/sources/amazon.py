@@ -161,7 +161,7 @@ def fetch(
     """Fetches the files that `read` needs and the folder lacks: without any, the reviews.
 
     Raises:
-      InputError: see `download.fetch_large`.
+      InputError: see `fetch.fetch_large`.
     """
     layout = LAYOUTS[source]
     for names in (_logs(layout, dump), [layout.items]):

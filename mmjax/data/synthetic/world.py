@@ -108,27 +108,27 @@ class _Shelves:
     """Items grouped by (category, other attribute, value), each group sorted to draw from.
 
     Shelf s of an attribute lies at `start[s]:start[s + 1]` of that attribute's order; the running
-    sum of popularity along the order turns one uniform number into an item of the shelf.
+    sum of popularity along the order turns one uniform number into an item of the resources.
     """
 
     def __init__(self, values: dict[str, np.ndarray], popularity: np.ndarray):
         self.others = [name for name in WORDS if name != "category"]
         self.orders, self.sums, self.bounds = [], [], []
         shelves = [values["category"] * len(WORDS[name]) + values[name] for name in self.others]
-        shelves.append(np.zeros(len(popularity), np.int64))  # one shelf with everything
+        shelves.append(np.zeros(len(popularity), np.int64))  # one resources with everything
         sizes = [len(WORDS["category"]) * len(WORDS[name]) for name in self.others] + [1]
-        for shelf, size in zip(shelves, sizes, strict=True):
-            order = np.argsort(shelf, kind="stable").astype(np.int32)
+        for resources, size in zip(shelves, sizes, strict=True):
+            order = np.argsort(resources, kind="stable").astype(np.int32)
             total = np.concatenate([[0.0], np.cumsum(popularity[order])])
-            edges = np.searchsorted(shelf[order], np.arange(size + 1))
+            edges = np.searchsorted(resources[order], np.arange(size + 1))
             self.orders.append(order)
             self.sums.append(total)
             self.bounds.append(total[edges])
 
-    def draw(self, kind: int, shelf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """An item of each shelf of attribute `kind` (the last is everything); -1 if it is empty."""
-        low, high = self.bounds[kind][shelf], self.bounds[kind][shelf + 1]
-        point = low + rng.random(len(shelf)) * (high - low)
+    def draw(self, kind: int, resources: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """An item of each resources of attribute `kind` (the last is everything); -1 if it is empty."""
+        low, high = self.bounds[kind][resources], self.bounds[kind][resources + 1]
+        point = low + rng.random(len(resources)) * (high - low)
         place = np.searchsorted(self.sums[kind], point, side="right") - 1
         item = self.orders[kind][np.minimum(place, len(self.orders[kind]) - 1)]
         return np.where(high > low, item, -1).astype(np.int32)
@@ -202,8 +202,8 @@ def _draw(
     category, kind, value = (codes[user, which] for codes in tastes)
     for number, name in enumerate(shelves.others):
         rows = np.flatnonzero((mode < TASTE) & (kind == number))
-        shelf = category[rows] * len(WORDS[name]) + value[rows]
-        item[rows] = shelves.draw(number, shelf, rng)
+        resources = category[rows] * len(WORDS[name]) + value[rows]
+        item[rows] = shelves.draw(number, resources, rng)
     return item
 
 

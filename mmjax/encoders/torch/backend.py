@@ -1,11 +1,11 @@
 """The torch backend: any torch module on the batches of the JAX towers, on the CPU or on CUDA.
 
 For what mmjax has no tower for. Modules come from transformers and sentence-transformers
-(`hosted_models`), or from torchvision, timm and files (`hosted_vision`); `hosted_inputs` makes what
+(`models`), or from torchvision, timm and files (`vision`); `inputs` makes what
 they read. Layers are named and pooled as everywhere (see `outputs`): outputs by their path in what
 the module returns (`pooler_output`, `hidden_states.3`; `output` if that is one tensor), and besides
 them every module by its name (`avgpool`, `classifier.3`), whose output a hook copies
-(`hosted_layers`).
+(`layers`).
 """
 
 import contextlib

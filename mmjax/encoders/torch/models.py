@@ -24,7 +24,7 @@ Run = Callable[[dict[str, Any], bool], Any]
 
 
 class Request(NamedTuple):
-    """What the user asks for; `hosted.load` says what the names mean."""
+    """What the user asks for; `backend.load` says what the names mean."""
 
     weights: str
     revision: str | None

@@ -186,7 +186,7 @@ def load(
 
     Raises:
       InputError: no such checkpoint, of another architecture, a shard is missing; what
-        `asking.tower` raises.
+        `embedding.tower` raises.
     """
     if int8:
         eight_bits.check()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax.encoders.core import Batch, Clock, Encode, Rows, ahead, place
+from mmjax.encoders.core import Batch, Clock, Encode, Rows, place, prefetch
 from mmjax.encoders.vlm.decoder import Past
 from mmjax.encoders.vlm.generation import Prepared, Programs, Ready, Slots
 from mmjax.encoders.vlm.lvlm import bucket
@@ -55,7 +55,7 @@ def stream(
         number += batch.begins
         return number
 
-    with contextlib.closing(ahead(batches)) as made:
+    with contextlib.closing(prefetch(batches)) as made:
         for _, some in itertools.groupby(made, group):
             seen = iter(partial(_next, some, on_batch, clock), None)
             for slots in run(steps, seen, given, rows):

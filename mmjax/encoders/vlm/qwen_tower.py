@@ -57,7 +57,7 @@ def tower(
 
     Args:
       prompt: a file, see `prompts`; without one the image is to be described.
-      pooling: "eos", "last_prompt", "mean_prompt" or "mean_generated"; see `asking`.
+      pooling: "eos", "last_prompt", "mean_prompt" or "mean_generated"; see `vlm.embedding`.
       layers: numbers of hidden states; the last unless given.
       dtype: of parameters, cache and computation, float32 or bfloat16.
       int8: the decoder's kernels take eight bits, see `int8`.
@@ -66,7 +66,7 @@ def tower(
 
     Raises:
       InputError: no such checkpoint, of another architecture, a shard is missing; what
-        `asking.tower` raises.
+        `embedding.tower` raises.
     """
     if int8:
         eight_bits.check()

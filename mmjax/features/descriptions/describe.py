@@ -7,7 +7,7 @@
 
 The attributes are a store, not a file of their own kind, because to a recommender they are features
 like any other: `--config.features=attributes=OUT/attributes`. The manifest keys them by what they
-were made of (`answers`, the digest of the texts), the options, and the encoder of the keywords.
+were made of (`parse`, the digest of the texts), the options, and the encoder of the keywords.
 """
 
 import json
@@ -160,7 +160,7 @@ def describe(
     scores = accuracy(texts, parsed, slots, truth or {})
     summary |= {"accuracy": scores} if scores else {}
     summary = {"name": name or storage.path(out).resolve().name, **summary, "made": options}
-    with files.folder_aside(out, overwrite=overwrite, last="summary.json") as aside:
+    with files.atomic_folder(out, overwrite=overwrite, last="summary.json") as aside:
         store.write_array(
             aside / "attributes",
             made.hot.astype(np.float32),

@@ -58,7 +58,7 @@ def extract(
     reader = Reader(inputs, encoder.modality, size, mesh, job)
     if isinstance(encoder, Tower):
         return _stream_into(reader, encoder, overwrite)
-    fitted = distributed.alone(lambda: _fit_into(reader, encoder, overwrite))
+    fitted = distributed.run_on_primary(lambda: _fit_into(reader, encoder, overwrite))
     return fitted or Summary([job.out], len(inputs.ids))
 
 
@@ -75,10 +75,10 @@ def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
                 for url, width, about in stores
             ]
 
-        own = distributed.alone(lambda: begin(joining=False))
-        writers = distributed.together(lambda: own or begin(joining=True))
-        distributed.together(lambda: _encode_share(reader, tower, writers, summary))
-        distributed.alone(lambda: _finish(writers, summary, reader.modality))
+        own = distributed.run_on_primary(lambda: begin(joining=False))
+        writers = distributed.run_on_all(lambda: own or begin(joining=True))
+        distributed.run_on_all(lambda: _encode_share(reader, tower, writers, summary))
+        distributed.run_on_primary(lambda: _finish(writers, summary, reader.modality))
     return summary
 
 

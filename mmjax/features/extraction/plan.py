@@ -100,7 +100,7 @@ def follow(
         if len(plan) > 1:
             say(f"[{number + 1}/{len(plan)}] {describe(step.job)}")
         if isinstance(step.job, Fusion):
-            say(str(distributed.alone(partial(_fuse, step.job, overwrite))))
+            say(str(distributed.run_on_primary(partial(_fuse, step.job, overwrite))))
             stores.append(step.job.out)
         else:
             summary = extract(step.inputs, step.job, mesh=mesh, overwrite=overwrite)

@@ -12,7 +12,7 @@ from mmjax.recommenders.layers import initializers
 def linear(
     width: int, out: int, *, init: str = "linear", bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """Make x W + b: W [width, out] by `core.init_table`, b as torch draws a Linear's."""
+    """Make x W + b: W [width, out] by `init_table`, b as torch draws a Linear's."""
     return nnx.Linear(
         width,
         out,

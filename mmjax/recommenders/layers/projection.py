@@ -43,7 +43,7 @@ class Content(nnx.Module):
         width = features.shape[1]
         if trainable:
             self.features = nnx.Param(lazy_features.array(features).astype(_wide(features.dtype)))
-        elif isinstance(features, lazy_features.Unread):
+        elif isinstance(features, lazy_features.LazyFeatures):
             self.features = base.Frozen(features)
         else:
             with jax.ensure_compile_time_eval():
