@@ -1,9 +1,11 @@
-"""AttributeItemKNN: ItemKNN with described attributes beside the ratings, of arXiv 2508.04571.
+r"""Config of AttributeItemKNN: ItemKNN on ratings and described attributes.
+
+It is that of arXiv 2508.04571.
 
 Expected: Allrecipes, protocol elliot with threshold 4, both models' five-slot attributes (README).
 
     python scripts/describe.py --dataset=DIR --answers=FILE.csv --out=DIR/described
-    python scripts/train.py --config=configs/attributeitemknn.py:elliot --config.dataset=DIR \\
+    python scripts/train.py --config=configs/attributeitemknn.py:elliot --config.dataset=DIR \
         --config.features=attributes=DIR/described/attributes --workdir=RUN
 """
 

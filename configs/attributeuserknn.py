@@ -1,9 +1,11 @@
-"""AttributeUserKNN (Gantner et al., RecSys 2011): users similar in the attributes of their items.
+r"""Config of AttributeUserKNN: k-NN of users by their items' attributes.
+
+Gantner et al., RecSys 2011.
 
 Expected: none published for these data.
 
     python scripts/describe.py --dataset=DIR --answers=FILE.csv --out=DIR/described
-    python scripts/train.py --config=configs/attributeuserknn.py --config.dataset=DIR \\
+    python scripts/train.py --config=configs/attributeuserknn.py --config.dataset=DIR \
         --config.features=attributes=DIR/described/attributes --workdir=RUN
     python scripts/train.py --config=configs/attributeuserknn.py:elliot ...   # upstream Elliot's
 """

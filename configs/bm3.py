@@ -1,4 +1,6 @@
-"""BM3 (Zhou et al., WWW 2023): bootstrapped representations without negatives.
+"""Config of BM3: bootstrapped representations without negatives.
+
+Zhou et al., WWW 2023.
 
 Expected: MMRec, Recall@20 and nDCG@20 .0883 and .0383 on Amazon Baby, .0980 and .0438 on Sports
 (MMRec survey). Elliot, .0850 and .0426 on Baby with ResNet50 and SBERT features, .0851 and .0428

@@ -1,4 +1,6 @@
-"""BPRMF (Rendle et al., UAI 2009): matrix factorisation on ids alone, the baseline of VBPR.
+"""Config of BPRMF: matrix factorisation on ids, the baseline of VBPR.
+
+Rendle et al., UAI 2009.
 
 Expected: Amazon Baby 2014 on the Ducho-Elliot split, MMRec's options with reg 0.1 and protocol
 mmrec, test Recall@20 .0522, nDCG@20 .0260 (MMRec's own run).

@@ -1,4 +1,4 @@
-"""The fields that every training config has, with their defaults."""
+"""Build training and sweep configs with default fields."""
 
 import copy
 import importlib
@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 
 
 def base(recommender: str, **model) -> ConfigDict:
-    """A config for one recommender; `model` holds its options.
+    """Return a config for one recommender, with default fields.
 
-    The defaults are MMRec's batch size and optimiser, with protocol `strict`.
+    `model` holds its options. The defaults are MMRec's batch size and optimiser, with protocol
+    `strict`.
     """
     return ConfigDict(
         {
@@ -41,7 +42,10 @@ def base(recommender: str, **model) -> ConfigDict:
 
 
 def elliot(config: ConfigDict) -> ConfigDict:
-    """The loop of Elliot's multimodal forks: 200 epochs, valid every 10, batch 1024, seed 123."""
+    """Set the training loop of Elliot's multimodal forks.
+
+    200 epochs (the default), valid every 10, batch 1024, seed 123, no early stopping.
+    """
     config.update(
         {
             "protocol": "elliot",
@@ -55,13 +59,22 @@ def elliot(config: ConfigDict) -> ConfigDict:
 
 
 def mmrec(config: ConfigDict) -> ConfigDict:
-    """The loop of MMRec: up to 1000 epochs, valid after each, patience 20, seed 999."""
+    """Set the training loop of MMRec.
+
+    Up to 1000 epochs, valid after each, patience 20, seed 999.
+    """
     config.update({"protocol": "mmrec", "epochs": 1000, "patience": 20, "seed": 999})
     return config
 
 
 def preset(name: str | None, **presets: ConfigDict) -> ConfigDict:
-    """The variant that `--config=FILE.py:NAME` asks for; the first one when it names none."""
+    """Return the variant that `--config=FILE.py:NAME` asks for.
+
+    It is the first one when no name is given.
+
+    Raises:
+      ValueError: there is no such variant.
+    """
     if not name:
         return next(iter(presets.values()))
     if name not in presets:
@@ -73,7 +86,13 @@ def preset(name: str | None, **presets: ConfigDict) -> ConfigDict:
 
 
 def sweep(models: dict[str, Any], **fields: Any) -> ConfigDict:
-    """A sweep over `models`, each a `study`; `fields` are those of the default below."""
+    """Return the config of a sweep over `models`.
+
+    Each model is a `study`; `fields` replace those of the default below.
+
+    Raises:
+      ValueError: a field is unknown.
+    """
     default = {
         "dataset": "",  # a prepared folder
         "datasets": "",  # NAME=DIR,NAME=DIR: those that a level names
@@ -83,7 +102,7 @@ def sweep(models: dict[str, Any], **fields: Any) -> ConfigDict:
         "seeds": (0,),  # the first tunes, all repeat what was chosen
         "search": "grid",  # grid | random | tpe
         "trials": 30,  # of random and tpe, for each cell
-        "batch": 10,  # tpe: points that are asked for together
+        "batch": 10,  # tpe: points asked for at a time
         "search_seed": 0,
     }
     unknown = fields.keys() - default.keys()
@@ -93,33 +112,44 @@ def sweep(models: dict[str, Any], **fields: Any) -> ConfigDict:
 
 
 def study(name: str, tune: dict[str, Any] | None = None, **change: Any) -> dict[str, Any]:
-    """A model of a sweep: `configs/NAME.py`, as "NAME" or "NAME:preset", with parts of it changed,
-    and the axes of its hyper-parameters, nested as the config is.
+    """Return a model of a sweep: its config and its axes.
 
-    `compare={}` takes it out of the sweep's comparison: one that reads no features, say; `search`
-    searches it in another way.
+    Args:
+      name: "NAME" or "NAME:preset", of `configs/NAME.py`.
+      tune: the axes of its hyper-parameters, nested as the config is.
+      change: parts of the config to change. `compare={}` takes the model out of the sweep's
+        comparison: one that reads no features, say; `search` searches it in another way.
+
+    Raises:
+      ValueError: the config has no such part.
     """
     module, _, arg = name.partition(":")
     config = importlib.import_module(f"configs.{module}").get_config(arg)
-    own = {key: change.pop(key) for key in ("compare", "search") if key in change}
+    overrides = {key: change.pop(key) for key in ("compare", "search") if key in change}
     unknown = change.keys() - config.keys()
     if unknown:
         raise ValueError(f"configs/{module}.py has no {unknown}")
     config.update(change)
-    # Copies: an axis that two models share would change for both where one is overridden.
-    return copy.deepcopy({"config": config.to_dict(), "tune": tune or {}, **own})
+    # A copy: otherwise an override of an axis that two models share would change both.
+    return copy.deepcopy({"config": config.to_dict(), "tune": tune or {}, **overrides})
 
 
 def levels(features: dict[str, str]) -> dict[str, Any]:
-    """Levels by what they read: name -> "MODALITY=STORE,..."; see `features.derived`."""
+    """Return levels that differ in the features they read.
+
+    `features` maps a level's name to "MODALITY=STORE,..."; see `features.derived`.
+    """
     return {name: {"features": text} for name, text in features.items()}
 
 
 def controls(kinds: Sequence[str]) -> dict[str, Any]:
-    """Levels: the sweep's features, and each control of them; see `features.controls`."""
+    """Return levels: the sweep's features, and each control of them.
+
+    See `features.controls`.
+    """
     return levels({"real": "*"} | {kind: f"*~{kind}" for kind in kinds})
 
 
 def between(low: float, high: float, *, log: bool = False, integer: bool = False) -> dict[str, Any]:
-    """An axis of numbers, for random search and TPE."""
+    """Return an axis of numbers, for random search and TPE."""
     return {"low": low, "high": high, "log": log, "integer": integer}

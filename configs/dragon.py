@@ -1,4 +1,6 @@
-"""DRAGON (Zhou et al., ECAI 2023): graphs of users and of items beside the user-item graph.
+"""Config of DRAGON: user and item graphs beside the user-item graph.
+
+Zhou et al., ECAI 2023.
 
 Expected: no number at hand. MMRec fills short lists of peers at random, as in its preset. `weights`
 names the image modality: `visual` here; --config.model.weights.visual=0.1.

@@ -1,4 +1,6 @@
-"""DualGNN (Wang et al., IEEE TMM 2023): content on the user-item graph, and like-minded users.
+"""Config of DualGNN: content on the user-item and user graphs.
+
+Wang et al., IEEE TMM 2023. The user graph links users with shared items.
 
 Expected: no number at hand. MMRec sums modalities in place and fills short lists of peers at
 random, as in its preset.

@@ -1,4 +1,6 @@
-"""EASE^R (Steck, WWW 2019): a linear autoencoder in closed form, dense in the items.
+"""Config of EASE^R: a linear autoencoder in closed form.
+
+Steck, WWW 2019. It is dense in the items.
 
 Expected: none published for these data. l2 is to be chosen on valid, from 10 to 1000.
 

@@ -1,4 +1,6 @@
-"""FREEDOM (Zhou and Shen, MM 2023): a frozen item graph and a pruned user-item graph.
+"""Config of FREEDOM: a frozen item graph, a pruned user-item graph.
+
+Zhou and Shen, MM 2023.
 
 Expected: Amazon Baby in Elliot with CLIP features, Recall@20 .0895, nDCG@20 .0436 (Ducho meets
 Elliot); Toys .1249 and .0660, Office .0884 and .0469 (Formalizing Multimedia Recommendation).

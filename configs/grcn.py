@@ -1,4 +1,6 @@
-"""GRCN (Wei et al., MM 2020): edges are believed as far as users like what items look like.
+"""Config of GRCN: edges weighted by users' preferences in each modality.
+
+Wei et al., MM 2020. An edge weighs as much as its user likes what the item looks like.
 
 Expected: Amazon Baby, MMRec's split, Recall@20 .0833, nDCG@20 .0363 (MMRec survey; its routings do
 nothing, hence routings=0 in the preset). Elliot, whose weights of half the edges are misplaced:

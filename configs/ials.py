@@ -1,4 +1,6 @@
-"""iALS (Hu et al., ICDM 2008) in the form of Rendle et al., RecSys 2022.
+"""Config of iALS: matrix factorisation by alternating least squares.
+
+Hu et al., ICDM 2008, in the form of Rendle et al., RecSys 2022.
 
 Expected: none published for these data. The options are those of the latter for MovieLens-20M, but
 for a smaller width. `unobserved` and `l2` are to be chosen on valid, from 0.003 to 1 and from 0.001

@@ -1,4 +1,6 @@
-"""ItemKNN: nothing is trained; the neighbourhood baseline of arXiv 2508.04571 and 2409.15857.
+"""Config of ItemKNN: neighbourhoods of items, nothing is trained.
+
+It is the neighbourhood baseline of arXiv 2508.04571 and 2409.15857.
 
 Expected: Amazon Toys 2014 on the given split, plain cosine over all neighbours, train masked, test
 Recall@20 .0648, nDCG@20 .0376; Amazon Baby .0276 and .0140. The shrink of the default, which damps

@@ -1,4 +1,6 @@
-"""ItemKNNCBF (Ferrari Dacrema et al., RecSys 2019): items similar in their features alone.
+"""Config of ItemKNNCBF: k-NN of items by their features only.
+
+Ferrari Dacrema et al., RecSys 2019.
 
 Expected: none published for these data. Top 10 and shrink 10 are MMRec's.
 

@@ -1,4 +1,6 @@
-"""LATTICE (Zhang et al., MM 2021): item graphs of features, learned and frozen, beside LightGCN.
+"""Config of LATTICE: learned and frozen item graphs beside LightGCN.
+
+Zhang et al., MM 2021. The item graphs are of features.
 
 Expected: MMRec, Recall@20 and nDCG@20 .0850 and .0370 on Amazon Baby, .0953 and .0421 on Sports
 (MMRec survey). Elliot, .0838 and .0413 on Baby with MMFashion and SBERT features (Ducho meets

@@ -1,4 +1,6 @@
-"""LayerGCN (Zhou et al., ICDE 2023): layers that count by their similarity to the id embeddings.
+"""Config of LayerGCN: layers weighted by similarity to the id embeddings.
+
+Zhou et al., ICDE 2023.
 
 Expected: none published for these data. MMRec chooses l_w from 1e-2 to 1e-5 and drop from 0, .1
 and .2.

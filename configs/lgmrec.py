@@ -1,4 +1,6 @@
-"""LGMRec (Guo et al., AAAI 2024): local graphs of ids and content, a global hypergraph.
+"""Config of LGMRec: local graphs and a global hypergraph.
+
+Guo et al., AAAI 2024. The local graphs are of ids and of content.
 
 Expected: no number at hand. The options are MMRec's for Amazon Baby; for Sports it has drop .6 and
 alpha .6, for Clothing hyper_layers 2, hyperedges 64, drop .8 and alpha .2.

@@ -1,4 +1,6 @@
-"""LightGCN (He et al., SIGIR 2020).
+"""Config of LightGCN: linear propagation on the user-item graph.
+
+He et al., SIGIR 2020.
 
 Expected: Amazon Baby 2014 on the Ducho-Elliot split, MMRec's options with reg 1e-4 and protocol
 mmrec, test Recall@20 .0772, nDCG@20 .0392 (MMRec's own run); MMRec's split, .0754 and .0328.

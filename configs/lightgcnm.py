@@ -1,4 +1,6 @@
-"""LightGCN-M of the Elliot forks: LightGCN whose items are their content, or have it beside them.
+"""Config of LightGCN-M: LightGCN with content in or beside the items.
+
+It is that of the Elliot forks: items are their content, or have it beside them.
 
 Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, l_w from 1e-5 and
 1e-2 (arXiv 2408.11767).
@@ -26,7 +28,7 @@ def get_config(arg: str | None = None):
     head = common.elliot(
         common.base("lightgcnm", **(model | dict(content="head", init="normal0.1")))
     )
-    # That paper's loop: a validation after each epoch, five of them without a better one.
+    # That paper's loop: validation after each epoch, patience 5.
     head.update({"eval_every": 1, "patience": 5})
     configs = {
         "default": common.base("lightgcnm", **model),

@@ -1,4 +1,6 @@
-"""MGCN (Yu et al., MM 2023): content purified, spread and fused under the guidance of behaviour.
+"""Config of MGCN: content purified, propagated and fused by behaviour.
+
+Yu et al., MM 2023.
 
 Expected: no published number on a split that this project has. The grids are l_w 1e-4, cl_weight
 .001, .01, .1, and in Elliot's fork lr 1e-4, 1e-3, 1e-2.

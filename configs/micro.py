@@ -1,4 +1,6 @@
-"""MICRO (Zhang et al., TKDE 2022): a learned item graph a modality, fused and contrasted.
+"""Config of MICRO: a learned item graph a modality, fused and contrasted.
+
+Zhang et al., TKDE 2022.
 
 Expected: no published number on a split that this project has. `authors` is the loop of the
 published code: batch 1024, lr 5e-4, valid every 5 epochs with patience 10, seed 123.

@@ -1,4 +1,6 @@
-"""MMGCN (Wei et al., MM 2019): a graph of users and items in each modality.
+"""Config of MMGCN: a graph of users and items in each modality.
+
+Wei et al., MM 2019.
 
 Expected: Amazon Baby, MMRec's split, Recall@20 .0615, nDCG@20 .0261 (MMRec survey; tables that it
 never trains, as in the preset). Elliot: Office .0798 and .0405, Toys .0426 and .0200 (Formalizing

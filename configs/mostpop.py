@@ -1,4 +1,6 @@
-"""MostPop: items by their number of train interactions, alike for every user.
+"""Config of MostPop: items by popularity, alike for every user.
+
+Popularity is the number of train interactions.
 
 Expected: Amazon Baby 2014 on the Ducho-Elliot split, protocol mmrec, test Recall@20 .0577, nDCG@20
 .0280; Amazon Toys 2014 .0229 and .0104.

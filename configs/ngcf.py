@@ -1,4 +1,6 @@
-"""NGCF (Wang et al., SIGIR 2019), as Elliot has it.
+"""Config of NGCF (neural graph collaborative filtering), as in Elliot.
+
+Wang et al., SIGIR 2019.
 
 Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, l_w from 1e-5 and
 1e-2 (arXiv 2409.15857). Elliot's batches have distinct users; here one may come twice.

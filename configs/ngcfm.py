@@ -1,4 +1,6 @@
-"""NGCF-M of Ducho meets Elliot (arXiv 2409.15857): NGCF with VBPR's content space beside it.
+"""Config of NGCF-M: NGCF with VBPR's content space beside it.
+
+It is that of Ducho meets Elliot (arXiv 2409.15857).
 
 Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, l_w from 1e-5 and
 1e-2 (arXiv 2409.15857). Elliot's batches have distinct users; here one may come twice.

@@ -1,4 +1,6 @@
-"""PGL (Yu et al., AAAI 2025): content spread over principal subgraphs of the user-item graph.
+"""Config of PGL: content propagated over principal subgraphs.
+
+Yu et al., AAAI 2025. The subgraphs are of the user-item graph.
 
 Expected: no number at hand. The authors' runs for Amazon Baby have cl_weight .05 and drop .2, for
 both subgraphs; MMRec's file has cl_weight 0. `weights` names the image modality: `visual` here;

@@ -1,4 +1,4 @@
-"""Random: uniform scores, the floor of every table.
+"""Config of Random: uniform scores, the lower bound of every table.
 
 Expected: Recall@k is k over the number of candidates.
 

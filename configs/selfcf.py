@@ -1,4 +1,6 @@
-"""SelfCF (Zhou et al., TORS 2023) on LightGCN, without negatives; embedding dropout (SelfCF-ed).
+"""Config of SelfCF on LightGCN, without negatives.
+
+Zhou et al., TORS 2023, with embedding dropout (SelfCF-ed).
 
 Expected: none published for these data.
 

@@ -1,4 +1,6 @@
-"""SGL (Wu et al., SIGIR 2021): LightGCN and a contrast between two damaged views of the graph.
+"""Config of SGL: LightGCN contrasting two damaged views of the graph.
+
+Wu et al., SIGIR 2021.
 
 Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, l_w from 1e-5 and
 1e-2 (arXiv 2408.11767); the authors have l_w 1e-4, cl_weight .1 and drop .1 on Yelp2018.

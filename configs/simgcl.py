@@ -1,4 +1,6 @@
-"""SimGCL (Yu et al., SIGIR 2022): LightGCN and a contrast between two noisy copies of its states.
+"""Config of SimGCL: LightGCN contrasting two noisy copies of its states.
+
+Yu et al., SIGIR 2022.
 
 Expected: none published for these data. lr is to be chosen from 1e-4 to 1e-2, cl_weight from .5 and
 2 (arXiv 2409.15857). The authors' own setting on Yelp2018 has 2 layers and cl_weight .5.

@@ -1,4 +1,6 @@
-"""SLMRec (Tao et al., TMM 2022), task FAC: one LightGCN a modality, held together by contrast.
+"""Config of SLMRec: one LightGCN a modality, aligned by contrast.
+
+Tao et al., TMM 2022, task FAC.
 
 Expected: MMRec, Recall@20 and nDCG@20 .0775 and .0353 on Amazon Baby (MMRec survey). The grids are
 lr 1e-4 to .1, ssl_temperature .1, .2, .5, 1 and ssl_weight .01, .05, .1, .5, 1.

@@ -1,4 +1,6 @@
-"""SMORE (Ong and Khong, WSDM 2025): modalities denoised and fused in their spectra.
+"""Config of SMORE: modalities denoised and fused in their spectra.
+
+Ong and Khong, WSDM 2025.
 
 Expected: no number at hand. The options are the authors' for Amazon Baby but for the neighbours, 40
 by image and 15 by text there: --config.model.top_k="(40,15)", in the order of the modalities. For

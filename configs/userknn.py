@@ -1,4 +1,6 @@
-"""UserKNN (Resnick et al., CSCW 1994): nothing is trained; what similar users have chosen.
+"""Config of UserKNN: items that similar users have chosen.
+
+Resnick et al., CSCW 1994. Nothing is trained.
 
 Expected: none published for these data.
 

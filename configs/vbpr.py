@@ -1,4 +1,6 @@
-"""VBPR (He and McAuley, AAAI 2016) on the features of any number of modalities.
+"""Config of VBPR on the features of any number of modalities.
+
+He and McAuley, AAAI 2016.
 
 Expected: MovieLens-100k with posters and plots, protocol strict, Recall@20 .332 (README). Amazon
 Baby, R50 + SBERT, Elliot's protocol, Recall@20 .0613, nDCG@20 .0309 (Ducho 2.0 demo); MMRec's own

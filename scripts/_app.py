@@ -1,4 +1,7 @@
-"""What every script shares: the repository on the path, one-sentence errors, exit codes."""
+"""Parse flags, report errors and set exit codes for every script.
+
+It also puts the repository on the path. An error of the user's input becomes one sentence.
+"""
 
 import os
 import re
@@ -13,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmjax.core.errors import InputError, Preempted
 
-PREEMPTED = 75  # exit status of a run that was asked to end and has saved: start it again
+PREEMPTED = 75  # exit status of a run that saved when asked to end: start it again
 _positional: list[str] = []
 
 COORDINATOR = flags.DEFINE_string(
@@ -32,17 +35,19 @@ JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 120, "How long to wait for t
 
 
 def arguments() -> list[str]:
-    """The words on the command line that are no flags."""
+    """Return the words on the command line that are no flags."""
     return _positional
 
 
 def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -> None:
-    """Parses the flags and calls `main`; an InputError becomes one sentence and exit status 2.
+    """Parse the flags and call `main`.
 
-    Words that are no flags are refused unless the script takes `words`: they would be typos.
-    Of several processes that a launcher started, or flags name, each runs `main` as a part of one
-    program ("joined") or as a worker that shares a folder with the others ("workers"); by default
-    a script refuses to be started several times.
+    An InputError becomes one sentence and exit status 2. Words that are no flags are refused unless
+    the script takes `words`: they would be typos.
+
+    Where a launcher or flags start several processes, each runs `main` as a part of one program
+    (`processes` "joined") or as a worker that shares a folder with the others ("workers"). By
+    default a script refuses to be started several times.
     """
 
     def call(argv: list[str]) -> None:
@@ -50,7 +55,7 @@ def run(main: Callable[[], None], *, words: bool = False, processes: str = "") -
         if _positional and not words:
             _stop(f"{_positional[0]!r} is no flag; give --NAME=VALUE, see --help")
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax says dozens of lines a checkpoint
+            logging.set_verbosity(logging.WARNING)  # orbax logs dozens of lines a checkpoint
         try:
             if COMPILE_CACHE.value:
                 _keep_programs()
@@ -86,14 +91,17 @@ def _join(several: bool) -> None:
         return
     if not several:
         raise InputError("this script is a single process; start it once, without a launcher")
-    where = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    distributed.join(*where, seconds=JOIN_SECONDS.value)
+    address = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    distributed.join(*address, seconds=JOIN_SECONDS.value)
     if not distributed.is_primary():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
 def _lost(error: Exception) -> None:
-    """Ends this process if it was one of several and the error comes from the others' silence."""
+    """End this process if the other processes do not answer.
+
+    It does so only as one of several processes, and only if the error comes from their silence.
+    """
     jax = sys.modules.get("jax")
     if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
         return
@@ -111,23 +119,26 @@ def _parse(argv: list[str]) -> list[str]:
         missing = re.search(r"Flag (--\w+) must have a value other than None", text)
         if missing:
             _stop(f"{missing[1]} is missing; see --help")
-        # What is wrong inside a config file arrives as a whole traceback; its last line says it.
-        about, _, trace = text.partition("Error whilst parsing config file:")
+        # An error inside a config file arrives as a traceback, whose last line has the message.
+        prefix, _, trace = text.partition("Error whilst parsing config file:")
         last = re.sub(r"^\w+: ", "", trace.strip().splitlines()[-1]) if trace else ""
-        _stop(_unknown_key(argv) or f"{about}{last}")
+        _stop(_unknown_key(argv) or f"{prefix}{last}")
 
 
 def _unknown_key(argv: list[str]) -> str | None:
-    """The sentence about a --config.KEY that the config file does not have, if there is one."""
-    found = re.search(r"(?:^|\n)--?config[=\n](.*)", "\n".join(argv))
+    """Return the sentence about an unknown --config.KEY, if any.
+
+    It is unknown if the config file does not have it.
+    """
+    match = re.search(r"(?:^|\n)--?config[=\n](.*)", "\n".join(argv))
     keys = re.findall(r"(?:^|\n)--?config\.([\w.]+)", "\n".join(argv))
-    if not found or not keys or not Path(found[1].split(":")[0]).exists():
+    if not match or not keys or not Path(match[1].split(":")[0]).exists():
         return None
     from mmjax.core.names import suggestion
     from mmjax.training.settings import flatten
 
     try:
-        known = flatten(flags.FLAGS["config"].parser.parse(found[1]).to_dict())
+        known = flatten(flags.FLAGS["config"].parser.parse(match[1]).to_dict())
     except (ValueError, TypeError, OSError):
         return None
     unknown = [key for key in keys if key not in known and key != "model"]

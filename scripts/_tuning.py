@@ -1,4 +1,4 @@
-"""Choosing hyper-parameters on the validation split, for the scripts that make tables."""
+"""Choose hyper-parameters on validation, for scripts that make tables."""
 
 import json
 import sys
@@ -19,26 +19,27 @@ Point = dict[str, Any]  # values of lr and of a recommender's options
 
 
 def choose(config: Mapping[str, Any], points: Sequence[Point], folder: Path) -> dict[str, Any]:
-    """The config with the point that is best on validation; `folder`/tuning.jsonl lists all.
+    """Return the config with the best point on validation.
 
-    Points of a recommender that is trained must differ in traced values only: they are one program.
+    `folder`/tuning.jsonl lists all points. Points of a recommender that is trained must differ in
+    traced values only: they are one program.
     """
     ledger = folder / "tuning.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     lines = ledger.read_text().splitlines() if ledger.exists() else []
     tried = [json.loads(line) for line in lines][: len(points)]
-    left = points[len(tried) :]
+    remaining = points[len(tried) :]
     if hasattr(registry.find(config["recommender"]), "loss"):
-        values = train_grid(config, left, folder) if left else []
+        values = train_grid(config, remaining, folder) if remaining else []
     else:
-        values = (rank(changed(config, point)) for point in left)
-    for point, value in zip(left, values, strict=True):
+        values = (rank(changed(config, point)) for point in remaining)
+    for point, value in zip(remaining, values, strict=True):
         tried.append({"point": point, "valid": value})
         with open(ledger, "a", encoding="utf-8") as out:
             out.write(json.dumps(tried[-1]) + "\n")
         print(folder.name, tried[-1], flush=True)
-    ranked = [one for one in tried if one["valid"] is not None]  # None: it diverged at once
-    return changed(config, max(ranked, key=lambda one: one["valid"])["point"])
+    ranked = [trial for trial in tried if trial["valid"] is not None]  # None: it diverged at once
+    return changed(config, max(ranked, key=lambda trial: trial["valid"])["point"])
 
 
 def changed(config: Mapping[str, Any], point: Point) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def changed(config: Mapping[str, Any], point: Point) -> dict[str, Any]:
 
 
 def rank(config: dict[str, Any]) -> float:
-    """The validation metric of a recommender that nothing trains."""
+    """Return the validation metric of a training-free recommender."""
     data = datasets.load(config["dataset"])
     trials = experiment.trials(config, data, experiment.features(config, data))
     tasks, timing = experiment.tasks(config, data), {"compile_s": 0.0}
@@ -59,7 +60,7 @@ def rank(config: dict[str, Any]) -> float:
 def train_grid(
     config: Mapping[str, Any], points: Sequence[Point], folder: Path
 ) -> list[float | None]:
-    """The best validation metric of every point, all trained as one program."""
+    """Train all points as one program; return their best validation metrics."""
     data = datasets.load(config["dataset"])
     trials = experiment.trials(config, data, experiment.features(config, data), points)
     timing: dict[str, Any] = {"compile_s": 0.0}
@@ -75,7 +76,7 @@ def train_grid(
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds."""
+    """Return mean and standard deviation over seeds."""
     return float(np.mean(values)), float(np.std(values, ddof=int(len(values) > 1)))
 
 

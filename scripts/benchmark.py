@@ -1,3 +1,3 @@
-"""Say where this command went."""
+"""Point to this command's new location."""
 
 raise SystemExit("error: this is now python scripts/benchmark KIND, with the same flags")

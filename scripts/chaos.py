@@ -1,16 +1,17 @@
-"""Kills a run at random moments, goes on each time, and compares it with an undisturbed one.
+r"""Kill a run at random moments, resume it and check it.
 
-python scripts/chaos.py --out=runs/chaos --kills=20 -- \\
+python scripts/chaos.py --out=runs/chaos --kills=20 -- \
     scripts/extract.py --config=configs/extract/movielens.py --dataset=data/ml
-python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \\
+python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \
     scripts/train.py --config=configs/lightgcn.py --config.dataset=data/ml --config.mesh=data=2
-python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \\
+python scripts/chaos.py --out=runs/chaos --kills=20 --workers=2 -- \
     scripts/sweep.py --config=configs/sweeps/noise_controls.py:small ...
 
-What follows `--` is a command of train.py, extract.py or sweep.py but for its --workdir or --out. A
-third of the kills are SIGTERM, the others SIGKILL. Several workers are one program under
-scripts/launch/local.py, or share the folder (sweep.py); one of them, drawn at random, is killed.
-Exit status 1 if the outcome differs, something is there twice, or a torn file is left.
+The killed run is compared with an undisturbed one. What follows `--` is a command of train.py,
+extract.py or sweep.py without its --workdir or --out. A third of the kills are SIGTERM, the others
+SIGKILL. Several workers are one program under scripts/launch/local.py, or share the folder
+(sweep.py); one of them, drawn at random, is killed. Exit status 1 if the outcome differs, something
+is there twice, or a torn file is left.
 """
 
 import json
@@ -60,7 +61,11 @@ def main() -> None:
 
 
 def disturb(command: list[str], folder: Path) -> int:
-    """Starts, kills and starts again; how often it was killed before it had ended by itself."""
+    """Start, kill and restart a run until it ends by itself.
+
+    Returns:
+      How often it was killed before it had ended.
+    """
     chance = random.Random(SEED.value)
     for kill in range(KILLS.value):
         begin = time.monotonic()
@@ -69,7 +74,7 @@ def disturb(command: list[str], folder: Path) -> int:
             time.sleep(0.02)
         targets = workers(started)
         if not targets or complete(folder):  # a kill would find nothing to disturb
-            if any(one.wait() for one in started):
+            if any(process.wait() for process in started):
                 raise InputError(f"a run that went on failed by itself; see {folder}.log")
             return kill
         number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
@@ -79,58 +84,66 @@ def disturb(command: list[str], folder: Path) -> int:
             print(f"kill {kill + 1}: {number.name} after {wait:.1f} s, {state(folder)}", flush=True)
         except psutil.NoSuchProcess:
             return kill
-        if len(started) > 1:  # the others share the folder, and would end the work
-            for one in started:
-                one.kill()
-        for one in started:
-            one.wait()
+        if len(started) > 1:  # the others share the folder and would finish the work
+            for process in started:
+                process.kill()
+        for process in started:
+            process.wait()
     return KILLS.value
 
 
 def start(command: list[str], folder: Path) -> list[subprocess.Popen]:
-    where = "--out" if Path(command[0]).name == "extract.py" else "--workdir"
-    line = [sys.executable, *command, f"{where}={folder}"]
-    several = 1
+    flag = "--out" if Path(command[0]).name == "extract.py" else "--workdir"
+    line = [sys.executable, *command, f"{flag}={folder}"]
+    count = 1
     if Path(command[0]).name != "sweep.py" and WORKERS.value > 1:
         local = str(Path(__file__).parent / "launch" / "local.py")
         line = [line[0], local, f"--processes={WORKERS.value}", "--", *line[1:]]
     elif Path(command[0]).name == "sweep.py":
-        several = WORKERS.value
+        count = WORKERS.value
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.log", "a") as log:
-        kinds = {"stdout": log, "stderr": subprocess.STDOUT}
-        return [subprocess.Popen(line, **kinds) for _ in range(several)]
+        streams = {"stdout": log, "stderr": subprocess.STDOUT}
+        return [subprocess.Popen(line, **streams) for _ in range(count)]
 
 
 def alive(started: list[subprocess.Popen]) -> bool:
-    return any(one.poll() is None for one in started)
+    return any(process.poll() is None for process in started)
 
 
 def workers(started: list[subprocess.Popen]) -> list[psutil.Process]:
-    """The processes that do the work: a launcher's children, or themselves."""
-    found = []
-    for one in started:
-        if one.poll() is None:
-            own = psutil.Process(one.pid)
-            found += (own.children() if "local.py" in " ".join(own.cmdline()) else []) or [own]
-    return found
+    """Return the processes that do the work.
+
+    They are a launcher's children, or the started processes themselves.
+    """
+    processes = []
+    for process in started:
+        if process.poll() is None:
+            parent = psutil.Process(process.pid)
+            processes += (
+                parent.children() if "local.py" in " ".join(parent.cmdline()) else []
+            ) or [parent]
+    return processes
 
 
 def finish(started: list[subprocess.Popen], what: str) -> None:
-    statuses = [one.wait() for one in started]
+    statuses = [process.wait() for process in started]
     if any(statuses):
         raise InputError(f"{what} failed; see the log beside its folder")
 
 
 def complete(folder: Path) -> bool:
-    """Whether a training or an extraction has written its last file."""
+    """Return True if the run has written its last file.
+
+    The run is a training or an extraction.
+    """
     stores = [files.read_json(path) for path in folder.rglob("manifest.json")]
-    done = bool(stores) and all(one["complete"] for one in stores)
+    done = bool(stores) and all(manifest["complete"] for manifest in stores)
     return done or (folder / "results.json").exists()
 
 
 def state(folder: Path) -> str:
-    """How far a killed run is, in a few words."""
+    """Describe how far a killed run is, in a few words."""
     counts = {
         "epochs": len(lines(folder / "metrics.jsonl")),
         "events": len(lines(folder / "ledger.jsonl")),
@@ -140,30 +153,36 @@ def state(folder: Path) -> str:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON lines file."""
+    """Read the complete lines of a JSON lines file."""
     if not path.exists():
         return []
-    kept = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in kept]
+    complete_lines = [
+        line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
+    ]
+    return [json.loads(line) for line in complete_lines]
 
 
 def compare_training(whole: Path, killed: Path) -> list[str]:
     ours, theirs = (files.read_json(folder / "results.json") for folder in (killed, whole))
     keys = ("valid", "test", "epochs", "best_epoch")
     faults = [f"{key} differs" for key in keys if ours[key] != theirs[key]]
-    with np.load(whole / "per_user.npz") as one, np.load(killed / "per_user.npz") as other:
-        faults += [f"{name} differs" for name in one if not np.array_equal(one[name], other[name])]
+    with np.load(whole / "per_user.npz") as expected, np.load(killed / "per_user.npz") as arrays:
+        faults += [
+            f"{name} differs"
+            for name in expected
+            if not np.array_equal(expected[name], arrays[name])
+        ]
     epochs = [line["epoch"] for line in lines(killed / "metrics.jsonl")]
     return faults + ["epochs missing or twice"] * (epochs != list(range(1, ours["epochs"] + 1)))
 
 
 def compare_extraction(whole: Path, killed: Path) -> list[str]:
-    one, other = (
+    expected, actual = (
         {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         for folder in (whole, killed)
     )
-    names = sorted(one.keys() | other.keys())
-    return [f"{name} differs" for name in names if one.get(name) != other.get(name)]
+    names = sorted(expected.keys() | actual.keys())
+    return [f"{name} differs" for name in names if expected.get(name) != actual.get(name)]
 
 
 def compare_sweep(whole: Path, killed: Path) -> list[str]:
@@ -173,10 +192,10 @@ def compare_sweep(whole: Path, killed: Path) -> list[str]:
         values = {key: e.get("valid") for key, e in zip(keys, events, strict=True)}
         return Counter(keys), values
 
-    (_, expected), (counts, found) = told(whole), told(killed)
+    (_, expected), (counts, actual) = told(whole), told(killed)
     faults = [f"{key} is there {count} times" for key, count in counts.items() if count > 1]
-    faults += [f"{key} is missing" for key in expected.keys() - found.keys()]
-    return faults + [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+    faults += [f"{key} is missing" for key in expected.keys() - actual.keys()]
+    return faults + [f"{key} differs" for key in expected if actual.get(key) != expected[key]]
 
 
 COMPARE = {

@@ -1,13 +1,14 @@
-"""All recommenders on one dataset: tuned on validation by small grids, test read once, a table.
+"""Compare all recommenders on one dataset in one table.
 
   python scripts/compare.py --dataset=DIR --out=OUT
   python scripts/compare.py --dataset=DIR --out=OUT --models=bprmf,freedom --seeds=3
-  python scripts/compare.py --dataset=DIR --out=OUT --factor=1  # published weights, rates alone
+  python scripts/compare.py --dataset=DIR --out=OUT --factor=1  # published weights, rates only
 
-Every trained recommender gets a grid of the same size, its points being one program: learning rates
-times factors of one loss weight of its config, that of the contrast if it has one and `l_w` if not.
-What is done is skipped when the command runs again. Writes table.md, table.json and every run's
-own folder.
+Each recommender is tuned on validation by a small grid; the test split is read once. The grids of
+all trained recommenders have the same size, and each is one program: learning rates times factors
+of one loss weight of the config, that of the contrast if it has one and `l_w` if not. Only where
+all such weights are zero does the grid have rates only. Finished work is skipped when the
+command runs again. Writes table.md, table.json and every run's own folder.
 """
 
 import importlib
@@ -47,7 +48,7 @@ MULTIMODAL = """
 NEIGHBOURS = [
     {"neighbours": k, "shrink": shrink} for k, shrink in product((20, 100, 500), (0.0, 100.0))
 ]
-POINTS: dict[str, list[_tuning.Point]] = {  # of what nothing trains
+POINTS: dict[str, list[_tuning.Point]] = {  # of training-free recommenders
     "random": [{}],
     "mostpop": [{}],
     "itemknn": NEIGHBOURS,
@@ -58,8 +59,9 @@ POINTS: dict[str, list[_tuning.Point]] = {  # of what nothing trains
     ],
     "itemknncbf": [{"top_k": k} for k in (5, 10, 20, 50, 100, 200)],
 }
-# The first of these that a config does not leave at zero is varied, by these factors of it: what
-# is published for sparse catalogues lets a contrast drown the ranking on a dense one.
+# The first of these weights that is not zero in a config is varied by these factors. Those of a
+# contrast are small: what is published for sparse catalogues lets it drown the ranking on a dense
+# one.
 WEIGHTS = {"cl_weight": (0.01, 0.1, 1.0), "ssl_weight": (0.01, 0.1, 1.0), "l_w": (0.1, 1.0, 10.0)}
 METRICS = ("recall@20", "ndcg@20")
 
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def base(model: str) -> dict[str, Any]:
-    """A model's default config under this table's protocol."""
+    """Return a model's default config under this table's protocol."""
     config = importlib.import_module(f"configs.{model}").get_config().to_dict()
     return config | {
         "dataset": DATASET.value,
@@ -115,9 +117,9 @@ def record(model: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "lr": first["config"]["lr"],
         "options": first["config"]["model"],
         "seeds": len(runs),
-        "valid": _tuning.spread([one["valid"]["recall@20"] for one in runs]),
-        "test": {m: _tuning.spread([one["test"][m] for one in runs]) for m in METRICS},
-        "best_epochs": [one["best_epoch"] for one in runs],
+        "valid": _tuning.spread([result["valid"]["recall@20"] for result in runs]),
+        "test": {m: _tuning.spread([result["test"][m] for result in runs]) for m in METRICS},
+        "best_epochs": [result["best_epoch"] for result in runs],
         "epoch_s": first["timing"]["epoch_s"],
         "versions": first["versions"],
         "device": first["device"],

@@ -1,15 +1,15 @@
-"""A model's answers about items to attributes, a feature store that any recommender can read.
+r"""Turn a model's answers about items into attributes.
 
 python scripts/describe.py --dataset=DIR --answers=FILE.csv --out=DIR/described/qwen2vl
 python scripts/describe.py --dataset=DIR --store=STORE --prompt=configs/prompts/baby.txt --out=…
 python scripts/describe.py --dataset=DIR --answers=FILE.csv --texts_out=STORE    # whole answers
-python scripts/train.py --config=configs/attributeitemknn.py --config.dataset=DIR \\
+python scripts/train.py --config=configs/attributeitemknn.py --config.dataset=DIR \
     --config.features=attributes=DIR/described/qwen2vl/attributes --workdir=RUN
 
-Answers are a table of ids and texts, or what an extraction by a model that answers left in its
-store. `--out` gets attributes, parsed.jsonl and summary.json, see
-mmjax/features/descriptions/describe.py; `--texts_out` gets sentence embeddings of the answers as
-they are, of any form or none.
+The attributes are a feature store that any recommender can read. Answers are a table of ids and
+texts, or what an extraction by a model that answers left in its store. `--out` gets attributes,
+parsed.jsonl and summary.json, see mmjax/features/descriptions/describe.py. `--texts_out` gets
+sentence embeddings of the complete answers, of any form or none.
 """
 
 from functools import partial
@@ -93,7 +93,10 @@ def read_answers() -> Inputs:
 
 
 def read_slots() -> list[str]:
-    """Of the flags; [] leaves them to the answers."""
+    """Return the slots that the flags name.
+
+    [] leaves them to the answers.
+    """
     if not FLAGS.prompt:
         return [slot.strip() for slot in FLAGS.slots]
     if FLAGS.slots:

@@ -1,3 +1,3 @@
-"""Say where this command went."""
+"""Point to this command's new location."""
 
 raise SystemExit("error: this is now python scripts/experiments/end_to_end.py, with the same flags")

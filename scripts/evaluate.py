@@ -1,6 +1,8 @@
-"""Ranks a run's best parameters again and prints the metrics, under its own protocol or another.
+"""Rank a run's best parameters again and print the metrics.
 
 python scripts/evaluate.py --workdir=RUN [--split=test] [--protocol=mmrec] [--cutoffs=10,20]
+
+It ranks under the run's protocol or another.
 """
 
 from _app import run
@@ -35,10 +37,10 @@ def main() -> None:
         "cutoffs": [int(k) for k in CUTOFFS.value],
     }
     change = {key: value for key, value in change.items() if value not in ("", None, [])}
-    found = train.evaluate(workdir, SPLIT.value, change)
-    print(runs.listing(found.rounded()))
+    metrics = train.evaluate(workdir, SPLIT.value, change)
+    print(runs.listing(metrics.rounded()))
     if JSON.value and distributed.is_primary():
-        files.write_json(JSON.value, found.rounded())
+        files.write_json(JSON.value, metrics.rounded())
         print(f"wrote {JSON.value}")
 
 

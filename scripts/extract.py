@@ -1,15 +1,15 @@
-"""Encodes images, texts or audio into stores; killed, the same command goes on.
+r"""Encode images, texts or audio into feature stores.
 
 A prepared dataset, one encoder:
-  python scripts/extract.py --dataset=DIR --encoder=efficientnet --weights=efficientnet-lite0 \\
+  python scripts/extract.py --dataset=DIR --encoder=efficientnet --weights=efficientnet-lite0 \
       --out=DIR/features/visual
 Several layers from one pass, several encoders in one run, a dual encoder and its fusion:
   python scripts/extract.py … --layers=pooler_output,hidden_states.3:mean --out=FOLDER
   python scripts/extract.py --config=configs/extract/movielens.py --dataset=DIR --out=FOLDER
-  python scripts/extract.py … --encoder=clip --weights=openai/clip-vit-base-patch16 \\
+  python scripts/extract.py … --encoder=clip --weights=openai/clip-vit-base-patch16 \
       --modality=visual_textual --fusion=concat --out=FOLDER
 A large vision-language model under a prompt, whose answers come along as descriptions.jsonl:
-  python scripts/extract.py … --encoder=qwen2_vl --weights=Qwen/Qwen2-VL-7B-Instruct \\
+  python scripts/extract.py … --encoder=qwen2_vl --weights=Qwen/Qwen2-VL-7B-Instruct \
       --prompt=configs/prompts/baby.txt --pooling=eos --layer=-1 --dtype=bfloat16 --out=STORE
 Files and tables as they are, reviews among them; a Ducho configuration; any model of PyTorch:
   python scripts/extract.py --texts=reviews.tsv --id_columns=user,item --text_column=review …
@@ -17,6 +17,8 @@ Files and tables as they are, reviews among them; a Ducho configuration; any mod
   python scripts/extract.py … --backend=torch --encoder=timm --weights=NAME
 Several processes, each with its devices, share the items (scripts/launch):
   python scripts/launch/local.py --processes=2 -- scripts/extract.py …
+
+After a kill the same command resumes the extraction.
 """
 
 from functools import partial
@@ -112,7 +114,10 @@ def export(url: str) -> None:
 
 
 def make_plan() -> Plan:
-    """What the flags ask for: one encoder, a config of several, or Ducho's configuration."""
+    """Build the plan that the flags ask for.
+
+    It is one encoder, a config of several, or Ducho's configuration.
+    """
     ways = [name for name in ("encoder", "config", "ducho") if FLAGS[name].value]
     if FLAGS.backend == "torch" and not ways:
         FLAGS.encoder, ways = "auto", ["encoder"]
@@ -127,35 +132,41 @@ def make_plan() -> Plan:
         jobs = FLAGS.config.to_dict()["jobs"]
         steps = [
             step
-            for name, about in jobs.items()
-            for step in steps_of(rows, *job_of(about, f"{FLAGS.out}/{name}"))
+            for name, settings in jobs.items()
+            for step in steps_of(rows, *job_of(settings, f"{FLAGS.out}/{name}"))
         ]
         return Plan(steps)
-    about = {name: FLAGS[name].value for name in OPTIONS}
-    about |= {name: FLAGS[name].value for name in ("encoder", "backend", "fusion", "batch")}
-    return Plan(steps_of(rows, *job_of(about, FLAGS.out)))
+    settings = {name: FLAGS[name].value for name in OPTIONS}
+    settings |= {name: FLAGS[name].value for name in ("encoder", "backend", "fusion", "batch")}
+    return Plan(steps_of(rows, *job_of(settings, FLAGS.out)))
 
 
 def read_inputs() -> inputs.Inputs:
-    """The rows that the flags name: of a dataset, or files and a table joined by id."""
+    """Read the rows that the flags name.
+
+    They are of a dataset, or files and a table joined by id.
+    """
     if FLAGS.dataset:
         return inputs.of_dataset(load(FLAGS.dataset), FLAGS.fields)
-    found = []
+    parts = []
     for flag, modality in (("images", "image"), ("audios", "audio")):
         if FLAGS[flag].value:
-            found.append(inputs.of_files(FLAGS[flag].value, modality))
+            parts.append(inputs.of_files(FLAGS[flag].value, modality))
     if FLAGS.texts:
-        found.append(inputs.of_table(FLAGS.texts, FLAGS.id_columns, FLAGS.text_column))
-    if not found:
+        parts.append(inputs.of_table(FLAGS.texts, FLAGS.id_columns, FLAGS.text_column))
+    if not parts:
         raise InputError("give --dataset, or --images, --audios or --texts")
-    rows = found[0]
-    for other in found[1:]:
-        rows = inputs.join(rows, other)
+    rows = parts[0]
+    for part in parts[1:]:
+        rows = inputs.join(rows, part)
     return rows
 
 
 def job_of(about: dict, out: str) -> tuple[Job, str | None]:
-    """The job and the fusion of one encoder's settings, checked and typed."""
+    """Return an encoder's job and fusion from its checked settings.
+
+    The settings are converted to their types.
+    """
     about = {key: value for key, value in about.items() if value is not None}
     encoder, fusion = about.pop("encoder", "auto"), about.pop("fusion", None)
     if about.pop("backend", "jax") == "torch":
@@ -175,12 +186,12 @@ def job_of(about: dict, out: str) -> tuple[Job, str | None]:
 
 def numbers(key: str, values: list, kind: type, count: int) -> tuple:
     try:
-        found = tuple(kind(value) for value in values)
+        converted = tuple(kind(value) for value in values)
     except ValueError:
-        found = ()
-    if len(found) != count:
+        converted = ()
+    if len(converted) != count:
         raise InputError(f"--{key} takes {count} numbers, not {','.join(map(str, values))!r}")
-    return found
+    return converted
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Fills the absent rows of a store, hides some first, and measures feature homophily.
+"""Impute the absent rows of a feature store; measure homophily.
 
 python scripts/impute.py --dataset=DIR --features=STORE --out=STORE --method=feat_prop --top_k=20
 python scripts/impute.py --dataset=DIR --features=STORE --out=STORE --method=ae --other=STORE
 python scripts/impute.py --dataset=DIR --features=STORE --out=STORE --method=mean --mask=0.5
 python scripts/impute.py --dataset=DIR --features=STORE --homophily
+
+`--mask` hides a share of the present rows first.
 """
 
 import math
@@ -52,7 +54,7 @@ def main() -> None:
         return
     options = {name: getattr(FLAGS, name) for name in OPTIONS}
     if FLAGS.homophily and "top_k" not in resolve(FLAGS.method, {}):
-        options.pop("top_k")  # meant for the homophily alone
+        options.pop("top_k")  # meant for the homophily only
     summary = impute(
         dataset,
         FLAGS.features,
@@ -79,8 +81,8 @@ def say_homophily(dataset: Dataset, url: str) -> None:
     gaps = Gaps(dataset, *opened.read())
     neighbours = gaps.co_purchase(20 if FLAGS.top_k is None else FLAGS.top_k)
     value = homophily(gaps.features, gaps.present, neighbours)
-    said = "not defined" if math.isnan(value) else f"{value:.4f}"
-    print(f"{url}: feature homophily {said} over {gaps.present.sum()} present items")
+    shown = "not defined" if math.isnan(value) else f"{value:.4f}"
+    print(f"{url}: feature homophily {shown} over {gaps.present.sum()} present items")
 
 
 if __name__ == "__main__":

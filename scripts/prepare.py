@@ -1,14 +1,15 @@
-"""Prepares a dataset: raw files, or a synthetic world -> one documented, hashed folder.
+r"""Prepare a dataset from raw files or a synthetic world.
 
   python scripts/prepare.py --source=world --out=runs/world
   python scripts/prepare.py --source=movielens --raw=ml-100k --k_core=5 --out=runs/ml
   python scripts/prepare.py --source=elliot --raw=amazon-baby --cold_users=keep --out=runs/baby
-  python scripts/prepare.py --source=interactions --raw=log.parquet --user_column=customer \\
+  python scripts/prepare.py --source=interactions --raw=log.parquet --user_column=customer \
       --item_column=sku --items_file=items.csv --split=temporal --out=runs/shop
-  python scripts/prepare.py --source=amazon2023 --raw=raw --category=Baby_Products --download \\
+  python scripts/prepare.py --source=amazon2023 --raw=raw --category=Baby_Products --download \
       --k_core=5 --out=runs/baby2023
 
-The folder's files are described in mmjax/data/dataset.py, the steps in mmjax/data/prepare.py.
+The result is one documented, hashed folder. Its files are described in mmjax/data/dataset.py, the
+steps in mmjax/data/prepare.py.
 """
 
 import time
@@ -104,21 +105,21 @@ def main() -> None:
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - clock:6.1f} s] {what}", flush=True)
 
-    with files.atomic_folder(out, overwrite=OVERWRITE.value, last="dataset.json") as aside:
+    with files.atomic_folder(out, overwrite=OVERWRITE.value, last="dataset.json") as staging:
         say(f"reading {SOURCE.value}")
-        raw = read(aside)
+        raw = read(staging)
         say(f"preparing {len(raw.user):,} interactions")
         if SOURCE.value in AMAZON:
             prepared, missing = prepare_amazon(raw, say)
-            modalities.write_missing(aside, missing)
+            modalities.write_missing(staging, missing)
         else:
             prepared = run_steps(raw)
         say("writing")
-        dataset.save(prepared, aside)
-        write_features(raw, prepared, aside / "features")
+        dataset.save(prepared, staging)
+        write_features(raw, prepared, staging / "features")
         if REVIEWS.value:
             tables = amazon.reviews(storage.local(RAW.value), SOURCE.value, CATEGORY.value)
-            count = amazon.write_reviews(prepared, tables, aside / "reviews.tsv")
+            count = amazon.write_reviews(prepared, tables, staging / "reviews.tsv")
             say(f"{count:,} reviews")
     say("done")
     for key, value in prepared.statistics().items():
@@ -127,7 +128,10 @@ def main() -> None:
 
 
 def run_steps(raw: Raw, **instead: Any) -> dataset.Dataset:
-    """The steps of mmjax/data/prepare.py, as the flags say or as `instead` does."""
+    """Run the steps of mmjax/data/prepare.py on raw data.
+
+    Options are the flags', unless `instead` has others.
+    """
     options = dict(
         name=NAME.value or storage.path(OUT.value).resolve().name,
         split=SPLIT.value,
@@ -138,7 +142,7 @@ def run_steps(raw: Raw, **instead: Any) -> dataset.Dataset:
         valid=VALID_SHARE.value,
         seed=SEED.value,
         cold_users=COLD.value,
-        # Rows of features, and of a world's truth, are the whole catalogue.
+        # Features, and a world's truth, have a row for every item of the catalogue.
         keep_items="all" if SOURCE.value in ("world", "mmrec") else "interacted",
     )
     return prepare(raw, **{**options, **instead})
@@ -147,8 +151,15 @@ def run_steps(raw: Raw, **instead: Any) -> dataset.Dataset:
 def prepare_amazon(
     raw: Raw, say: Callable[[str], None]
 ) -> tuple[dataset.Dataset, modalities.Missing]:
-    """The steps, by way of the images of the items that stay, and without the others if asked."""
-    # What the k-core leaves out of all items, it leaves out of fewer: its images are not needed.
+    """Run the steps on a source of Amazon.
+
+    With --download the images of the kept items are fetched. With --drop_missing items that lack
+    image or text are dropped and the steps are run again.
+
+    Returns:
+      The dataset, and what items lack.
+    """
+    # An item that the k-core drops from all items, it drops from fewer: its image is not needed.
     unsplit = dict(split="random", test=0, valid=0, cold_users="keep") if DROP_MISSING.value else {}
     prepared = run_steps(raw, **unsplit)
     urls, folder = prepared.attributes["image_url"], storage.local(RAW.value) / "images"
@@ -173,7 +184,10 @@ def patience() -> Patience:
 
 
 def read(aside: Path) -> Raw:
-    """Reads the source that the flags name; the world draws its images into `aside`."""
+    """Read the source that the flags name.
+
+    The world draws its images into the folder that is passed.
+    """
     if SOURCE.value == "world":
         return world.generate(
             users=USERS.value,
@@ -208,15 +222,18 @@ def read(aside: Path) -> Raw:
 
 
 def write_features(raw: Raw, prepared: dataset.Dataset, folder: Path) -> None:
-    """The source's feature arrays as stores, rows in the dataset's item order."""
+    """Write the source's features as stores.
+
+    Rows are in the dataset's item order.
+    """
     if not raw.features:
         return
     from mmjax import store  # slow to import, and few sources bring features
 
     rows = feature_rows(raw, prepared)
     for name, array in raw.features.items():
-        about = {"encoder": name, "source": SOURCE.value, "modality": name.split("_")[0]}
-        store.write_array(str(folder / name), array[rows], item_ids=prepared.item_ids, **about)
+        metadata = {"encoder": name, "source": SOURCE.value, "modality": name.split("_")[0]}
+        store.write_array(str(folder / name), array[rows], item_ids=prepared.item_ids, **metadata)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compares finished runs, reports a sweep, or shows on a page what models said of items.
+"""Compare runs, report a sweep, or show models' descriptions.
 
 python scripts/report.py RUN RUN ... --out=DIR        # table.md, table.csv and table.png
 python scripts/report.py --sweep=DIR [--out=DIR] [--reference=LEVEL]   # report.html, .md, ...
@@ -51,8 +51,8 @@ def show_descriptions() -> None:
 
 
 def report_sweep() -> None:
-    given = {"sweep": SWEEP.value, "out": OUT.value, "reference": REFERENCE.value}
-    words = [f"--{name}={shlex.quote(value)}" for name, value in given.items() if value]
+    values = {"sweep": SWEEP.value, "out": OUT.value, "reference": REFERENCE.value}
+    words = [f"--{name}={shlex.quote(value)}" for name, value in values.items() if value]
     paths = page.write(
         storage.local(SWEEP.value),
         OUT.value or SWEEP.value,

@@ -1,10 +1,13 @@
-"""Shows a store, checks it, fuses several, makes noise of it, trades with MMRec and Ducho.
+"""Show, check, fuse, import and export feature stores.
 
 python scripts/store.py --action=show --store=STORE
 python scripts/store.py --action=export_npy --store=STORE --file=image_feat.npy
 python scripts/store.py --action=import_folder --file=FOLDER --store=STORE --dataset=DIR
 python scripts/store.py --action=fuse --sources=VISUAL,TEXTUAL --fusion=concat --store=STORE
 python scripts/store.py --action=control --sources=FEATURES --control=gaussian --store=STORE
+
+One .npy is the format of MMRec, a folder of one .npy an item that of Ducho. `control` makes noise
+of a store's features.
 """
 
 import json
@@ -41,9 +44,9 @@ def main() -> None:
         raise InputError(f"--action={action} needs --dataset, which names the items")
     dataset = load(FLAGS.dataset) if FLAGS.dataset else None
     if action.startswith("import"):
-        bring = store.import_npy if action == "import_npy" else store.import_folder
-        about = {"encoder": FLAGS.encoder, "imported_from": FLAGS.file, "overwrite": overwrite}
-        bring(FLAGS.file, FLAGS.store, dataset.item_ids, **about)
+        import_features = store.import_npy if action == "import_npy" else store.import_folder
+        metadata = {"encoder": FLAGS.encoder, "imported_from": FLAGS.file, "overwrite": overwrite}
+        import_features(FLAGS.file, FLAGS.store, dataset.item_ids, **metadata)
     if action == "fuse":
         fuse(FLAGS.sources, FLAGS.fusion, FLAGS.store, overwrite=overwrite)
     if action == "control":
@@ -63,8 +66,8 @@ def main() -> None:
     elif action == "verify":
         opened.verify()
     present = int(sum(mask.sum() for _, _, mask in opened.blocks()))
-    about = {key: value for key, value in opened.manifest.items() if key != "digests"}
-    print(json.dumps({**about, "present": present}, indent=2, sort_keys=True))
+    metadata = {key: value for key, value in opened.manifest.items() if key != "digests"}
+    print(json.dumps({**metadata, "present": present}, indent=2, sort_keys=True))
 
 
 if __name__ == "__main__":

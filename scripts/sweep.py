@@ -1,12 +1,13 @@
-"""Runs an ablation: a grid as few programs, choices on validation, the test split read once.
+r"""Run a sweep: tune on validation, read the test split once.
 
-  python scripts/sweep.py --config=configs/sweeps/noise_controls.py:small --workdir=SWEEP \\
+  python scripts/sweep.py --config=configs/sweeps/noise_controls.py:small --workdir=SWEEP \
     --config.dataset=DIR
 
-Run the same command again after a kill: it goes on, and does nothing twice. Run it several times at
-once, on one host or many that share the folder: they share the work. With --estimate it only says
-what it will take; with --compile it only fills the cache of compiled programs (--compile_cache, or
-SWEEP/programs), from which all processes then start. `report.py --sweep=SWEEP` makes the page.
+A grid is trained as few programs. Run the same command again after a kill: it goes on, and does
+nothing twice. Run it several times at once, on one host or many that share the folder: they share
+the work. With --estimate it only says what it will take; with --compile it only fills the cache of
+compiled programs (--compile_cache, or SWEEP/programs), from which all processes then start.
+`report.py --sweep=SWEEP` makes the page.
 """
 
 import jax

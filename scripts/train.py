@@ -1,7 +1,9 @@
-"""Trains one recommender and writes results.json; run again after a kill, it goes on.
+"""Train one recommender and write results.json.
 
 python scripts/train.py --config=configs/vbpr.py --config.dataset=DIR --workdir=RUN
-python scripts/train.py ... --explain_sharding   # what lies where, what travels; nothing is trained
+python scripts/train.py ... --explain_sharding   # arrays, sharding, traffic; nothing is trained
+
+After a kill the same command goes on.
 """
 
 from _app import run

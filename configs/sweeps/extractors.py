@@ -1,15 +1,15 @@
-"""Extractors and large vision-language models, tuned alike (arXiv 2508.04571 and its extension).
+r"""Sweep: extractors and large vision-language models, tuned alike.
 
-VBPR, BM3, FREEDOM and LATTICE on each extractor, 30-point grids; beside them the classical
-recommenders, by TPE with 30 points; and the models' descriptions as side content of a neighbourhood
-model. Elliot's loop, relevance from 4 stars on, Recall@20 on valid, LATTICE validated once, at the
-end. The paper's batch is 1024 for
-Baby, 8192 for Pets and Clothing; its seed 123.
+It follows arXiv 2508.04571 and its extension. VBPR, BM3, FREEDOM and LATTICE on each extractor,
+30-point grids; beside them the classical recommenders, by TPE with 30 points; and the models'
+descriptions as side content of a neighbourhood model. Elliot's loop, relevance from 4 stars on,
+Recall@20 on valid, LATTICE validated once, at the end. The paper's batch is 1024 for Baby, 8192 for
+Pets and Clothing; its seed 123.
 
 Expected: no table of the paper could be had. Its claims: standard extractors help, an LVLM's one
 embedding helps more, and its descriptions help a neighbourhood model.
 
-    python scripts/sweep.py --config=configs/sweeps/extractors.py --workdir=SWEEP \\
+    python scripts/sweep.py --config=configs/sweeps/extractors.py --workdir=SWEEP \
       --config.dataset=DIR --config.stores=resnet50=STORE,mpnet=STORE,clip_image=STORE,...
 
 Levels whose stores are not there are left out. `small` compares one modality with two, of a dataset
@@ -37,7 +37,7 @@ DESCRIBED = {
 def get_config(arg: str | None = None):
     loop = dict(threshold=4.0)
     grid = dict(lr=(1e-4, 5e-4, 1e-3, 5e-3, 1e-2), model=dict(dim=(64, 128, 256), l_w=(0.01, 0.1)))
-    alone = dict(compare={}, search="tpe", **loop)
+    uncompared = dict(compare={}, search="tpe", **loop)
     near = dict(
         neighbours=common.between(5, 1000, integer=True),
         similarity=("cosine", "jaccard", "dot", "asymmetric", "tversky"),
@@ -57,16 +57,16 @@ def get_config(arg: str | None = None):
     )
     paper = common.sweep(
         {
-            "random": common.study("random", **alone | {"protocol": "elliot"}),
-            "mostpop": common.study("mostpop", **alone | {"protocol": "elliot"}),
-            "itemknn": common.study("itemknn:elliot", dict(model=near), **alone),
+            "random": common.study("random", **uncompared | {"protocol": "elliot"}),
+            "mostpop": common.study("mostpop", **uncompared | {"protocol": "elliot"}),
+            "itemknn": common.study("itemknn:elliot", dict(model=near), **uncompared),
             "attributeitemknn": common.study(
                 "attributeitemknn:elliot",
                 dict(model=near | side),
-                **alone | {"compare": {"features": common.levels(DESCRIBED)}},
+                **uncompared | {"compare": {"features": common.levels(DESCRIBED)}},
             ),
-            "bprmf": common.study("bprmf:elliot", biased, **alone),
-            "lightgcn": common.study("lightgcn:elliot", factorised, **alone),
+            "bprmf": common.study("bprmf:elliot", biased, **uncompared),
+            "lightgcn": common.study("lightgcn:elliot", factorised, **uncompared),
             **{
                 name: common.study(f"{name}:elliot", grid, **loop, **change)
                 for name, change in {

@@ -1,17 +1,17 @@
-"""Dropping items with missing modalities, or imputing their features (arXiv 2408.11767).
+r"""Sweep: dropping items with missing modalities or imputing their features.
 
-`dropped` is a dataset of the items that have all modalities, `dataset` one of all items, whose
-stores lack some rows: each method of imputation is a level. Grids of ten points, width 64, batch
-1024, valid after each epoch, patience 5. BPRMF, NGCF, LightGCN and SGL beside VBPR, NGCF-M and
-FREEDOM, each on both datasets; BPRMF has no biases here, NGCF the mean of its layers, and VBPR's
-users start Xavier-uniform in both spaces, as in this paper's repository. Numbers of two datasets
-are not of the same users and items; the paper compares them nevertheless.
+It follows arXiv 2408.11767. `dropped` is a dataset of the items that have all modalities, `dataset`
+one of all items, whose stores lack some rows: each method of imputation is a level. Grids of ten
+points, width 64, batch 1024, valid after each epoch, patience 5. BPRMF, NGCF, LightGCN and SGL
+beside VBPR, NGCF-M and FREEDOM, each on both datasets; BPRMF has no biases here, NGCF the mean of
+its layers, and VBPR's users start Xavier-uniform in both spaces, as in this paper's repository.
+Numbers of two datasets are not of the same users and items; the paper compares them nevertheless.
 
 Expected: no numbers could be had; the claim is that imputing is no worse than dropping, and that
 methods on the item graph do at least as well as zeros, random rows and the mean.
 
-    python scripts/sweep.py --config=configs/sweeps/missing.py --workdir=SWEEP \\
-      --config.dataset=ALL --config.datasets=dropped=DROPPED \\
+    python scripts/sweep.py --config=configs/sweeps/missing.py --workdir=SWEEP \
+      --config.dataset=ALL --config.datasets=dropped=DROPPED \
       --config.stores=visual=STORE,textual=STORE
     python scripts/sweep.py --config=configs/sweeps/missing.py:propagation ...
 
@@ -37,20 +37,22 @@ def get_config(arg: str | None = None):
     loop = dict(eval_every=1, patience=5)
     grid = dict(lr=(1e-4, 5e-4, 1e-3, 5e-3, 1e-2), model=dict(l_w=(1e-5, 1e-2)))
     dropped = {"dropped": {"dataset": "dropped", "features": "*"}}
-    both = {"items": {"all": {}, "dropped": {"dataset": "dropped"}}}
-    # What this paper's repository has otherwise than the other Elliot forks.
-    own = {
+    all_and_dropped = {"items": {"all": {}, "dropped": {"dataset": "dropped"}}}
+    # Where this paper's repository differs from the other Elliot forks.
+    changes = {
         "vbpr": dict(model=dict(content_init="xavier_uniform")),
         "bprmf": dict(model=dict(bias=False)),
         "ngcf": dict(model=dict(combine="mean")),
     }
     content = {
-        name: common.study(f"{name}:elliot", grid, **loop, **own.get(name, {}))
+        name: common.study(f"{name}:elliot", grid, **loop, **changes.get(name, {}))
         for name in ("vbpr", "ngcfm", "freedom")
     }
     paper = common.sweep(
         {
-            name: common.study(f"{name}:elliot", grid, compare=both, **loop, **own.get(name, {}))
+            name: common.study(
+                f"{name}:elliot", grid, compare=all_and_dropped, **loop, **changes.get(name, {})
+            )
             for name in ("bprmf", "ngcf", "lightgcn", "sgl")
         }
         | content,

@@ -1,4 +1,7 @@
-"""Do recommenders use content, or only the room that content gives them? (arXiv 2508.04571)
+r"""Sweep: real features against noise of the same shape.
+
+It follows arXiv 2508.04571 and asks if recommenders use content, or only the capacity that content
+adds.
 
 VBPR, BM3, FREEDOM and LATTICE on real features and on three controls of the same shape: Gaussian
 noise, noise of the features' mean and covariance, and the features given to other items (which the
@@ -9,7 +12,7 @@ there, three here.
 
 Expected: the paper's tables could not be had; its abstract says that gains may come from capacity.
 
-    python scripts/sweep.py --config=configs/sweeps/noise_controls.py --workdir=SWEEP \\
+    python scripts/sweep.py --config=configs/sweeps/noise_controls.py --workdir=SWEEP \
       --config.dataset=DIR --config.features=visual=clip_image,textual=clip_text
 
 `small` is for MovieLens-100k or a world of `prepare.py`: protocol strict, width 64, a grid of four
@@ -27,7 +30,7 @@ def get_config(arg: str | None = None):
         lr=(1e-4, 5e-4, 1e-3, 5e-3, 1e-2),
         model=dict(dim=(64, 128, 256), l_w=(0.01, 0.1)),
     )
-    alone = dict(compare={}, search="tpe", **loop)
+    uncompared = dict(compare={}, search="tpe", **loop)
     factorised = dict(
         lr=common.between(1e-5, 1.0, log=True),
         model=dict(dim=(64, 128, 256), l_w=common.between(1e-5, 0.1, log=True)),
@@ -37,8 +40,8 @@ def get_config(arg: str | None = None):
     )
     paper = common.sweep(
         {
-            "bprmf": common.study("bprmf:elliot", biased, **alone),
-            "lightgcn": common.study("lightgcn:elliot", factorised, **alone),
+            "bprmf": common.study("bprmf:elliot", biased, **uncompared),
+            "lightgcn": common.study("lightgcn:elliot", factorised, **uncompared),
             **{
                 name: common.study(f"{name}:elliot", grid, **loop)
                 for name in ("vbpr", "bm3", "freedom")

@@ -1,13 +1,13 @@
-"""Does the prompt matter? An LVLM's embeddings under three prompts (extension of arXiv 2508.04571).
+r"""Sweep: an LVLM's embeddings under three prompts.
 
-FITB asks for five keywords, DESCR for a description of at most thirty words, MIS for something
-that has nothing to do with the item. VBPR and BM3, width 256, five rates from 1e-4 to 1e-2 by
-weights {.01, .1}; Elliot's loop, relevance from 4 stars on.
+It extends arXiv 2508.04571. FITB asks for five keywords, DESCR for a description of at most thirty
+words, MIS for something that has nothing to do with the item. VBPR and BM3, width 256, five rates
+from 1e-4 to 1e-2 by weights {.01, .1}; Elliot's loop, relevance from 4 stars on.
 
 Expected: no table could be had. Where MIS does as well as FITB, the words of the prompt do not
 matter, or the embedding does not.
 
-    python scripts/sweep.py --config=configs/sweeps/prompts.py --workdir=SWEEP \\
+    python scripts/sweep.py --config=configs/sweeps/prompts.py --workdir=SWEEP \
       --config.dataset=DIR --config.stores=fitb=STORE,descr=STORE,mis=STORE
 
 `small` has width 64, six points and early stopping, and the same three stores.

@@ -1,13 +1,16 @@
-"""The one exception that means: what the user gave cannot be used."""
+"""Exceptions for invalid user input and for preempted runs."""
 
 
 class InputError(ValueError):
-    """A fault in a file, a flag or a config: one sentence that says what, where and what to do.
+    """Fault in a file, a flag or a config of the user.
 
-    Scripts print it without a traceback and exit with status 2; anything else is a bug and keeps
-    its traceback.
+    The message is one sentence that says what is wrong, where, and what to do. Scripts print it
+    without a traceback and exit with status 2; anything else is a bug and keeps its traceback.
     """
 
 
 class Preempted(Exception):
-    """SIGTERM, or the cloud's notice, ended a run after it was saved; the same command goes on."""
+    """End of a run by SIGTERM or a notice of the cloud.
+
+    The run was saved; the same command resumes it.
+    """

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all: written aside, then renamed.
+"""Write files atomically: under a temporary name, then renamed.
 
-Paths may be URLs of buckets (`storage`), where an object is whole by itself.
+A file appears whole or not at all. Paths may be URLs of buckets (`storage`), where every object is
+whole without a rename.
 """
 
 import contextlib
@@ -19,49 +20,50 @@ from mmjax.core.errors import InputError
 
 @contextlib.contextmanager
 def atomic_folder(out: str | Path, *, overwrite: bool = False, last: str = "") -> Iterator[Path]:
-    """Yields a new folder beside `out` that becomes `out` when the block ends without an error.
+    """Yield a new folder that becomes `out` on success.
 
-    If `out` is a URL, the folder is a temporary one, whose files are copied there then.
+    It lies beside `out` and is renamed when the block ends without an error. If `out` is a URL, the
+    folder is a temporary one, whose files are then copied to the URL.
 
     Args:
-      last: the file without which the folder is not taken for whole.
+      last: the file without which the folder at a URL does not count as complete.
 
     Raises:
       InputError: `out` exists already, is not empty and `overwrite` is not set; or it cannot be
-        made there.
+        created there.
     """
     if storage.remote(out):
-        with tempfile.TemporaryDirectory() as aside:
+        with tempfile.TemporaryDirectory() as partial:
             if not overwrite:
                 refuse_nonempty(out)
-            yield Path(aside)
+            yield Path(partial)
             _remove(storage.path(out), last)
-            copy(Path(aside), storage.path(out), last)
+            copy(Path(partial), storage.path(out), last)
         return
     out = Path(out).resolve()  # "." has no name, and a link is no folder to remove
     if not overwrite:
         refuse_nonempty(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, not a folder; choose another name")
-    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
+        partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made ({error.strerror}); choose another name") from None
     try:
-        yield aside
+        yield partial
         if out.exists():
             shutil.rmtree(out)
-        aside.rename(out)
+        partial.rename(out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_nonempty(
     out: str | Path, why: str = "exists already; choose another folder or pass --overwrite"
 ) -> None:
-    """Raises InputError if `out` is a folder with something in it."""
+    """Raise InputError if `out` is a folder with contents."""
     out = storage.path(out)
     with reading(out):
         if out.is_dir() and any(out.iterdir()):
@@ -69,26 +71,28 @@ def refuse_nonempty(
 
 
 def copy(folder: Path, out: Path, last: str = "") -> None:
-    """Copies a folder's files to a URL, several at a time, and one that completes it last.
+    """Copy a folder's files to a URL, several at a time.
+
+    The file `last`, which completes the folder, is copied last.
 
     Raises:
-      InputError: one cannot be written there.
+      InputError: a file cannot be written there.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    ends = [path for path in paths if path == folder / last]
+    completing = [path for path in paths if path == folder / last]
 
     def put(path: Path) -> None:
         write_bytes(out / path.relative_to(folder).as_posix(), path.read_bytes())
 
     with futures.ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(put, (path for path in paths if path not in ends)):
+        for _ in pool.map(put, (path for path in paths if path not in completing)):
             pass
-    for path in ends:
+    for path in completing:
         put(path)
 
 
 def _remove(out: Path, last: str) -> None:
-    """Takes away what lies at a URL, what completes it first."""
+    """Delete what lies at a URL, its completing file first."""
     try:
         if last:
             (out / last).unlink(missing_ok=True)
@@ -99,7 +103,9 @@ def _remove(out: Path, last: str) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file by rename, so that a reader or a kill never sees half of it.
+    """Write a file by rename.
+
+    A reader never sees half of it, even after a kill.
 
     Raises:
       InputError: it cannot be written there.
@@ -111,25 +117,28 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         except storage.faults() as error:
             raise InputError(f"{path} cannot be written ({storage.reason(error, path)})") from None
         return
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        aside.replace(path)
+        partial.write_bytes(content)
+        partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({storage.reason(error, path)})") from None
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, indented, by rename; NaN is refused, because no reader agrees on it."""
+    """Write indented JSON by rename.
+
+    NaN is refused, because readers disagree on it.
+    """
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is a file or a folder.
+    """Return whether there is a file or a folder.
 
     Raises:
       InputError: a bucket does not say.
@@ -140,7 +149,7 @@ def exists(path: str | Path) -> bool:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Reads a file whole.
+    """Read a whole file.
 
     Raises:
       InputError: it is missing or cannot be read.
@@ -152,7 +161,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Says in an InputError why something at a path, or at a URL, cannot be read."""
+    """Turn read errors of a path or URL into InputError."""
     try:
         yield
     except FileNotFoundError:
@@ -162,7 +171,7 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads JSON.
+    """Read a JSON file.
 
     Raises:
       InputError: the file is missing or is not JSON.

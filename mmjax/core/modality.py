@@ -1,9 +1,12 @@
-"""The names of modalities: papers, toolboxes and files call one thing differently."""
+"""Canonical names of modalities.
+
+Papers, toolboxes and files use different names for the same modality.
+"""
 
 from collections.abc import Iterable
 
-# What each is called here, in the papers' order, and what else it is called: MMRec's layout has
-# `image_feat` and `text_feat`.
+# Canonical name -> other names, in the papers' order. MMRec's layout has `image_feat` and
+# `text_feat`.
 ALIKE = {
     "visual": ("image", "images", "image_feat", "img", "vision", "v_feat"),
     "textual": ("text", "texts", "text_feat", "txt", "language", "t_feat"),
@@ -13,22 +16,28 @@ KINDS = {name: kind for kind, others in ALIKE.items() for name in (kind, *others
 
 
 def kind(name: str) -> str:
-    """Return what a modality of this name is called here; an unknown name is its own kind."""
+    """Return the canonical name of a modality.
+
+    An unknown name is its own kind.
+    """
     return KINDS.get(name, name)
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Sort names as the papers list them: images, texts, sounds, then the others by name.
+    """Sort names as the papers list them.
 
-    The order counts: SLMRec goes from the first modality to the last, MMGCN and GRCN penalise the
-    users' table of the first.
+    The order is images, texts, sounds, then the others by name. It counts: SLMRec goes from the
+    first modality to the last, MMGCN and GRCN penalise the users' table of the first.
     """
-    places = {kind: place for place, kind in enumerate(ALIKE)}
-    return sorted(names, key=lambda name: (places.get(kind(name), len(places)), name))
+    positions = {kind: position for position, kind in enumerate(ALIKE)}
+    return sorted(names, key=lambda name: (positions.get(kind(name), len(positions)), name))
 
 
 def meant(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that `name` means: itself, or the only one of the same kind."""
+    """Return the one of `names` that `name` means.
+
+    It is `name` itself, or the only one of the same kind; None if there is not exactly one.
+    """
     names = list(names)
-    alike = [name] if name in names else [one for one in names if kind(one) == kind(name)]
-    return alike[0] if len(alike) == 1 else None
+    matches = [name] if name in names else [entry for entry in names if kind(entry) == kind(name)]
+    return matches[0] if len(matches) == 1 else None

@@ -1,4 +1,4 @@
-"""Names that users give: one of those there are, or the nearest is suggested."""
+"""Check names that users give and suggest the nearest one."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,14 +7,14 @@ from mmjax.core.errors import InputError
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence about an unknown name."""
+    """Return the end of an error sentence about an unknown name."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
 
 def choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """`value`, if it is one of `allowed`.
+    """Return `value` if it is one of `allowed`.
 
     Raises:
       InputError: it is not.

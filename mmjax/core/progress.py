@@ -1,4 +1,7 @@
-"""How far a long loop is: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a long loop.
+
+On a terminal it is a bar, otherwise a line now and then.
+"""
 
 import sys
 import time
@@ -9,7 +12,10 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts units of a known total, with their pace and the time left; a context manager."""
+    """Counter of units with their pace and the time left.
+
+    The total is known. It is a context manager.
+    """
 
     def __init__(
         self,
@@ -22,7 +28,10 @@ class Progress:
         out: TextIO | None = None,
         silent: bool = False,
     ):
-        """Goes on after `done` units; a line comes at most every `every_s` seconds, or none."""
+        """Start after `done` units.
+
+        A line is printed at most every `every_s` seconds, or never if `silent`.
+        """
         self.what, self.total, self.unit, self.every_s = what, total, unit, every_s
         self.done = self._first = done
         self._out = out or sys.stderr
@@ -36,7 +45,10 @@ class Progress:
         return time.monotonic() - self._begin
 
     def add(self, count: int, say: str = "") -> None:
-        """Counts units that are done; `say` is a short text beside the number."""
+        """Count units that are done.
+
+        `say` is a short text beside the number.
+        """
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -50,14 +62,17 @@ class Progress:
             self._said, self._unsaid = now, ""
 
     def _pace(self) -> str:
-        """Rate and time left: seconds a unit where it takes long, else units a second."""
-        each = self.seconds / max(1, self.done - self._first)
+        """Return the rate and the time left.
+
+        The rate is seconds per unit where a unit takes long, else units per second.
+        """
+        unit_s = self.seconds / max(1, self.done - self._first)
         rate = (
-            f"{each:.2f} s/{self.unit}"
-            if each > 0.1
-            else f"{1 / max(each, 1e-9):.1f} {self.unit}s/s"
+            f"{unit_s:.2f} s/{self.unit}"
+            if unit_s > 0.1
+            else f"{1 / max(unit_s, 1e-9):.1f} {self.unit}s/s"
         )
-        return f"{rate}, {each * (self.total - self.done):.0f} s left"
+        return f"{rate}, {unit_s * (self.total - self.done):.0f} s left"
 
     def __enter__(self) -> "Progress":
         return self

@@ -1,11 +1,11 @@
-"""Places that may be URLs of an object store, `gs://...` or `s3://...`, beside plain paths.
+"""Access local paths and object stores, `gs://...` or `s3://...`.
 
-Small files go through etils' epath, whose paths have pathlib's methods (gcsfs or s3fs behind
-them); arrays through TensorStore. Both take credentials from where the clouds' own tools look. An
-S3-compatible store of one's own is named by AWS_ENDPOINT_URL.
+Small files go through etils' epath, whose paths have pathlib's methods (with gcsfs or s3fs);
+arrays go through TensorStore. Both look for credentials where the clouds' own tools look.
+AWS_ENDPOINT_URL names another S3-compatible store.
 
-An object appears whole or not at all, so nothing is written aside and renamed in a bucket; what
-consists of several objects is whole once its last is there.
+An object appears whole or not at all, so nothing is renamed in a bucket. What consists of several
+objects is complete once its last object is there.
 """
 
 import importlib.util
@@ -21,18 +21,18 @@ from etils import epath
 
 from mmjax.core.errors import InputError
 
-DRIVERS = {"gs://": "gcsfs", "s3://": "s3fs"}  # by scheme: what reads small files there
-# TensorStore would otherwise try for many minutes: of a bucket that is not there, or gone.
+DRIVERS = {"gs://": "gcsfs", "s3://": "s3fs"}  # by scheme: the package that reads small files there
+# Otherwise TensorStore would try for many minutes with a bucket that does not exist or is gone.
 PATIENCE = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "8s"}
 
 
 def remote(place: str | os.PathLike[str]) -> bool:
-    """Whether it is a URL of an object store."""
+    """Return whether a place is a URL of an object store."""
     return str(place).startswith(tuple(DRIVERS))
 
 
 def path(place: str | os.PathLike[str]) -> Path:
-    """A path with pathlib's methods, of a file system or of a bucket.
+    """Return a path with pathlib's methods, local or in a bucket.
 
     Raises:
       InputError: another kind of URL; the package that reads such URLs is not installed.
@@ -51,7 +51,9 @@ def path(place: str | os.PathLike[str]) -> Path:
 
 
 def local(place: str | os.PathLike[str]) -> Path:
-    """A path of a file system, where a bucket's would not do.
+    """Return a path of a file system; refuse a URL.
+
+    It is for callers that cannot use a bucket.
 
     Raises:
       InputError: it is a URL.
@@ -62,39 +64,45 @@ def local(place: str | os.PathLike[str]) -> Path:
 
 
 def faults() -> tuple[type[Exception], ...]:
-    """What is raised where a file or an object cannot be read or written."""
-    found: list[type[Exception]] = [OSError]
+    """Return the exceptions that failed reads and writes raise."""
+    exceptions: list[type[Exception]] = [OSError]
     if "botocore" in sys.modules:
-        found.append(importlib.import_module("botocore.exceptions").BotoCoreError)
+        exceptions.append(importlib.import_module("botocore.exceptions").BotoCoreError)
     if "gcsfs" in sys.modules:
-        found.append(importlib.import_module("gcsfs.retry").HttpError)
-        found.append(importlib.import_module("google.auth.exceptions").GoogleAuthError)
-    return tuple(found)
+        exceptions.append(importlib.import_module("gcsfs.retry").HttpError)
+        exceptions.append(importlib.import_module("google.auth.exceptions").GoogleAuthError)
+    return tuple(exceptions)
 
 
 def reason(error: Exception, place: str | os.PathLike[str]) -> str:
-    """Why something at a place cannot be read or written, for people."""
-    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    why = why.splitlines()[0]
+    """Return why a place cannot be read or written, for people."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    message = message.splitlines()[0]
     if remote(place):
-        return f"{why}; check the URL, your credentials and the connection"
-    return why
+        return f"{message}; check the URL, your credentials and the connection"
+    return message
 
 
 def first_line(error: Exception) -> str:
-    """TensorStore's message without the specification it appends."""
+    """Return TensorStore's message without the specification it appends."""
     return str(error).split(" [")[0].strip()
 
 
 def open_file(place: str | os.PathLike[str]) -> IO[bytes]:
-    """A file to read as it lies; an object as it was read, whole, since readers seek."""
+    """Open a file or an object for reading.
+
+    An object is read whole into memory, since readers seek.
+    """
     if remote(place):
         return io.BytesIO(path(place).read_bytes())
-    return open(place, "rb")  # as it was named: Path("") would be this folder
+    return open(place, "rb")  # not as a Path: Path("") would be this folder
 
 
 def key_values(place: str | os.PathLike[str]) -> dict[str, Any]:
-    """TensorStore's specification of the folder or the prefix of a bucket, ending in a slash."""
+    """Return TensorStore's specification of a folder or bucket prefix.
+
+    Its path ends in a slash.
+    """
     url = str(place).rstrip("/") + "/"
     if not remote(url):
         return {"driver": "file", "path": os.path.abspath(os.path.expanduser(url)) + "/"}
@@ -106,13 +114,17 @@ def key_values(place: str | os.PathLike[str]) -> dict[str, Any]:
     if endpoint:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
         spec |= {"endpoint": endpoint, "aws_region": region}
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it also asks what only machines of AWS answer
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it also asks a service that only AWS machines have
         spec["aws_credentials"] = {"type": "environment"}
     return spec
 
 
 def zarr(place: dict[str, Any]) -> dict[str, Any]:
-    """TensorStore's spec of the zarr3 array whose chunks lie there, as `key_values` gives it."""
+    """Return TensorStore's specification of a zarr3 array.
+
+    Args:
+      place: where its chunks lie, as `key_values` gives it.
+    """
     return {
         "driver": "zarr3",
         "kvstore": place,
@@ -123,7 +135,10 @@ def zarr(place: dict[str, Any]) -> dict[str, Any]:
 
 
 def zarr_metadata(shape: Sequence[int], dtype: str, chunk: Sequence[int]) -> dict[str, Any]:
-    """zarr3's metadata of an array that is to be created; every chunk has a checksum."""
+    """Return the zarr3 metadata of a new array.
+
+    Every chunk has a checksum.
+    """
     return {
         "shape": list(shape),
         "data_type": dtype,

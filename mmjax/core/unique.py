@@ -1,13 +1,14 @@
-"""Sets of many integers."""
+"""Distinct values of large integer arrays."""
 
 import numpy as np
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-    """The distinct ones of integers [N], ascending, by a sort, or none where they are that already.
+    """Return the distinct values of integers [N], ascending.
 
-    `np.unique` of NumPy 2.3 and later hashes integers first, which took 65 s for ten million pairs
-    on one core where their sort takes one.
+    They are sorted, unless they are ascending and distinct already. `np.unique` of NumPy 2.3 and
+    later hashes integers first, which took 65 s for ten million pairs on one core where their sort
+    takes one.
     """
     if np.all(values[1:] > values[:-1]):
         return values

@@ -1,14 +1,14 @@
-"""The Dataset: users, items and split interactions as NumPy arrays, and its folder on disk.
+"""Prepared dataset: users, items and split interactions as NumPy arrays.
 
 A prepared folder holds
 
   dataset.json       name, statistics, hashes, and how it was made
   interactions.npz   {train,valid,test}_{user,item,rating,time}, uncompressed
-  items.jsonl        one object an item, in index order: id, title, text, image, audio, attributes
-  users.txt          one user id a line, in index order
+  items.jsonl        one object per item, in index order: id, title, text, image, audio, attributes
+  users.txt          one user id per line, in index order
 
-`image` and `audio` are paths, absolute or relative to the folder; an empty `text`, `image` or
-`audio` means that the item lacks that modality. Everything downstream addresses users and items by
+`image` and `audio` are paths, absolute or relative to the folder. An empty `text`, `image` or
+`audio` means that the item lacks that modality. All later stages address users and items by
 position.
 """
 
@@ -40,7 +40,10 @@ class Interactions(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One prepared dataset; see the module's docstring for its folder."""
+    """Prepared dataset: ids, item columns and three splits of interactions.
+
+    U users, I items. The module's docstring describes its folder.
+    """
 
     name: str
     user_ids: list[str]  # [U]
@@ -67,11 +70,14 @@ class Dataset:
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
     def item_hash(self) -> str:
-        """Digest of the item ids in order: two arrays of item rows match if and only if it does."""
+        """Return the digest of the item ids in order.
+
+        Two arrays of item rows match if and only if their digests match.
+        """
         return hash_ids(self.item_ids)
 
     def interaction_hash(self) -> str:
-        """Digest of all three splits and of the user ids."""
+        """Return the digest of all three splits and the user ids."""
         digest = hashlib.sha256(hash_ids(self.user_ids).encode())
         for name in SPLITS:
             for array in self.split(name):
@@ -79,9 +85,13 @@ class Dataset:
         return digest.hexdigest()[:32]
 
     def statistics(self) -> dict[str, Any]:
-        """Counts that a paper's dataset table needs, and how many items lack a modality."""
+        """Return the counts for a paper's dataset table.
+
+        They include the number of items that lack each modality. The audio count is present only if
+        some item has audio.
+        """
         total = sum(len(self.split(name).user) for name in SPLITS)
-        silent = sum(not audio for audio in self.audios)
+        without_audio = sum(not audio for audio in self.audios)
         return {
             "users": self.n_users,
             "items": self.n_items,
@@ -90,19 +100,22 @@ class Dataset:
             "sparsity": round(1 - total / max(1, self.n_users * self.n_items), 6),
             "items_without_text": sum(not text for text in self.texts),
             "items_without_image": sum(not image for image in self.images),
-            **({"items_without_audio": silent} if silent < self.n_items else {}),
+            **({"items_without_audio": without_audio} if without_audio < self.n_items else {}),
         }
 
 
 def save(dataset: Dataset, folder: Path) -> None:
-    """Writes the prepared folder's files into `folder`, which exists (see `files.atomic_folder`)."""
+    """Write the prepared folder's files into `folder`.
+
+    `folder` must exist (see `files.atomic_folder`).
+    """
     arrays = {
         f"{name}_{column}": array
         for name in SPLITS
         for column, array in dataset.split(name)._asdict().items()
     }
     np.savez(folder / "interactions.npz", **arrays)
-    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one an item
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one per item
     with open(folder / "items.jsonl", "w", encoding="utf-8") as out:
         names = list(dataset.attributes)
         values = zip(*dataset.attributes.values(), strict=True) if names else None
@@ -134,7 +147,9 @@ def save(dataset: Dataset, folder: Path) -> None:
 
 
 def load(folder: Path | str) -> Dataset:
-    """Reads a prepared folder, or one at a URL, and checks it against its hashes.
+    """Read a prepared folder, or one at a URL.
+
+    The contents are checked against the saved hashes.
 
     Raises:
       InputError: a file is missing or damaged, or does not belong to the others.
@@ -142,13 +157,13 @@ def load(folder: Path | str) -> Dataset:
     folder = storage.path(folder)
     if not files.exists(folder / "dataset.json"):
         raise InputError(f"{folder} is not a prepared dataset (no dataset.json); run prepare.py")
-    about = files.read_json(folder / "dataset.json")
-    if about.get("format") != FORMAT:
-        raise InputError(f"{folder}/dataset.json has format {about.get('format')}, not {FORMAT}")
+    manifest = files.read_json(folder / "dataset.json")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{folder}/dataset.json has format {manifest.get('format')}, not {FORMAT}")
     try:
         with storage.open_file(folder / "interactions.npz") as stream, np.load(stream) as arrays:
             splits = {
-                name: Interactions(*(arrays[f"{name}_{c}"] for c in Interactions._fields))
+                name: Interactions(*(arrays[f"{name}_{key}"] for key in Interactions._fields))
                 for name in SPLITS
             }
         with storage.open_file(folder / "items.jsonl") as lines:
@@ -160,11 +175,11 @@ def load(folder: Path | str) -> Dataset:
     names = list(items[0].get("attributes", {})) if items else []
 
     def paths(column: str) -> list[str]:
-        named = (item.get(column, "") for item in items)  # older folders have no audio
-        return [str(folder / path) if path else "" for path in named]
+        item_paths = (item.get(column, "") for item in items)  # older folders have no audio
+        return [str(folder / path) if path else "" for path in item_paths]
 
     dataset = Dataset(
-        name=about["name"],
+        name=manifest["name"],
         user_ids=user_ids,
         item_ids=[item["id"] for item in items],
         titles=[item["title"] for item in items],
@@ -172,10 +187,12 @@ def load(folder: Path | str) -> Dataset:
         images=paths("image"),
         audios=paths("audio"),
         attributes={name: [item["attributes"][name] for item in items] for name in names},
-        made_by=about["made_by"],
+        made_by=manifest["made_by"],
         **splits,
     )
-    for what in ("item_hash", "interaction_hash"):
-        if getattr(dataset, what)() != about[what]:
-            raise InputError(f"{folder} does not match the {what} it was saved with; prepare again")
+    for hash_name in ("item_hash", "interaction_hash"):
+        if getattr(dataset, hash_name)() != manifest[hash_name]:
+            raise InputError(
+                f"{folder} does not match the {hash_name} it was saved with; prepare again"
+            )
     return dataset

@@ -1,8 +1,8 @@
-"""Files of one object a line, gzipped or plain, read a block at a time.
+"""Read JSON Lines files, gzipped or plain, block by block.
 
-A block's columns come from pyarrow's JSON reader, which skips the fields that nobody asks for; a
+A block's columns come from pyarrow's JSON reader, which skips fields that were not requested. A
 block that it refuses is read line by line, so that every fault has a line number. Amazon's metadata
-of 2014 are no JSON but Python literals: a line may be either.
+of 2014 are Python literals, not JSON: a line may be either.
 """
 
 import ast
@@ -20,11 +20,13 @@ import pyarrow.json
 from mmjax.core.errors import InputError
 from mmjax.core.progress import Progress
 
-BLOCK = 1 << 24  # bytes, unpacked; a column's chunk, so its dictionary, is a block's
+BLOCK = 1 << 24  # unpacked bytes; every block gives a column one chunk with its own dictionary
 
 
 def blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of the file, about `size` bytes at a time, and the first one's number, from 1.
+    """Yield blocks of whole lines with their first line number.
+
+    A block has about `size` bytes. Lines are numbered from 1.
 
     Raises:
       InputError: the file cannot be read or unpacked.
@@ -32,7 +34,7 @@ def blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
     total = max(1, path.stat().st_size >> 20)
     with (
         pa.OSFile(str(path)) as file,
-        ThreadPoolExecutor(1) as ahead,  # unpacks while the last block is parsed
+        ThreadPoolExecutor(1) as reader,  # unpacks the next block while the last one is parsed
         Progress(f"reading {path.name}", total, unit="megabyte") as progress,
     ):
         stream = pa.CompressedInputStream(file, "gzip") if path.suffix == ".gz" else file
@@ -40,17 +42,17 @@ def blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
         def read() -> tuple[bytes, int]:
             return stream.read(size), file.tell()
 
-        number, rest, upcoming = 1, b"", ahead.submit(read)
+        number, rest, upcoming = 1, b"", reader.submit(read)
         while True:
             try:
-                content, place = upcoming.result()
+                content, offset = upcoming.result()
             except (OSError, pa.ArrowException) as error:
                 raise InputError(
                     f"{path} cannot be read ({' '.join(str(error).split())}); fetch it again"
                 ) from None
             if not content:
                 break
-            upcoming = ahead.submit(read)
+            upcoming = reader.submit(read)
             head, newline, tail = content.rpartition(b"\n")
             if not newline:
                 rest += tail
@@ -58,8 +60,8 @@ def blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
             block = b"".join((rest, head, newline))
             yield number, block
             number, rest = number + block.count(b"\n"), tail
-            if min(total, place >> 20) > progress.done:
-                progress.add(min(total, place >> 20) - progress.done)
+            if min(total, offset >> 20) > progress.done:
+                progress.add(min(total, offset >> 20) - progress.done)
         if rest:
             yield number, rest + b"\n"
         if total > progress.done:
@@ -69,32 +71,37 @@ def blocks(path: Path, size: int = BLOCK) -> Iterator[tuple[int, bytes]]:
 def read_columns(
     path: Path, types: Mapping[str, pa.DataType], size: int = BLOCK
 ) -> Iterator[pa.Table]:
-    """The named fields of every line, null where a line lacks one; a table a block.
+    """Yield the named fields of every line, one table per block.
+
+    A field is null where a line lacks it.
 
     Args:
       types: field -> `pa.string()` or `pa.float64()`.
 
     Raises:
-      InputError: a line is no object, or a field is of another type; it names file and line.
+      InputError: a line is not an object, or a field is of another type; the error names file and
+        line.
     """
-    reading = pa.json.ReadOptions(block_size=1 << 22)  # what a thread takes of a block
-    parsing = pa.json.ParseOptions(
+    read_options = pa.json.ReadOptions(block_size=1 << 22)  # a thread's part of a block
+    parse_options = pa.json.ParseOptions(
         explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
     )
     for number, block in blocks(path, size):
         try:
-            table = pa.json.read_json(pa.BufferReader(block), reading, parsing)
-            table.validate(full=True)  # the reader lets bytes through that are no UTF-8
+            table = pa.json.read_json(pa.BufferReader(block), read_options, parse_options)
+            table.validate(full=True)  # the reader accepts bytes that are not UTF-8
         except pa.ArrowException:
             table = _read_lines(path, number, block, types)
         yield table
 
 
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """A line's object, written as JSON or as a Python literal; nothing in it is run.
+    """Parse a line's object, written as JSON or Python literal.
+
+    Nothing in the line is executed.
 
     Raises:
-      InputError: it is neither, or no object.
+      InputError: the line is neither, or is not an object.
     """
     try:
         text = line.decode()
@@ -114,12 +121,12 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 
 def writable(text: str) -> str:
-    """The text with halves of surrogate pairs, which no file in UTF-8 can hold, replaced."""
+    """Replace lone surrogates, which no UTF-8 file can hold."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _literal(text: str) -> Any:
-    """The value of a Python literal; None if it is none."""
+    """Return the value of a Python literal, else None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # at escapes that Python does not know, as in "\ "
         try:
@@ -132,18 +139,18 @@ def _read_lines(
     path: Path, number: int, block: bytes, types: Mapping[str, pa.DataType]
 ) -> pa.Table:
     columns: dict[str, list] = {name: [] for name in types}
-    for place, line in enumerate(block.split(b"\n"), start=number):
+    for row, line in enumerate(block.split(b"\n"), start=number):
         if line.strip():
-            record = parse_line(line, path, place)
+            record = parse_line(line, path, row)
             for name, kind in types.items():
                 value = record.get(name)
                 convert = _text if kind == pa.string() else _number
                 try:
                     columns[name].append(None if value is None else convert(value))
                 except (TypeError, ValueError, OverflowError):
-                    wanted = "a text" if kind == pa.string() else "a number"
+                    expected = "a text" if kind == pa.string() else "a number"
                     raise InputError(
-                        f"{path}, line {place}: {name} is {value!r:.60}, which is not {wanted}; "
+                        f"{path}, line {row}: {name} is {value!r:.60}, which is not {expected}; "
                         "correct or remove the line"
                     ) from None
     return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})

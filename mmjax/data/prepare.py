@@ -1,9 +1,9 @@
-"""From a source's `Raw` to a `Dataset`: filter, merge, split, number.
+"""Turn a source's `Raw` into a `Dataset`.
 
-The order is: rating threshold, duplicates, k-core, split, cold users, numbering. Rows are sorted by
-(user id, item id) before anything is drawn, so the result depends on the seed and on what the
-files say, not on the order of their rows (where `last` and `first` have no times to tell repeats
-apart, the order of the repeats themselves decides).
+The steps are: rating threshold, duplicates, k-core, split, cold users, numbering. Rows are sorted
+by (user id, item id) before anything is drawn, so the result depends on the seed and on the
+contents of the files, not on the order of their rows. One exception: where `last` and `first` have
+no times to distinguish repeats, the order of the repeats decides.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ KEEP_ITEMS = ("interacted", "all")
 
 
 class Log(NamedTuple):
-    """Interactions on their way through the steps, sorted by user, then item."""
+    """Interactions between the steps, sorted by user, then item."""
 
     user: np.ndarray  # [E] int32, positions in the sorted user ids
     item: np.ndarray  # [E] int32
@@ -49,18 +49,18 @@ def prepare(
     cold_users: str = "error",
     keep_items: str = "interacted",
 ) -> Dataset:
-    """Filters, splits and numbers a source's interactions.
+    """Filter, split and number a source's interactions.
 
     Args:
       split: one of WAYS; None is `given` where the source brings a split, else `random`.
-      k_core: users and items with fewer interactions are removed until none is left.
+      k_core: users and items with fewer interactions are removed until none remain.
       min_rating: interactions rated lower are removed.
       duplicates: which interaction of a repeated (user, item) stays: the `last` or `first` by time,
         then by row, the one of `max` rating, or none (`error`). A pair in two given splits is an
         error too, except that `first` keeps the one of the earlier split.
       test: share of each user's interactions (of all, for `temporal_global`) held out for test.
       valid: share of the remaining ones held out for validation.
-      cold_users: what to do with users who have held-out interactions but no train interaction.
+      cold_users: one of COLD_USERS, for users with held-out but without train interactions.
       keep_items: `interacted` leaves out items without interactions, `all` keeps the catalogue.
 
     Raises:
@@ -96,17 +96,17 @@ def prepare(
     if k_core > 1:
         log = log.take(splits.k_core(log.user, log.item, k_core))
         trail[f"in the {k_core}-core"] = len(log.user)
-    story = ", ".join(f"{count:,} {step}" for step, count in trail.items())
+    summary = ", ".join(f"{count:,} {step}" for step, count in trail.items())
     if not len(log.user):
-        raise InputError(f"no interaction is left ({story}); loosen the filters")
+        raise InputError(f"no interaction is left ({summary}); loosen the filters")
     log = log._replace(split=_label(log, split, seed, test, valid))
     if cold_users != "keep":
         log = _without_cold_users(log, cold_users, ids[0])
     for label, part in enumerate(SPLITS):
-        asked = (True, valid > 0, test > 0)[label] or split == "given"
-        if asked and not (log.split == label).any():
+        required = (True, valid > 0, test > 0)[label] or split == "given"
+        if required and not (log.split == label).any():
             raise InputError(
-                f"the {part} split is empty ({story}, split {split}); "
+                f"the {part} split is empty ({summary}, split {split}); "
                 "change the shares or loosen the filters"
             )
     made_by = {
@@ -126,7 +126,10 @@ def prepare(
 
 
 def order_ids(ids: Sequence[str]) -> np.ndarray:
-    """Positions of the ids in order: by number if all are decimal integers, else as text."""
+    """Return the positions of the ids in sorted order.
+
+    The order is by number if all ids are decimal integers, else as text.
+    """
     order = sorted(range(len(ids)), key=ids.__getitem__)
     if all(key.isascii() and key.isdigit() for key in ids):
         numbers = [int(key) for key in ids]
@@ -135,13 +138,16 @@ def order_ids(ids: Sequence[str]) -> np.ndarray:
 
 
 def feature_rows(raw: Raw, dataset: Dataset) -> np.ndarray:
-    """For each item of the dataset [I] its row in the source's `features`."""
+    """Return each item's row [I] in the source's `features`.
+
+    Items are in the dataset's order.
+    """
     row_of = {key: row for row, key in enumerate(raw.item_ids)}
     return np.array([row_of[key] for key in dataset.item_ids], np.int64)
 
 
 class _Ids(NamedTuple):
-    """Names for messages: sorted position -> id."""
+    """Ids by sorted position, for messages."""
 
     ids: Sequence[str]
     order: np.ndarray
@@ -151,18 +157,24 @@ class _Ids(NamedTuple):
 
 
 def _invert(order: np.ndarray) -> np.ndarray:
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    return place
+    position = np.empty(len(order), np.int32)
+    position[order] = np.arange(len(order), dtype=np.int32)
+    return position
 
 
 def _pairs(log: Log) -> np.ndarray:
-    """One int64 a (user, item) pair, in the order of the log."""
+    """Pack each (user, item) pair into one int64.
+
+    The pairs are in the order of the log.
+    """
     return log.user.astype(np.int64) << 32 | log.item
 
 
 def _sorted(raw: Raw, user_order: np.ndarray, item_order: np.ndarray, *, given: bool) -> Log:
-    """Rows by user, item, and among equal pairs by given split, time and row."""
+    """Sort the rows by user, then item.
+
+    Equal pairs are sorted by given split, time and row.
+    """
     split = raw.split if given else np.zeros(len(raw.user), np.int8)
     log = Log(
         _invert(user_order)[raw.user], _invert(item_order)[raw.item], raw.rating, raw.time, split
@@ -172,7 +184,7 @@ def _sorted(raw: Raw, user_order: np.ndarray, item_order: np.ndarray, *, given: 
 
 
 def _merge(log: Log, policy: str, ids: tuple[_Ids, _Ids]) -> Log:
-    """One row a (user, item) pair."""
+    """Keep one row per (user, item) pair."""
     if not len(log.user):
         return log
     pairs = _pairs(log)
@@ -182,16 +194,16 @@ def _merge(log: Log, policy: str, ids: tuple[_Ids, _Ids]) -> Log:
         return log
     crossing = log.split[starts] != log.split[ends]
     if policy == "error" or (policy != "first" and crossing.any()):
-        bad = np.flatnonzero((starts != ends) if policy == "error" else crossing)
-        row = starts[bad[0]]
-        which = f"user {ids[0](log.user[row])} and item {ids[1](log.item[row])}"
+        faulty = np.flatnonzero((starts != ends) if policy == "error" else crossing)
+        row = starts[faulty[0]]
+        example = f"user {ids[0](log.user[row])} and item {ids[1](log.item[row])}"
         if policy == "error":
             raise InputError(
-                f"{len(bad):,} (user, item) pairs repeat, {which} among them; "
+                f"{len(faulty):,} (user, item) pairs repeat, {example} among them; "
                 "remove the repeats or pass --duplicates=last"
             )
         raise InputError(
-            f"{len(bad):,} (user, item) pairs are in more than one split, {which} among them; "
+            f"{len(faulty):,} (user, item) pairs are in more than one split, {example} among them; "
             "remove one row or pass --duplicates=first to keep the earlier split's"
         )
     if policy == "max":
@@ -239,7 +251,10 @@ def _number(
     all_items: bool,
     made_by: dict[str, Any],
 ) -> Dataset:
-    """Numbers the users and items that remain, in id order, and parts the log by split."""
+    """Assign numbers to the remaining users and items in id order.
+
+    The log is divided by split.
+    """
     has_user = np.bincount(log.user, minlength=len(user_order)) > 0
     has_item = np.bincount(log.item, minlength=len(item_order)) > 0
     if all_items:

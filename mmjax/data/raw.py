@@ -1,4 +1,7 @@
-"""What a source hands over: interactions as integer codes, the ids behind the codes, the items."""
+"""Common output of all dataset sources: coded interactions and items.
+
+Interactions are integer codes; the ids behind the codes and the items' columns come with them.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,12 +15,15 @@ import pyarrow as pa
 from mmjax.core.errors import InputError
 from mmjax.data.tables import decode
 
-COLUMNS = ("title", "text", "image", "audio")  # of an item table; its others are attributes
+COLUMNS = ("title", "text", "image", "audio")  # of an item table; its other columns are attributes
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Interactions and items of a source, in no particular order. E interactions, I items."""
+    """Interactions and items of a source, in no particular order.
+
+    E interactions, I items, F feature width.
+    """
 
     user: np.ndarray  # [E] int32, positions in user_ids
     item: np.ndarray  # [E] int32, positions in item_ids
@@ -36,7 +42,12 @@ class Raw:
 
 
 def assemble(table: pa.Table, items: Mapping[str, Any], **made_by: Any) -> Raw:
-    """A Raw from an interaction table (`read_table`) and the items' columns (`join_items`)."""
+    """Build a Raw from an interaction table and item columns.
+
+    Args:
+      table: interactions, as `read_table` returns them.
+      items: the items' columns, as `join_items` returns them.
+    """
 
     def take(role: str, dtype: type, absent: int) -> np.ndarray:
         if role not in table.column_names:
@@ -65,13 +76,16 @@ def join_items(
     first_row: int = 2,
     repeated: str = "error",
 ) -> dict[str, Any]:
-    """The items of the interactions, then those that only the item table has, with its columns.
+    """Join the interactions' items with an item table.
+
+    The items of the interactions come first, then those that only the item table has.
 
     Args:
       item_ids: the interactions' items; they keep their positions.
       table: columns `id` and any of `title`, `text`, `image`, `audio`; all others become
         attributes.
-      path: the table's file and `first_row` the row of its first item, for the error.
+      path: the table's file, for the error.
+      first_row: the row of the table's first item, for the error.
       repeated: `error`, or `first` to keep the first row of an id.
 
     Returns:
@@ -90,35 +104,39 @@ def join_items(
             f"{first_row + row_of[ids[row]]}; keep one of the rows"
         )
     known = set(item_ids)
-    every = item_ids + [key for key in dict.fromkeys(ids) if key not in known]
-    rows = [row_of.get(key, -1) for key in every]
+    all_ids = item_ids + [key for key in dict.fromkeys(ids) if key not in known]
+    rows = [row_of.get(key, -1) for key in all_ids]
 
     def align(name: str) -> list[str]:
         if name not in table:
-            return [""] * len(every)
+            return [""] * len(all_ids)
         values = [*table[name], ""]  # row -1: the table does not have the item
         return [values[row] for row in rows]
 
-    extra = [name for name in table if name not in ("id", *COLUMNS)]
+    attribute_names = [name for name in table if name not in ("id", *COLUMNS)]
     return {
-        "item_ids": every,
+        "item_ids": all_ids,
         "titles": align("title"),
         "texts": align("text"),
         "images": align("image"),
         "audios": align("audio"),
-        "attributes": {name: align(name) for name in extra},
+        "attributes": {name: align(name) for name in attribute_names},
     }
 
 
 def find_files(items: dict[str, list[str]], folder: Path, column: str = "image") -> int:
-    """Makes a column of paths absolute, "" where the file is not there; counts these.
+    """Make a column of paths absolute and count missing files.
+
+    A path whose file is missing becomes "".
 
     Args:
       items: columns of an item table, changed in place; `column` may be absent.
       folder: where relative paths start.
     """
-    named = [str((folder / path).resolve()) if path else "" for path in items.get(column, [])]
-    found = [path if path and os.path.exists(path) else "" for path in named]
-    if named:
-        items[column] = found
-    return sum(map(bool, named)) - sum(map(bool, found))
+    absolute_paths = [
+        str((folder / path).resolve()) if path else "" for path in items.get(column, [])
+    ]
+    existing_paths = [path if path and os.path.exists(path) else "" for path in absolute_paths]
+    if absolute_paths:
+        items[column] = existing_paths
+    return sum(map(bool, absolute_paths)) - sum(map(bool, existing_paths))

@@ -1,8 +1,10 @@
-"""k-core filtering and the ways to split interactions, over whole columns, no loop over users.
+"""Filter interactions by k-core and split them.
 
-A split is an array of labels [E] int8, one an interaction: 0 train, 1 valid, 2 test. How many of n
-interactions stay is always floor(n * (1 - share)), first for test and then, among those that
-stayed, for valid: Elliot's `random_subsampling`, down to its floating-point product.
+All functions work on whole columns, without a loop over users.
+
+A split is an array of labels [E] int8, one per interaction: 0 train, 1 valid, 2 test. Of n
+interactions floor(n * (1 - share)) always stay, first for test and then, among those that stayed,
+for valid: Elliot's `random_subsampling`, down to its floating-point product.
 """
 
 import numpy as np
@@ -11,7 +13,9 @@ TRAIN, VALID, TEST = 0, 1, 2
 
 
 def k_core(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
-    """The largest subset in which every user and every item has at least k interactions.
+    """Return the mask of interactions in the k-core.
+
+    The k-core is the largest subset in which every user and every item has at least k interactions.
 
     Args:
       user, item: [E] codes; a pair that repeats counts each time.
@@ -20,36 +24,39 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
       [E] bool, true for the interactions that remain.
     """
     keep = np.ones(len(user), bool)
-    left = np.arange(len(user))
-    while len(left):
-        users, items = user[left], item[left]
+    remaining = np.arange(len(user))
+    while len(remaining):
+        users, items = user[remaining], item[remaining]
         stay = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
         if stay.all():
             break
-        keep[left[~stay]] = False
-        left = left[stay]
+        keep[remaining[~stay]] = False
+        remaining = remaining[stay]
     return keep
 
 
 def random_per_user(user: np.ndarray, seed: int, test: float, valid: float) -> np.ndarray:
-    """A random share of each user's interactions; a function of the seed and of the row order."""
+    """Hold out a random share of each user's interactions.
+
+    The labels are a function of the seed and of the row order.
+    """
     draw = np.random.default_rng(seed).random(len(user))
     return _cut(*_rank(user, draw), test, valid)
 
 
 def temporal_per_user(user: np.ndarray, time: np.ndarray, test: float, valid: float) -> np.ndarray:
-    """Each user's latest interactions are the test, those before them the validation.
+    """Hold out each user's latest interactions.
 
-    Equal times are taken in row order.
+    The latest are the test, those before them the validation. Equal times are taken in row order.
     """
     return _cut(*_rank(user, time), test, valid)
 
 
 def leave_last_out(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Each user's last interaction is the test, the one before it the validation.
+    """Hold out each user's last two interactions.
 
-    A user with two has no validation and a user with one only trains, so that nobody is left
-    without history. Equal times are taken in row order.
+    The last is the test, the one before it the validation. A user with two has no validation and a
+    user with one only trains, so every user keeps a history. Equal times are taken in row order.
     """
     rank, count = _rank(user, time)
     labels = np.zeros(len(user), np.int8)
@@ -59,10 +66,11 @@ def leave_last_out(user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 
 def temporal_global(time: np.ndarray, test: float, valid: float) -> np.ndarray:
-    """Two moments cut the interactions of all users: what was last is the test.
+    """Split all users' interactions at two moments.
 
-    Interactions at the very moment of a cut fall on its later side together, so no split sees its
-    own future; with many equal times the later splits are larger than their share.
+    The latest interactions are the test, those before them the validation. Interactions at the
+    exact time of a cut all fall on its later side, so no split sees its own future; with many equal
+    times the later splits are larger than their share.
     """
     labels = np.zeros(len(time), np.int8)
     ordered = np.sort(time)
@@ -80,7 +88,11 @@ def _stay(count: np.ndarray | int, share: float) -> np.ndarray:
 
 
 def _rank(user: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's place [E] among its user's rows by `order`, and that user's row count [E]."""
+    """Rank each user's rows by `order`.
+
+    Returns:
+      Each row's position [E] among its user's rows, and that user's row count [E].
+    """
     rows = np.lexsort((order, user))
     counts = np.bincount(user)
     starts = np.cumsum(counts) - counts

@@ -1,8 +1,8 @@
-"""Tables read column-wise: CSV, TSV and Parquet through pyarrow, strictly.
+"""Read CSV, TSV and Parquet tables column-wise and strictly.
 
-Ids become codes through pyarrow's dictionary encoding, so ten million rows of text ids cost seconds
-and a few hundred megabytes. Rows are numbered as an editor shows them: the header, where there is
-one, is row 1 (a Parquet file's first row is row 1).
+pyarrow reads the files. Ids become codes through its dictionary encoding, so ten million rows of
+text ids cost seconds and a few hundred megabytes. Rows are numbered as an editor shows them: the
+header, if present, is row 1 (a Parquet file's first row is row 1).
 """
 
 import csv
@@ -24,14 +24,14 @@ SPLIT = "split"  # read as int8; every other column is text
 LABELS = {"0": 0, "train": 0, "1": 1, "valid": 1, "val": 1, "validation": 1, "2": 2, "test": 2}
 PARQUET = (".parquet", ".pq")
 
-Names = str | int | Sequence[str]  # a column's name, its position, or the names it goes by
+Names = str | int | Sequence[str]  # a column's name, its position, or its possible names
 
 
 def require(path: Path, hint: str = "check --raw") -> Path:
-    """The path itself, if it is there.
+    """Return the path if it exists.
 
     Raises:
-      InputError: it is not.
+      InputError: it does not exist.
     """
     if not path.exists():
         raise InputError(f"{path} is missing; {hint}")
@@ -39,10 +39,12 @@ def require(path: Path, hint: str = "check --raw") -> Path:
 
 
 def column_names(path: Path, separator: str | None = None, encoding: str = "utf-8") -> list[str]:
-    """The fields of a delimited file's first row, or the columns of a Parquet file.
+    """Return the column names of a delimited or Parquet file.
+
+    Those of a delimited file are the fields of its first row.
 
     Raises:
-      InputError: the path is missing or is no such file.
+      InputError: the path is missing or is not such a file.
     """
     if require(path).is_dir():
         raise InputError(f"{path} is a folder, not a table; name the file")
@@ -64,7 +66,9 @@ def read_table(
     header: bool = True,
     encoding: str = "utf-8",
 ) -> pa.Table:
-    """Reads columns of a CSV, TSV or Parquet file (by its suffix), renamed to their roles.
+    """Read columns of a CSV, TSV or Parquet file.
+
+    The suffix gives the format. The columns are renamed to their roles.
 
     Args:
       columns: role -> where to find it. The roles `user` and `item` come back dictionary-encoded,
@@ -75,29 +79,31 @@ def read_table(
 
     Raises:
       InputError: the file or a column is missing, a row has too few or too many fields, an id is
-        empty, or a number or a split's label is none.
+        empty, or a number or a split label is invalid.
     """
     names = column_names(path, separator, encoding)
     if not header:
         names = [f"f{position}" for position in range(len(names))]
-    found = {}
+    column_by_role = {}
     for role, wanted in columns.items():
-        where = _find(names, wanted)
-        if where is not None:
-            found[role] = where
+        column_name = _find(names, wanted)
+        if column_name is not None:
+            column_by_role[role] = column_name
         elif role not in optional:
             raise InputError(
                 f"{path} has no column {_spell(wanted)} for the {role}; it has "
                 + (", ".join(names) if header else f"{len(names)} columns without a header")
             )
     if path.suffix in PARQUET:
-        coded = [name for role, name in found.items() if role in IDS]
-        table = pa.parquet.read_table(path, columns=list(found.values()), read_dictionary=coded)
+        coded = [name for role, name in column_by_role.items() if role in IDS]
+        table = pa.parquet.read_table(
+            path, columns=list(column_by_role.values()), read_dictionary=coded
+        )
     else:
-        table = _read_delimited(path, found, separator, header, encoding)
+        table = _read_delimited(path, column_by_role, separator, header, encoding)
     first_row = 1 + (header and path.suffix not in PARQUET)
     arrays = {}
-    for role, name in found.items():
+    for role, name in column_by_role.items():
         column = table.column(name)
         if role in IDS:
             arrays[role] = _encode(column, path, name, first_row)
@@ -111,7 +117,10 @@ def read_table(
 
 
 def decode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """Codes [E] int32 and ids of a dictionary-encoded column, chunks of other dictionaries too."""
+    """Return codes [E] int32 and ids of a dictionary-encoded column.
+
+    Its chunks may have different dictionaries.
+    """
     if not len(column):
         return np.zeros(0, np.int32), []
     column = _one_dictionary(column)
@@ -163,7 +172,7 @@ def _read_delimited(
         try:
             return pa.csv.read_csv(path, options, parse, convert)
         except (pa.ArrowException, OSError) as error:
-            fault = error  # only a reader of one thread knows the row, so read again
+            fault = error  # only a single-threaded reader knows the row, so read again
     raise InputError(_unreadable(path, fault)) from None
 
 
@@ -172,7 +181,11 @@ def _unreadable(path: Path, fault: Exception) -> str:
 
 
 def _encode(column: pa.ChunkedArray, path: Path, name: str, first_row: int) -> pa.ChunkedArray:
-    """Ids as one chunk of dictionary-encoded text; refuses empty ones."""
+    """Encode ids as one chunk of dictionary-encoded text.
+
+    Raises:
+      InputError: an id is missing or empty.
+    """
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     if not len(column):
@@ -189,7 +202,10 @@ def _encode(column: pa.ChunkedArray, path: Path, name: str, first_row: int) -> p
 
 
 def _one_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same column as one chunk. (`combine_chunks` would merge the dictionaries once more.)"""
+    """Return the same column as one chunk.
+
+    (`combine_chunks` would merge the dictionaries once more.)
+    """
     if column.num_chunks == 1:
         return column
     chunks = column.unify_dictionaries().chunks
@@ -198,7 +214,13 @@ def _one_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _parse(column: pa.ChunkedArray, path: Path, name: str, first_row: int) -> pa.ChunkedArray:
-    """Numbers as float64; refuses what is not a finite number and names the first such row."""
+    """Convert a column to finite float64 numbers.
+
+    Timestamps become seconds.
+
+    Raises:
+      InputError: a value is not a finite number; the error names the first such row.
+    """
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
     numbers = _numbers(column)
@@ -211,12 +233,15 @@ def _parse(column: pa.ChunkedArray, path: Path, name: str, first_row: int) -> pa
             high = middle
         else:
             low = middle
-    what = f"{column[low].as_py()!r}, which is not a number"
-    raise InputError(_at(path, first_row, low, name, what))
+    problem = f"{column[low].as_py()!r}, which is not a number"
+    raise InputError(_at(path, first_row, low, name, problem))
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The column as finite float64; None if a value is none."""
+    """Return the column as finite float64, or None.
+
+    None means that a value is not a finite number.
+    """
     try:
         numbers = column.cast(pa.float64())
     except pa.ArrowException:
@@ -229,14 +254,18 @@ def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _label(column: pa.ChunkedArray, path: Path, name: str, first_row: int) -> pa.Array:
-    """Names or numbers of splits as int8."""
+    """Convert names or numbers of splits to int8.
+
+    Raises:
+      InputError: a value is not in LABELS.
+    """
     coded = column.cast(pa.string()).fill_null("").combine_chunks().dictionary_encode()
     values = coded.dictionary.to_pylist()
     for code, value in enumerate(values):
         if value not in LABELS:
             row = pc.index(coded.indices, code)
-            what = f"{value!r}, which is not one of {', '.join(LABELS)}"
-            raise InputError(_at(path, first_row, row, name, what))
+            problem = f"{value!r}, which is not one of {', '.join(LABELS)}"
+            raise InputError(_at(path, first_row, row, name, problem))
     labels = np.array([LABELS[value] for value in values], np.int8)
     return pa.array(labels[coded.indices.to_numpy(zero_copy_only=False)])
 

@@ -1,13 +1,13 @@
-"""What an encoder is to the rest of the house, and how its batches reach the device.
+"""Define the encoder interface and stream batches to the device.
 
-One file a tower, found by its module's name. The file offers
+Each tower is one file, found by its module's name. The file offers
 
   load(**options) -> Tower | Fitted
 
 whose keyword arguments are the options it understands (`weights`, `revision`, `layers`, `dtype`,
-`width`, …) with their defaults; one whose default is a dataclass stands for that dataclass's
-fields. A **Tower** encodes every item by itself, so its rows stream into stores; a **Fitted**
-encoder needs the whole catalogue before it can say what one item is.
+`width`, …) with their defaults. An argument whose default is a dataclass stands for that
+dataclass's fields. A **Tower** encodes each item independently, so its rows stream into stores. A
+**Fitted** encoder needs the whole catalogue before it can encode one item.
 """
 
 import contextlib
@@ -24,46 +24,48 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Batch(NamedTuple):
-    """Host arrays of one call of the device program, padded to the batch size B."""
+    """Host arrays of one device call, padded to batch size B."""
 
-    rows: np.ndarray  # [n <= B] positions in the inputs; what follows n is padding
+    rows: np.ndarray  # [n <= B] indices into the inputs; array rows from n on are padding
     arrays: tuple[np.ndarray, ...]  # [B, ...] each
-    failed: dict[int, str] = {}  # position -> why this input could not be read  # noqa: RUF012
-    cut: int = 0  # inputs longer than the encoder's window, of which only the beginning is read
-    begins: bool = False  # a group of rows whose values must not depend on what was before them
+    failed: dict[int, str] = {}  # input index -> why it could not be read  # noqa: RUF012
+    cut: int = 0  # inputs truncated to the encoder's window; only their beginning is read
+    begins: bool = False  # starts a group of rows whose values must not depend on earlier batches
 
 
 Batches = Callable[[Sequence[Any], int], Iterator[Batch]]  # (inputs, B)
 Encode = Callable[..., Any]  # (params, *arrays [B, ...]) -> [B, F], or a tuple of such
-Rows = Iterator[tuple[np.ndarray, Any]]  # positions [n] and values [n, F], in any order
+Rows = Iterator[tuple[np.ndarray, Any]]  # input indices [n] and values [n, F], in any order
 Run = Callable[[Batches, Encode, Any], Rows]
 
 
 @dataclass(frozen=True)
 class Tower:
-    """An encoder with weights: `encode(params, *arrays)` on what `batches` makes of inputs.
+    """Encoder with weights that encodes each item independently.
 
-    `encode` gives one array [B, F] for each of `layers`, all from one pass.
+    `batches` turns inputs into arrays; `encode(params, *arrays)` returns one array [B, F] for each
+    of `layers`, all from one pass.
     """
 
     modality: str  # "image", "audio": inputs are paths; "text": strings; "image_text": pairs
-    layers: dict[str, int]  # name, as NAME or NAME:POOLING -> width, in the order asked for
+    layers: dict[str, int]  # NAME or NAME:POOLING -> width, in the order of the request
     params: Any
     batches: Batches
     encode: Encode
-    about: dict[str, Any] = field(default_factory=dict)  # into the manifest
-    # How batches go through the device: as `stream` below, in whatever order their rows end. One
-    # that speaks also says what it said: its values end with an array [n] of answers.
+    about: dict[str, Any] = field(default_factory=dict)  # written to the manifest
+    # Replaces `stream` below where set; it may yield rows in any order. If `speaks`, the tower
+    # generates text and its values end with an array [n] of answers.
     stream: Callable[..., Rows] | None = None
     speaks: bool = False
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An encoder fitted on the catalogue: `fit(inputs [n], run)` returns features [n, F].
+    """Encoder fitted on the whole catalogue.
 
-    `run(batches, encode, params)` is how it uses devices: like `stream` it yields positions in
-    the inputs and values. Inputs that cannot be read, or say nothing, get a row of zeros.
+    `fit(inputs [n], run)` returns features [n, F]. It uses devices through
+    `run(batches, encode, params)`, which like `stream` yields input indices and values. Inputs that
+    cannot be read, or are empty, get a row of zeros.
     """
 
     modality: str
@@ -73,12 +75,15 @@ class Fitted:
 
 @dataclass
 class Clock:
-    """Seconds that a stream waited for the host's batches, to say which side is the slower."""
+    """Timer of the seconds a stream waits for host batches.
+
+    It shows whether the host or the device is the slower side.
+    """
 
     waited: float = 0.0
 
     def next(self, made: Iterator[Any]) -> Any:
-        """The next of the host's batches, None behind the last."""
+        """Return the next host batch, or None after the last."""
         begin = time.perf_counter()
         batch = next(made, None)
         self.waited += time.perf_counter() - begin
@@ -93,16 +98,21 @@ def stream(
     on_batch: Callable[[Batch], None] = lambda batch: None,
     clock: Clock | None = None,
 ) -> Rows:
-    """Encodes batches and yields their rows [n] and values [n, F], in the batches' order.
+    """Encode batches and yield their rows and values in order.
 
-    The host makes batches ahead in a thread, and the device is given the next batch before the
-    values of the last are fetched, so neither waits for the other's latency.
+    A thread prefetches host batches, and the device gets the next batch before the values of the
+    previous one are fetched. So neither side waits for the other's latency.
 
     Args:
-      params: placed already, or host arrays to be copied to every device of `rows`.
-      rows: how a batch is split over devices. Without it everything happens on JAX's default
-        device.
-      on_batch: called, in order, with each batch before it is encoded: for what it says failed.
+      batches: host batches.
+      encode: the device program.
+      params: arrays already on devices, or host arrays to replicate to every device of `rows`.
+      rows: sharding of a batch over devices; without it JAX's default device does all the work.
+      on_batch: called in order with each batch before it is encoded, to report failed inputs.
+      clock: counts the seconds spent waiting for host batches.
+
+    Yields:
+      Input indices [n] and values [n, F].
     """
     params = place(params, rows)
     waiting: tuple[np.ndarray, Any] | None = None
@@ -111,9 +121,9 @@ def stream(
     def fetch(count: int, values: Any) -> Any:
         return jax.tree.map(lambda value: np.asarray(value)[:count], values)
 
-    with contextlib.closing(prefetch(batches)) as made:
+    with contextlib.closing(prefetch(batches)) as prefetched:
         while True:
-            batch = clock.next(made)
+            batch = clock.next(prefetched)
             if batch is None:
                 break
             on_batch(batch)
@@ -128,24 +138,27 @@ def stream(
 
 
 def place(params: Any, rows: NamedSharding | None) -> Any:
-    """Copies host arrays to every device of a batch's sharding; placed ones stay as they are."""
-    everywhere = None if rows is None else NamedSharding(rows.mesh, PartitionSpec())
+    """Replicate host arrays to every device of a batch's sharding.
+
+    Arrays already on devices stay as they are.
+    """
+    replicated = None if rows is None else NamedSharding(rows.mesh, PartitionSpec())
 
     def put(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
             return leaf
-        placed = jax.device_put(np.asarray(leaf), everywhere)
-        then = getattr(leaf, "then", None)  # of `weights.Stored`
+        placed = jax.device_put(np.asarray(leaf), replicated)
+        then = getattr(leaf, "then", None)  # `weights.Stored.then` transforms the placed array
         return placed if then is None else then(placed)
 
     return jax.tree.map(put, params)
 
 
 def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
-    """Iterates over `source` in a thread that stays up to `depth` elements ahead.
+    """Iterate over `source` in a background thread.
 
-    An exception of the source is raised where its element would have been; closing the returned
-    generator stops the thread.
+    The thread queues up to `depth` elements and holds one more. An exception of the source is
+    raised where its element would have been. Closing the returned generator stops the thread.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     closed = threading.Event()
@@ -163,7 +176,7 @@ def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
                 if not offer(True, value):
                     return
             offer(False, None)
-        except BaseException as error:  # handed over: it is raised in the caller's thread
+        except BaseException as error:  # re-raised in the caller's thread
             offer(False, error)
 
     thread = threading.Thread(target=work, name="ahead", daemon=True)
@@ -183,5 +196,8 @@ def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
 
 
 def pad_to(array: np.ndarray, size: int) -> np.ndarray:
-    """[n, ...] padded with zeros to [size, ...], so that every batch runs the same program."""
+    """Pad [n, ...] with zeros to [size, ...].
+
+    Batches of equal shape run the same compiled program.
+    """
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))

@@ -1,4 +1,4 @@
-"""Blocks that the towers share: attention, MLP, the transformer block in both orders."""
+"""Layers shared by the towers: attention, MLP, transformer block, patch embedding."""
 
 import math
 from collections.abc import Callable
@@ -14,11 +14,14 @@ from mmjax.parallel.mesh import flash_attention
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x) by the error function; exact, as the checkpoints were trained."""
+    """Compute the exact GELU by the error function.
+
+    x Φ(x), as the checkpoints were trained.
+    """
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by the names of config.json
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # keyed by the names in config.json
     "gelu": gelu,
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
@@ -31,12 +34,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by the names of 
 
 
 def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm whose variance is E[(x - mean)²], as torch's; E[x²] - mean² loses digits."""
+    """Build a LayerNorm with torch's two-pass variance.
+
+    The variance is E[(x - mean)²]; E[x²] - mean² loses digits.
+    """
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 class Embedding(nnx.Module):
-    """A table of vectors; unlike nnx.Embed it answers in whatever dtype the table has become."""
+    """Embedding table whose output has the table's current dtype.
+
+    nnx.Embed does not follow a table whose dtype has changed.
+    """
 
     def __init__(self, count: int, width: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
@@ -47,9 +56,10 @@ class Embedding(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention, softmax(QKᵀ/√d)V per head, with biases.
+    """Multi-head attention with biases in its projections.
 
-    Keys and values are of x itself, or of a context, whose width is told if it is another.
+    softmax(QKᵀ/√d)V per head. Keys and values come from x, or from a context; the argument
+    `context` gives the context's width C if it is not D.
     """
 
     def __init__(self, width: int, heads: int, *, context: int | None = None, rngs: nnx.Rngs):
@@ -67,18 +77,31 @@ class Attention(nnx.Module):
         context: jax.Array | None = None,
         by: Turn | None = None,
     ) -> jax.Array:
-        """x: [B, L, D]; context: [B, K, C]; mask and bias as in `attend`; by: rotary positions."""
+        """Attend from x to itself or to a context.
+
+        Args:
+          x: [B, L, D].
+          mask: as in `attend`.
+          bias: as in `attend`.
+          context: [B, K, C].
+          by: rotary positions.
+        """
         q, k, v = self.project(x, context, by)
         return self.out(attend(q, k, v, mask, bias).reshape(x.shape))
 
     def project(
         self, x: jax.Array, context: jax.Array | None = None, by: Turn | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, L, H, d], keys and values [B, K, H, d]; queries and keys turned."""
-        seen = x if context is None else context
+        """Project to queries, keys and values per head.
+
+        Returns:
+          Queries [B, L, H, d], keys and values [B, K, H, d]. Queries and keys are rotated if `by`
+          is given.
+        """
+        attended = x if context is None else context
         q, k, v = (
             part(source).reshape(*source.shape[:2], self.heads, x.shape[-1] // self.heads)
-            for part, source in ((self.query, x), (self.key, seen), (self.value, seen))
+            for part, source in ((self.query, x), (self.key, attended), (self.value, attended))
         )
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
@@ -92,28 +115,35 @@ def attend(
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(QKᵀ/√d + bias)V per head, [B, Q, H, d].
+    """Compute softmax(QKᵀ/√d + bias)V per head.
 
-    q: [B, Q, H, d]; k and v: [B, K, H, d]; mask: bool [B, 1 or Q, K], true where to look; bias:
-    [1 or B, H, Q, K].
+    Args:
+      q: [B, Q, H, d].
+      k: [B, K, H, d].
+      v: [B, K, H, d].
+      mask: bool [B, 1 or Q, K], true where a query attends to a key.
+      bias: [1 or B, H, Q, K].
+
+    Returns:
+      [B, Q, H, d].
     """
     if flash_attention(q.dtype) is not None:
         mask = None if mask is None else mask[:, None]
         return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="cudnn")
-    # Scores and softmax are float32 whatever the tower computes in.
+    # Scores and softmax are float32 in every dtype of the tower.
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = scores / math.sqrt(q.shape[-1])
     if bias is not None:
         scores = scores + bias.astype(scores.dtype)
     if mask is not None:
-        # Not -inf: a row that is padding altogether must stay finite.
+        # Not -inf: a row of padding only must stay finite.
         scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 class Mlp(nnx.Module):
-    """Linear, activation, Linear."""
+    """Two-layer perceptron: Linear, activation, Linear."""
 
     def __init__(self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[activation]
@@ -125,9 +155,10 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Transformer block: attention and MLP, each with a residual and a LayerNorm.
+    """Transformer block of attention and MLP, with residuals and LayerNorms.
 
-    `norm_first=False` normalises after the residual (BERT), `True` before the sublayer (ViT).
+    `norm_first=False` normalises after the residual (BERT), `norm_first=True` before the sublayer
+    (ViT).
     """
 
     def __init__(
@@ -154,7 +185,10 @@ class Block(nnx.Module):
         bias: jax.Array | None = None,
         by: Turn | None = None,
     ) -> jax.Array:
-        """x: [B, L, D]; mask, bias and by as in `Attention`."""
+        """Apply the block to x [B, L, D].
+
+        The mask, the bias and `by` are as in `Attention`.
+        """
         if self.norm_first:
             x = x + self.attention(self.attention_norm(x), mask, bias, by=by)
             return x + self.mlp(self.mlp_norm(x))
@@ -163,16 +197,16 @@ class Block(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation by the running mean and variance; for inference only."""
+    """Batch normalisation by running statistics, for inference only."""
 
     def __init__(self, width: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs):
-        del rngs  # nothing is drawn; as every layer has it
+        del rngs  # unused: no random initialisation, but every layer takes rngs
         self.epsilon = epsilon
         self.scale, self.var = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
         self.bias, self.mean = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [..., D], normalised in float32 whatever the tower computes in."""
+        """Normalise x [..., D] in float32, and return x's dtype."""
         scale, bias, mean, var = (
             part[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
             for part in (self.scale, self.bias, self.mean, self.var)
@@ -182,9 +216,9 @@ class BatchNorm(nnx.Module):
 
 
 class Patches(nnx.Module):
-    """Cuts images into squares and embeds each: a convolution whose stride is its window.
+    """Patch embedding: a convolution whose stride is its window.
 
-    Written as the one matrix product that it is, which is much faster than a convolution on a CPU.
+    It is computed as one matrix product, much faster than a convolution on a CPU.
     """
 
     def __init__(self, size: int, width: int, *, bias: bool = True, rngs: nnx.Rngs):
@@ -192,7 +226,13 @@ class Patches(nnx.Module):
         self.project = nnx.Linear(size * size * 3, width, use_bias=bias, rngs=rngs)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """pixels: [B, H, W, 3], to [B, H / size, W / size, D]; a remainder is cut off.
+        """Embed the patches of images.
+
+        Args:
+          pixels: [B, H, W, 3].
+
+        Returns:
+          [B, H / size, W / size, D]; remaining pixels at the bottom and right are dropped.
 
         Raises:
           InputError: the images are smaller than a patch.
@@ -207,9 +247,10 @@ class Patches(nnx.Module):
 
 
 def stack(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` like modules as one whose every parameter is theirs stacked, [count, ...].
+    """Build `count` equal modules as one with stacked parameters.
 
-    `build` runs once, so that a deep model is as quickly made as a shallow one.
+    Each parameter is [count, ...]. `build` runs once, so building a deep model takes as long as a
+    shallow one.
     """
     graphs = []
 
@@ -223,10 +264,10 @@ def stack(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -
 
 
 def unstack(blocks: nnx.Module, count: int) -> list[nnx.Module]:
-    """The modules again.
+    """Split stacked modules into a list of `count` modules.
 
-    A CPU copies a layer out of the stack each time a scan comes to it; a loop that reads the
-    weights once a token is faster with the layers taken apart before it begins.
+    On a CPU a scan copies each layer out of the stack at every step. A loop that reads the weights
+    once a token is faster when the layers are unstacked before it starts.
     """
     graph, state = nnx.split(blocks)
     return [nnx.merge(graph, jax.tree.map(lambda a: a[n], state)) for n in range(count)]  # noqa: B023
@@ -238,20 +279,21 @@ def over(
     carry: Any,
     given: Any,
 ) -> tuple[Any, Any]:
-    """`carry, y = layer(block, carry, x)` through stacked blocks, as `jax.lax.scan` does.
+    """Scan a layer function over stacked blocks.
 
-    A list of blocks is run through in Python instead; the results are the same.
+    Each step is `carry, y = layer(block, carry, x)`, as in `jax.lax.scan`. A list of blocks runs in
+    a Python loop instead; the results are the same.
     """
     if isinstance(blocks, list):
-        found = []
+        outputs = []
         for number, block in enumerate(blocks):
             carry, y = layer(block, carry, jax.tree.map(lambda a: a[number], given))  # noqa: B023
-            found.append(y)
-        return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+            outputs.append(y)
+        return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
     graph, state = nnx.split(blocks)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        one, x = inputs
-        return layer(nnx.merge(graph, one), carry, x)
+        block_state, x = inputs
+        return layer(nnx.merge(graph, block_state), carry, x)
 
     return jax.lax.scan(body, carry, (state, given))

@@ -1,11 +1,11 @@
-"""From all that a model computes to the vectors that are asked for, by name.
+"""Select a model's outputs by name and pool them to vectors.
 
-A model returns a dict of every output it has, under Hugging Face's names: vectors [B, F]
+A model returns a dict of all its outputs under Hugging Face's names: vectors [B, F]
 (`pooler_output`, `image_embeds`), token states [B, L, D] (`last_hidden_state`,
-`hidden_states.0` …) and feature maps [B, H, W, C]. What nobody asks for is not returned from the
-compiled program, so XLA does not compute it.
+`hidden_states.0` …) and feature maps [B, H, W, C]. The compiled program returns only the selected
+outputs, so XLA does not compute the others.
 
-A layer is asked for as NAME, as NAME:POOLING, or by a number: `3` and `-2` count the hidden states.
+A layer is given as NAME, as NAME:POOLING, or by a number: `3` and `-2` index the hidden states.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from mmjax.encoders.core import Batches, Tower
 
 POOLINGS = ("mean", "cls", "max", "flatten")
 Outputs = dict[str, jax.Array]
-# (module, *arrays [B, ...]) -> outputs and, where lengths differ, a mask [B, L] of the tokens
+# (module, *arrays [B, ...]) -> outputs, and a token mask [B, L] where lengths differ, else None
 Forward = Callable[..., tuple[Outputs, jax.Array | None]]
 
 
@@ -40,15 +40,22 @@ def tower(
     pooling: str = "mean",
     about: dict[str, Any],
 ) -> Tower:
-    """A Tower of a module (`hub.load_module` gives graph and params) for the layers asked for.
+    """Build the Tower of a module for the given layers.
 
     Args:
+      modality: kind of input, as in `Tower`.
+      graph: from `hub.load_module`.
+      params: from `hub.load_module`.
+      forward: runs the module.
+      batches: turns inputs into arrays.
       example: arrays, or their `jax.ShapeDtypeStruct`s, of a batch of one.
-      layers: as NAME, NAME:POOLING or number; `default` where there are none.
-      pooling: of token states and feature maps for which no other is named.
+      layers: NAME, NAME:POOLING or number; `default` if empty.
+      default: the layer used if `layers` is empty.
+      pooling: for token states and feature maps given without a pooling.
+      about: entries for the manifest.
 
     Raises:
-      InputError: a layer that the model does not have, or that cannot be pooled so.
+      InputError: a layer is unknown, given twice, or does not allow its pooling.
     """
 
     def run(params: Any, *arrays: jax.Array) -> tuple[Outputs, jax.Array | None]:
@@ -62,7 +69,7 @@ def tower(
 
     @jax.jit
     def encode(params: Any, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        # Accelerators multiply float32 in fewer bits unless asked; parity is worth the time.
+        # Accelerators multiply float32 in fewer bits by default; parity is worth the time.
         with jax.default_matmul_precision("highest" if exact else "default"):
             outputs, mask = run(params, *arrays)
             return tuple(pool(outputs[name], mask, how) for name, how in chosen)
@@ -85,21 +92,29 @@ def tower(
 def resolve(
     layer: str | int, shapes: dict[str, Any], pooling: str, ragged: bool
 ) -> tuple[str, str | None]:
-    """The output that a layer names and how it is pooled; None for what is a vector already.
+    """Return the output name and pooling of a layer.
+
+    The pooling is None for an output that is already a vector.
+
+    Args:
+      layer: NAME, NAME:POOLING or the number of a hidden state.
+      shapes: output name -> array or shape struct.
+      pooling: used if the layer names none.
+      ragged: whether lengths differ between inputs.
 
     Raises:
-      InputError: there is no such output (the sentence lists those there are), or no such pooling.
+      InputError: no such output (the message lists the existing ones), or no such pooling for it.
     """
     name, _, how = str(layer).partition(":")
-    states = [key for key in shapes if re.fullmatch(r"hidden_states\.\d+", key)]
+    hidden = [key for key in shapes if re.fullmatch(r"hidden_states\.\d+", key)]
     if re.fullmatch(r"-?\d+", name):
         number = int(name)
-        if not -len(states) <= number < len(states):
+        if not -len(hidden) <= number < len(hidden):
             raise InputError(
-                f"layer {number}: there are {len(states)} hidden states, the first one's input "
+                f"layer {number}: there are {len(hidden)} hidden states, the first one's input "
                 "included"
             )
-        name = f"hidden_states.{number % len(states)}"
+        name = f"hidden_states.{number % len(hidden)}"
     if name not in shapes:
         close = difflib.get_close_matches(name, shapes, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -119,10 +134,18 @@ def resolve(
 
 
 def pool(values: jax.Array, mask: jax.Array | None, how: str | None) -> jax.Array:
-    """[B, L, D] or [B, H, W, C] to [B, F]: mean or maximum over places, the first, or all.
+    """Pool token states or feature maps to vectors.
 
-    `flatten` puts the channels of a feature map first, as PyTorch's [C, H, W] lies in memory.
-    The mask [B, L] tells tokens from padding where it is as long as the values are.
+    "mean" and "max" reduce over positions, "cls" takes the first token, "flatten" keeps all values.
+    "flatten" puts the channels of a feature map first, in the memory order of PyTorch's [C, H, W].
+
+    Args:
+      values: [B, L, D] or [B, H, W, C].
+      mask: [B, L], true at tokens; ignored where its length is not that of the values.
+      how: one of `POOLINGS`; None returns the values unchanged.
+
+    Returns:
+      [B, F].
     """
     if how is None:
         return values
@@ -135,24 +158,24 @@ def pool(values: jax.Array, mask: jax.Array | None, how: str | None) -> jax.Arra
         return values[:, 0]
     if mask is None or mask.shape[1] != values.shape[1]:
         mask = jnp.ones(values.shape[:2], bool)
-    there = mask[:, :, None].astype(bool)
+    valid = mask[:, :, None].astype(bool)
     if how == "max":
-        return jnp.where(there, values, jnp.finfo(values.dtype).min).max(axis=1)
-    total = jnp.where(there, values, 0).sum(axis=1, dtype=jnp.float32)
-    return (total / jnp.maximum(there.sum(axis=1), 1)).astype(values.dtype)
+        return jnp.where(valid, values, jnp.finfo(values.dtype).min).max(axis=1)
+    total = jnp.where(valid, values, 0).sum(axis=1, dtype=jnp.float32)
+    return (total / jnp.maximum(valid.sum(axis=1), 1)).astype(values.dtype)
 
 
 def normalize_rows(vectors: jax.Array) -> jax.Array:
-    """Rows of unit length; a row of zeros stays one."""
+    """Scale rows to unit length; rows of zeros stay zero."""
     norms = jnp.linalg.norm(vectors.astype(jnp.float32), axis=-1, keepdims=True)
     return (vectors / jnp.maximum(norms, 1e-12)).astype(vectors.dtype)
 
 
 def states(hidden: Sequence[jax.Array]) -> Outputs:
-    """The hidden states under their names, the embeddings' first."""
+    """Return hidden states by name; number 0 is the embeddings."""
     return {f"hidden_states.{n}": state for n, state in enumerate(hidden)}
 
 
 def integers(*shape: int) -> jax.ShapeDtypeStruct:
-    """An example of token ids or masks."""
+    """Return the shape struct of int32 token ids or masks."""
     return jax.ShapeDtypeStruct(shape, np.int32)

@@ -1,4 +1,4 @@
-"""Encoders by name: their modules, their options, what is wrong with either."""
+"""Find encoders by name, check their options and load them."""
 
 import dataclasses
 import difflib
@@ -14,22 +14,24 @@ from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.core import Fitted, Tower
 
-# Of any model that torch computes; stores that were made by it carry this name.
+# Runs any model that torch can compute; its stores carry this name.
 HOSTED = {"hosted": "mmjax.encoders.torch.backend"}
 
 
 def find_encoder(name: str) -> ModuleType:
-    """The module of an encoder: a file of `mmjax.encoders.towers`, or a dotted path elsewhere.
+    """Import the module of an encoder.
+
+    The name is a file of `mmjax.encoders.towers`, or the dotted path of another module.
 
     Raises:
-      InputError: there is none; the sentence lists those there are.
+      InputError: there is no such encoder; the message lists the existing ones.
     """
     path = name if "." in name else HOSTED.get(name, f"mmjax.encoders.towers.{name}")
     try:
-        found = importlib.util.find_spec(path)
+        spec = importlib.util.find_spec(path)
     except (ModuleNotFoundError, ValueError):
-        found = None
-    module = importlib.import_module(path) if found else None
+        spec = None
+    module = importlib.import_module(path) if spec else None
     if module is None or not hasattr(module, "load"):
         names = encoders()
         close = difflib.get_close_matches(name, names, 1)
@@ -39,18 +41,22 @@ def find_encoder(name: str) -> ModuleType:
 
 
 def encoders() -> list[str]:
-    """The names of the package's own encoders."""
+    """Return the sorted names of the package's encoders."""
     path = mmjax.encoders.towers.__name__
-    inside = [module.name for module in pkgutil.iter_modules(mmjax.encoders.towers.__path__)]
-    own = [name for name in inside if hasattr(importlib.import_module(f"{path}.{name}"), "load")]
-    return sorted([*own, *HOSTED])
+    modules = [module.name for module in pkgutil.iter_modules(mmjax.encoders.towers.__path__)]
+    towers = [
+        name for name in modules if hasattr(importlib.import_module(f"{path}.{name}"), "load")
+    ]
+    return sorted([*towers, *HOSTED])
 
 
 def choose_encoder(weights: str | None, revision: str | None = None) -> str:
-    """The encoder for a checkpoint: whose `MODEL_TYPES` hold the model_type of its config.json.
+    """Return the name of the encoder for a checkpoint.
+
+    Its `MODEL_TYPES` contain the model_type of the checkpoint's config.json.
 
     Raises:
-      InputError: no weights, or a model that none of the encoders computes.
+      InputError: no weights, or no encoder computes the model.
     """
     if not weights:
         raise InputError("the encoder auto needs --weights, by which it is chosen")
@@ -68,7 +74,10 @@ def choose_encoder(weights: str | None, revision: str | None = None) -> str:
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The options an encoder understands, with their defaults; those of dataclasses one by one."""
+    """Return an encoder's options with their defaults.
+
+    A dataclass argument contributes each of its fields as an option.
+    """
     flat: dict[str, Any] = {}
     for key, parameter in inspect.signature(find_encoder(name).load).parameters.items():
         if dataclasses.is_dataclass(parameter.default):
@@ -79,15 +88,15 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def load_encoder(name: str, options: dict[str, Any]) -> Tower | Fitted:
-    """Loads an encoder with those options that are not None.
+    """Load an encoder with the options that are not None.
 
     Raises:
-      InputError: no such encoder, an option it does not have, or one it needs and is not given.
+      InputError: the encoder is unknown, an option is unknown, or a required option is missing.
     """
     load = find_encoder(name).load
     known = options_of(name)
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
+    provided = {key: value for key, value in options.items() if value is not None}
+    for key in provided:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}? " if close else ""
@@ -95,14 +104,14 @@ def load_encoder(name: str, options: dict[str, Any]) -> Tower | Fitted:
                 f"encoder {name} has no option {key!r}; {hint}it has {', '.join(known)}"
             )
     for key, default in known.items():
-        if default is inspect.Parameter.empty and key not in given:
+        if default is inspect.Parameter.empty and key not in provided:
             raise InputError(f"encoder {name} needs the option {key}")
     arguments: dict[str, Any] = {}
     for key, parameter in inspect.signature(load).parameters.items():
         if dataclasses.is_dataclass(parameter.default):
             names = [field.name for field in dataclasses.fields(parameter.default)]
-            changed = {name: given[name] for name in names if name in given}
+            changed = {name: provided[name] for name in names if name in provided}
             arguments[key] = dataclasses.replace(parameter.default, **changed)
-        elif key in given:
-            arguments[key] = given[key]
+        elif key in provided:
+            arguments[key] = provided[key]
     return load(**arguments)

@@ -1,7 +1,8 @@
-"""Many methods over many data sets: average ranks and which of them differ (Demšar, JMLR 2006).
+"""Compare many methods over many data sets by average ranks.
 
-Scores are of N blocks, data sets or splits that are independent of one another, by K methods.
-Two methods over users of one data set are in `significance`.
+The ranks and the tests of which methods differ follow Demšar, JMLR 2006. Scores are of N blocks,
+data sets or splits that are independent of one another, by K methods. Comparisons of two methods
+over the users of one data set are in `significance`.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,10 @@ from scipy import stats
 
 
 class CriticalDifference(NamedTuple):
-    """What a critical-difference diagram draws, and the tests that permit to draw it."""
+    """Ranks and groups of a critical-difference diagram, and its tests.
+
+    The tests over all methods say if such a diagram may be drawn.
+    """
 
     ranks: np.ndarray  # [K] average rank of each method, 1 the best
     friedman: float  # chi-squared, K - 1 degrees of freedom
@@ -19,11 +23,11 @@ class CriticalDifference(NamedTuple):
     iman_davenport: float  # F, K - 1 and (K - 1)(N - 1) degrees of freedom
     iman_davenport_p: float
     distance: float  # Nemenyi's critical difference of two average ranks
-    groups: tuple[tuple[int, ...], ...]  # methods, best first, that one bar joins; two or more
+    groups: tuple[tuple[int, ...], ...]  # two or more methods each, best first, joined by a bar
 
 
 def critical_difference(scores: np.ndarray, *, alpha: float = 0.05) -> CriticalDifference:
-    """Compares K methods by their ranks within each block of scores [N, K], higher better.
+    """Compare K methods by their ranks within each block.
 
     Equal scores share their mean rank. Friedman's chi-squared is corrected for such ties (Conover,
     Practical Nonparametric Statistics, 1999, section 5.8); without any it is Demšar's, section
@@ -33,6 +37,9 @@ def critical_difference(scores: np.ndarray, *, alpha: float = 0.05) -> CriticalD
     Studentized range's quantile at infinite degrees of freedom over sqrt(2). `groups` are the
     longest runs of methods that do not differ; a method in none differs from all. Groups mean
     little where the tests over all methods do not reject.
+
+    Args:
+      scores: [N, K], higher is better.
 
     Raises:
       ValueError: scores that are not a finite matrix of at least two blocks and two methods; an
@@ -51,7 +58,7 @@ def critical_difference(scores: np.ndarray, *, alpha: float = 0.05) -> CriticalD
     between = n * ((ranks - (k + 1) / 2) ** 2).sum()  # sums of squares of ranks
     within = ((ranked - (k + 1) / 2) ** 2).sum()
     friedman = n * (k - 1) * between / within if within > 0 else 0.0
-    # Where all blocks agree nothing is left; ranks are multiples of 1/2, so that 0 is exact.
+    # Exactly 0 where all blocks agree, because ranks are multiples of 1/2.
     left = n * (k - 1) - friedman
     f = (n - 1) * friedman / left if left > 0 else np.inf
 
@@ -69,14 +76,17 @@ def critical_difference(scores: np.ndarray, *, alpha: float = 0.05) -> CriticalD
 
 
 def _groups(ranks: np.ndarray, distance: float) -> tuple[tuple[int, ...], ...]:
-    """The longest runs, by rank, whose ends are less than distance apart."""
+    """Return the longest runs of ranks that span less than `distance`.
+
+    Methods in a run are sorted by rank.
+    """
     order = np.argsort(ranks, kind="stable")
     groups, last = [], 0
     for start in range(len(order)):
         end = start
         while end + 1 < len(order) and ranks[order[end + 1]] - ranks[order[start]] < distance:
             end += 1
-        # A run that ends where an earlier one did lies within it, and a bar joins two or more.
+        # A run that ends where an earlier one ends lies within it; a bar joins two or more.
         if end > max(start, last):
             groups.append(tuple(order[start : end + 1].tolist()))
             last = end

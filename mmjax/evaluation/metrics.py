@@ -1,7 +1,8 @@
-"""Ranking metrics of top-K lists: accuracy per user on device, the lists' make-up on the host.
+"""Ranking metrics of top-k lists: accuracy and list composition.
 
-N users, K the longest cutoff. Definitions follow trec_eval where it has them (nDCG, AP over all
-relevant items, P, Recall, reciprocal rank); each departure is an argument.
+Accuracy is computed per user on device, composition on the host. N users, K the longest cutoff.
+Definitions follow trec_eval where it has them (nDCG, AP over all relevant items, P, Recall,
+reciprocal rank); each departure is an argument.
 """
 
 from collections.abc import Sequence
@@ -12,17 +13,17 @@ import numpy as np
 
 ACCURACY = ("recall", "precision", "ndcg", "hr", "map", "mrr")
 BEYOND = ("coverage", "gini", "efd", "epc", "aplt", "arp")
-SHORT_HEAD = 0.8  # the most popular items that draw this share of interactions are the short head
+SHORT_HEAD = 0.8  # share of interactions; the most popular items that draw it are the short head
 
 
 def order(name: str) -> tuple[int, int]:
-    """Sorts "metric@k" as people list them: by metric, then by cutoff."""
+    """Return the sort key of "metric@k": by metric, then by cutoff."""
     metric, cutoff = name.split("@")
     return (*ACCURACY, *BEYOND).index(metric), int(cutoff)
 
 
 def discount(length: int) -> np.ndarray:
-    """1 / log2(rank + 1) for ranks 1..length, [length]."""
+    """Return the discounts 1 / log2(rank + 1) for ranks 1..length, [length]."""
     return 1 / np.log2(np.arange(2, length + 2))
 
 
@@ -34,7 +35,7 @@ def accuracy(
     *,
     map_capped: bool = False,
 ) -> dict[str, jax.Array]:
-    """Per-user accuracy at every cutoff: `{"recall@20": [N], ...}`.
+    """Compute per-user accuracy at every cutoff.
 
     Args:
       gain: [N, K] gain of the item at each rank, 0 where it is not relevant.
@@ -42,6 +43,9 @@ def accuracy(
       relevant: [N] number of relevant items, at least 1.
       cutoffs: each at most K.
       map_capped: AP over min(relevant, cutoff) instead of all relevant items, as MMRec.
+
+    Returns:
+      `{"recall@20": [N], ...}`.
     """
     hit = (gain > 0).astype(jnp.float32)
     rank = jnp.arange(1, gain.shape[1] + 1, dtype=jnp.float32)[None]
@@ -52,12 +56,12 @@ def accuracy(
     first = jnp.max(hit / rank, axis=1, keepdims=True)  # reciprocal rank of the first hit
     out = {}
     for k in cutoffs:
-        found, most = hits[:, k - 1], jnp.minimum(relevant, k) if map_capped else relevant
-        out[f"recall@{k}"] = found / relevant
-        out[f"precision@{k}"] = found / k
+        n_hits, normalizer = hits[:, k - 1], jnp.minimum(relevant, k) if map_capped else relevant
+        out[f"recall@{k}"] = n_hits / relevant
+        out[f"precision@{k}"] = n_hits / k
         out[f"ndcg@{k}"] = dcg[:, k - 1] / ideal_dcg[:, k - 1]
-        out[f"hr@{k}"] = (found > 0).astype(jnp.float32)
-        out[f"map@{k}"] = precisions[:, k - 1] / most
+        out[f"hr@{k}"] = (n_hits > 0).astype(jnp.float32)
+        out[f"map@{k}"] = precisions[:, k - 1] / normalizer
         out[f"mrr@{k}"] = jnp.where(first[:, 0] * k >= 1, first[:, 0], 0.0)
     return out
 
@@ -69,28 +73,31 @@ def beyond_accuracy(
     n_users: int,
     cutoffs: Sequence[int],
 ) -> dict[str, np.ndarray | float]:
-    """What the lists are made of; per-user arrays [N] and, for coverage and gini, one number.
-
-    Args:
-      ranked: [N, K] item ids, -1 where a user has fewer candidates.
-      hit: [N, K] whether the item is relevant.
-      popularity: [I] train interactions of each item.
-      n_users: users in train.
+    """Compute beyond-accuracy metrics of the lists at every cutoff.
 
     coverage is the share of the catalogue in any list; gini the inequality of how often items are
     shown (0 all alike; Elliot prints one minus it); arp the mean popularity of listed items; aplt
     the share of them outside the short head (Abdollahpouri et al., FLAIRS 2019). epc and efd are
     the discounted novelty of relevant hits (Vargas and Castells, RecSys 2011), with novelty
     1 - pop / users, and -log2(pop / all interactions); an item without interactions counts as one.
+
+    Args:
+      ranked: [N, K] item ids, -1 where a user has fewer candidates.
+      hit: [N, K] True where the item is relevant.
+      popularity: [I] train interactions of each item.
+      n_users: users in train.
+
+    Returns:
+      Per-user arrays [N] by metric@k and, for coverage and gini, one number.
     """
     listed = ranked >= 0
     item = np.where(listed, ranked, 0)
     floor = np.maximum(popularity, 1)
     novelty = {"epc": 1 - floor / n_users, "efd": -np.log2(floor / max(1, popularity.sum()))}
-    order = np.argsort(-popularity, kind="stable")
-    before = np.cumsum(popularity[order]) - popularity[order]
+    by_popularity = np.argsort(-popularity, kind="stable")
+    before = np.cumsum(popularity[by_popularity]) - popularity[by_popularity]
     tail = np.zeros(len(popularity), bool)
-    tail[order[before >= SHORT_HEAD * popularity.sum()]] = True
+    tail[by_popularity[before >= SHORT_HEAD * popularity.sum()]] = True
     weight = discount(ranked.shape[1])
     out: dict[str, np.ndarray | float] = {}
     for k in cutoffs:
@@ -108,7 +115,10 @@ def beyond_accuracy(
 
 
 def gini(counts: np.ndarray) -> float:
-    """Gini coefficient of non-negative counts: 0 when all are equal, 1 - 1/n when one has all."""
+    """Compute the Gini coefficient of non-negative counts.
+
+    It is 0 when all are equal, 1 - 1/n when one has all.
+    """
     total, n = counts.sum(), len(counts)
     if total == 0:
         return 0.0

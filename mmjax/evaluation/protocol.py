@@ -1,6 +1,6 @@
-"""Protocols: what is masked, what counts as relevant, how the epoch is chosen.
+"""Evaluation protocols: masked items, relevant items, choice of the epoch.
 
-Peers' numbers are comparable only under the same protocol, so a protocol is one named value:
+Published numbers are comparable only under the same protocol, so a protocol is one named value:
 
   strict   mask train (and valid at test); any held-out item is relevant; binary nDCG
   mmrec    mask train only; AP over min(relevant, cutoff); selection on values rounded to 4 decimals
@@ -25,7 +25,7 @@ class Protocol:
     name: str
     mask_valid_at_test: bool
     graded: bool = False
-    cold_items: bool = True  # whether items without train interactions are candidates
+    cold_items: bool = True  # items without train interactions are candidates
     map_capped: bool = False
     round_selection: int | None = None
     threshold: float = 0.0
@@ -39,7 +39,9 @@ PRESETS = {
 
 
 def find(name: str, threshold: float = 0.0) -> Protocol:
-    """A preset with its relevance threshold; 0 makes every held-out item relevant.
+    """Return a preset with its relevance threshold.
+
+    A threshold of 0 makes every held-out item relevant.
 
     Raises:
       InputError: no such preset.
@@ -50,22 +52,28 @@ def find(name: str, threshold: float = 0.0) -> Protocol:
 
 
 class Rows(NamedTuple):
-    """Items by user: those of row n are `item[start[n]:start[n + 1]]`, ascending."""
+    """Items by user, in CSR form.
+
+    Items of row n are `item[start[n]:start[n + 1]]`, ascending.
+    """
 
     start: np.ndarray  # [N + 1] int32
     item: np.ndarray  # [E] int32
 
 
 class Task(NamedTuple):
-    """Whom to rank for, which items are out, which are right. N users, K the longest cutoff."""
+    """Ranking task of one split: users, masked and relevant items.
 
-    users: np.ndarray  # [N] int32, those with a relevant item
+    N users, K the longest cutoff.
+    """
+
+    users: np.ndarray  # [N] int32, users with a relevant item
     seen: Rows  # masked items of each
     target: Rows  # relevant items of each
-    gain: np.ndarray  # [number of targets] float32, beside target.item
+    gain: np.ndarray  # [number of targets] float32, of the items in target.item
     ideal: np.ndarray  # [N, K] float32, gains in falling order
     relevant: np.ndarray  # [N] float32
-    outside: np.ndarray | None  # [I] bool, items that are nobody's candidates
+    outside: np.ndarray | None  # [I] bool, items that are no user's candidates
 
 
 Pairs = tuple[np.ndarray, np.ndarray]  # user, item
@@ -80,10 +88,10 @@ def build(
     n_items: int,
     longest: int,
 ) -> Task:
-    """The ranking task of one split.
+    """Build the ranking task of one split.
 
     Args:
-      held_out: users and items of the split; `rating` beside them.
+      held_out: users and items of the split; `rating` are their ratings.
       masked: users and items that are no candidates: train, then whatever else is seen.
       longest: the largest cutoff, K.
 
@@ -118,10 +126,10 @@ def build(
     row = np.searchsorted(users, seen_user[wanted])
     seen_starts = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int32)
     rank = np.arange(len(user)) - np.repeat(first, counts)
-    best = np.lexsort((-gain, np.repeat(np.arange(len(users)), counts)))
+    by_gain = np.lexsort((-gain, np.repeat(np.arange(len(users)), counts)))
     ideal = np.zeros((len(users), longest), np.float32)
     inside = rank < longest
-    ideal[np.repeat(np.arange(len(users)), counts)[inside], rank[inside]] = gain[best][inside]
+    ideal[np.repeat(np.arange(len(users)), counts)[inside], rank[inside]] = gain[by_gain][inside]
     return Task(
         users=users.astype(np.int32),
         seen=Rows(seen_starts, seen_item[wanted].astype(np.int32)),

@@ -1,8 +1,10 @@
-"""Statistics of ablations: intervals of means, paired tests, corrected p values, effect sizes.
+"""Statistics for comparing recommenders: intervals, paired tests, effect sizes.
 
-Values [N] are of N users or of N seeds. Two recommenders are compared on the same N in the same
-order, and every difference is first - second. Values must be finite: a user without a value must
-be left out by who knows why it has none. Several methods at once are in `critical_difference`.
+p values are corrected for several tests by `holm` and `benjamini_hochberg`. Values [N] are of N
+users or of N seeds. Two recommenders are compared on the same N in the same order, and every
+difference is first - second. Values must be finite: the caller leaves out users without a value,
+because only the caller knows why they have none. Several methods at once are in
+`critical_difference`.
 """
 
 from typing import Literal, NamedTuple
@@ -10,22 +12,22 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special, stats
 
-BLOCK = 1 << 20  # numbers drawn at once: with their copies tens of MB, however many users there are
-EXACT = 16  # up to here all 2**16 assignments of signs are enumerated: quick, and free of chance
-ROUNDING = 1e-12  # relative: one sum in two orders of adding, or one difference at two levels
+BLOCK = 1 << 20  # numbers drawn at once: tens of MB with their copies, for any number of users
+EXACT = 16  # up to so many users all 2**16 assignments of signs are enumerated: quick and exact
+ROUNDING = 1e-12  # relative tolerance: of sums in another order, of differences at another level
 
 
 class Interval(NamedTuple):
-    """A mean and where it may lie, in the values' own unit."""
+    """Mean and its confidence interval, in the values' unit."""
 
     mean: float
-    std: float  # of a sample, over N - 1; NaN for one value
+    std: float  # sample standard deviation, over N - 1; NaN for one value
     low: float  # NaN for one value
     high: float
 
 
 class Paired(NamedTuple):
-    """A comparison of two recommenders over the same users."""
+    """Tests of two recommenders over the same users."""
 
     difference: float  # mean of first - second
     t: float  # p of the paired t-test, two-sided
@@ -34,7 +36,7 @@ class Paired(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """How large a difference is, above 0 where the first recommender is better."""
+    """Size of a difference, above 0 if the first is better."""
 
     d_z: float  # Cohen's: mean difference / standard deviation of the differences
     rank_biserial: float  # -1 to 1
@@ -51,7 +53,7 @@ def interval(
     method: Literal["bca", "percentile"] = "bca",
     seed: int = 0,
 ) -> Interval:
-    """The mean of values [N] with its bootstrap confidence interval.
+    """Return the mean of values [N] with its bootstrap confidence interval.
 
     "percentile" takes the quantiles of the resampled means (Efron and Tibshirani, An Introduction
     to the Bootstrap, 1993, chapter 13); "bca" corrects them for bias and skewness (Efron, JASA
@@ -85,7 +87,10 @@ def interval(
 
 
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means [resamples] of N values drawn with replacement; the same for any BLOCK."""
+    """Return means [resamples] of N values drawn with replacement.
+
+    They are the same for any BLOCK.
+    """
     rng, n = np.random.default_rng(seed), len(values)
     rows = max(1, BLOCK // n)
     means = np.empty(resamples)
@@ -96,12 +101,15 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
 
 
 def _bca(values: np.ndarray, means: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Levels [2] moved for bias and acceleration (the book's eq. 14.10, 14.14, 14.15)."""
-    apart = means - values.mean()
-    # Few values often give their own mean again; half of those lie below, as in SciPy. They are
-    # told by tolerance because the order of adding changes the last digit.
+    """Adjust levels [2] for bias and acceleration.
+
+    The formulas are the book's eq. 14.10, 14.14 and 14.15.
+    """
+    offsets = means - values.mean()
+    # Resamples of few values often have exactly the values' mean; half of those count as below, as
+    # in SciPy. A tolerance finds them, because the order of adding changes the last digit.
     rounding = ROUNDING * np.abs(values).max()
-    below = np.mean(apart < -rounding) + np.mean(np.abs(apart) <= rounding) / 2
+    below = np.mean(offsets < -rounding) + np.mean(np.abs(offsets) <= rounding) / 2
     # All resamples on one side would put the bias at infinity.
     bias = special.ndtri(np.clip(below, 0.5 / len(means), 1 - 0.5 / len(means)))
     # Leaving out value i moves the mean by (mean - value) / (N - 1), so the jackknife of
@@ -113,25 +121,26 @@ def _bca(values: np.ndarray, means: np.ndarray, levels: np.ndarray) -> np.ndarra
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Tests whether values [N] of the same users differ; p is 1 where no user does.
+    """Test if values [N] of the same users differ.
 
-    t is Student's test of the mean difference. A difference that is the same for all of two or
-    more users is certain (t = 0); one user alone proves nothing (t = 1). wilcoxon is the
-    signed-rank test (Wilcoxon, Biometrics 1945) without the users that tie: exact for up to EXACT
-    users who differ, also where differences tie in size, and normal, corrected for ties, beyond.
+    p is 1 if no user differs. t is Student's test of the mean difference. A difference that is the
+    same for all of two or more users is certain (t = 0); one user proves nothing (t = 1). wilcoxon
+    is the signed-rank test (Wilcoxon, Biometrics 1945) without the users that tie: exact for up to
+    EXACT users who differ, also where differences tie in size, and normal, corrected for ties,
+    beyond.
 
     Raises:
       ValueError: not two finite vectors of one length, at least one.
     """
-    apart = _differences(first, second)
-    mean = float(apart.mean())
-    changed = apart[apart != 0]
+    differences = _differences(first, second)
+    mean = float(differences.mean())
+    changed = differences[differences != 0]
     if len(changed) == 0:
         return Paired(0.0, 1.0, 1.0, 0)
-    if np.ptp(apart) <= ROUNDING * abs(mean):
-        t = 0.0 if len(apart) > 1 else 1.0
+    if np.ptp(differences) <= ROUNDING * abs(mean):
+        t = 0.0 if len(differences) > 1 else 1.0
     else:
-        t = float(stats.ttest_1samp(apart, 0.0).pvalue)
+        t = float(stats.ttest_1samp(differences, 0.0).pvalue)
     if len(changed) <= EXACT:
         # The signed-rank test is a sign-flip test of ranks.
         wilcoxon = _enumerated(np.sign(changed) * stats.rankdata(np.abs(changed)))
@@ -143,68 +152,68 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
 def permutation(
     first: np.ndarray, second: np.ndarray, *, flips: int = 10_000, seed: int = 0
 ) -> float:
-    """p of the sign-flip permutation test of the mean difference of values [N], two-sided.
+    """Return p of the two-sided sign-flip permutation test.
 
-    If the recommenders were exchangeable, each user's difference could as well have had the other
-    sign (Fisher, The Design of Experiments, 1935). Up to EXACT users who differ, all assignments
-    are counted and p is exact: 1 where no user differs. Beyond, `flips` random ones are drawn and
-    p = (b + 1) / (flips + 1), b of them at least as far from 0 as what was seen (Phipson and
-    Smyth, SAGMB 2010): valid, and never 0.
+    It tests the mean difference of values [N]. If the recommenders were exchangeable, each user's
+    difference could as well have had the other sign (Fisher, The Design of Experiments, 1935). Up
+    to EXACT users who differ, all assignments are counted and p is exact: 1 where no user differs.
+    Beyond, `flips` random ones are drawn and p = (b + 1) / (flips + 1), b of them at least as far
+    from 0 as the observed sum (Phipson and Smyth, SAGMB 2010): valid, and never 0.
 
     Raises:
       ValueError: not two finite vectors of one length, at least one; no flips.
     """
-    apart = _differences(first, second)
+    differences = _differences(first, second)
     if flips < 1:
         raise ValueError(f"{flips} flips are too few")
-    apart = apart[apart != 0]  # the other sign of 0 changes no sum
-    if len(apart) <= EXACT:
-        return _enumerated(apart)
-    rng, n = np.random.default_rng(seed), len(apart)
-    total, rounding = apart.sum(), ROUNDING * np.abs(apart).sum()
+    differences = differences[differences != 0]  # flipping the sign of 0 changes no sum
+    if len(differences) <= EXACT:
+        return _enumerated(differences)
+    rng, n = np.random.default_rng(seed), len(differences)
+    total, rounding = differences.sum(), ROUNDING * np.abs(differences).sum()
     rows, words = max(1, BLOCK // n), -(-n // 64)
     extreme = 0
     for start in range(0, flips, rows):
-        # A bit for each sign: 64 in a word, whole words for each flip, so BLOCK changes no draw.
+        # One bit per sign: 64 in a word, whole words for each flip, so BLOCK changes no draw.
         drawn = rng.integers(0, 1 << 64, (min(rows, flips - start), words), dtype=np.uint64)
-        kept = np.unpackbits(drawn.view(np.uint8), axis=1, count=n)
-        sums = 2 * (kept @ apart) - total
+        signs = np.unpackbits(drawn.view(np.uint8), axis=1, count=n)
+        sums = 2 * (signs @ differences) - total
         extreme += int(np.count_nonzero(np.abs(sums) >= abs(total) - rounding))
     return (extreme + 1) / (flips + 1)
 
 
 def effect(first: np.ndarray, second: np.ndarray) -> Effect:
-    """Sizes of the difference between values [N] of the same users.
+    """Compute effect sizes of the difference between values [N].
 
-    d_z is Cohen's for pairs, t / sqrt(N) (Lakens, Frontiers in Psychology 2013, eq. 6 and 7): 0
-    where no user differs, infinite where all differ by one amount, NaN for one user.
-    rank_biserial is the matched-pairs rank correlation, the rank sum of |difference| in favour of
-    the first minus that against it, over both (Kerby, Comprehensive Psychology 2014): users who
-    tie are left out, and it is 0 where all do.
+    The values are of the same users. d_z is Cohen's for pairs, t / sqrt(N) (Lakens, Frontiers in
+    Psychology 2013, eq. 6 and 7): 0 where no user differs, infinite where all differ by one amount,
+    NaN for one user. rank_biserial is the matched-pairs rank correlation, the rank sum of
+    |difference| in favour of the first minus that against it, over both (Kerby, Comprehensive
+    Psychology 2014): users who tie are left out, and it is 0 where all do.
 
     Raises:
       ValueError: not two finite vectors of one length, at least one.
     """
-    apart = _differences(first, second)
-    mean = float(apart.mean())
-    if len(apart) == 1:
+    differences = _differences(first, second)
+    mean = float(differences.mean())
+    if len(differences) == 1:
         d_z = np.nan
-    elif np.ptp(apart) <= ROUNDING * abs(mean):
+    elif np.ptp(differences) <= ROUNDING * abs(mean):
         d_z = 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
     else:
-        d_z = mean / float(apart.std(ddof=1))
-    changed = apart[apart != 0]
+        d_z = mean / float(differences.std(ddof=1))
+    changed = differences[differences != 0]
     ranks = stats.rankdata(np.abs(changed))
     rank_biserial = float((np.sign(changed) * ranks).sum() / max(1.0, ranks.sum()))
-    better, worse = float(np.mean(apart > 0)), float(np.mean(apart < 0))
-    return Effect(d_z, rank_biserial, better, worse, float(np.mean(apart == 0)))
+    better, worse = float(np.mean(differences > 0)), float(np.mean(differences < 0))
+    return Effect(d_z, rank_biserial, better, worse, float(np.mean(differences == 0)))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Adjusted p values [M] that bound the chance of any false finding (Holm, Scand J Stat 1979).
+    """Adjust p values [M] to bound the chance of any false finding.
 
-    The i-th smallest of M is times M - i + 1, at least its predecessor, at most 1; no assumption
-    on how the tests depend.
+    Holm, Scand J Stat 1979: the i-th smallest of M is times M - i + 1, at least its predecessor, at
+    most 1; no assumption on how the tests depend.
 
     Raises:
       ValueError: not a vector of probabilities (NaN is none).
@@ -217,10 +226,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Adjusted p values [M] that bound the share of false findings among findings.
+    """Adjust p values [M] to bound the false discovery rate.
 
-    The i-th smallest of M is times M / i, at most its successor (Benjamini and Hochberg, JRSS B
-    1995, eq. 1); for tests that are independent or positively dependent.
+    The rate is the share of false findings among findings. The i-th smallest of M is times M / i,
+    at most its successor (Benjamini and Hochberg, JRSS B 1995, eq. 1); for tests that are
+    independent or positively dependent.
 
     Raises:
       ValueError: not a vector of probabilities (NaN is none).
@@ -233,7 +243,11 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 
 def _enumerated(apart: np.ndarray) -> float:
-    """Share of the 2**N assignments of signs to [N] whose sum is as far from 0 as the given one."""
+    """Return the exact p of a sign-flip test by enumeration.
+
+    It is the share of the 2**N assignments of signs to [N] whose sum is as far from 0 as the given
+    one, or farther.
+    """
     sums = np.zeros(1)
     for size in apart:
         sums = np.concatenate([sums + size, sums - size])

@@ -1,8 +1,11 @@
-"""Noise in place of features: whether a recommender gains from content or only from capacity.
+"""Controls: random features in place of the features of a store.
+
+They test whether a recommender gains from content or only from capacity.
 
 gaussian       i.i.d. N(0, 1) of the same shape (arXiv 2508.04571)
-multivariate   N(mean, covariance) of the present rows (the same): as features look, but of nobody
-shuffle        the features themselves, each given to another item
+multivariate   N(mean, covariance) of the present rows (the same paper): the features' distribution
+               without any item's content
+shuffle        the features themselves, each assigned to another item
 """
 
 from collections.abc import Callable
@@ -16,12 +19,12 @@ from mmjax.store.read import Store, open_store
 
 
 def gaussian(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[n, F] i.i.d. standard normal values."""
+    """Draw i.i.d. standard normal values [n, F]."""
     return rng.standard_normal(features.shape)
 
 
 def multivariate(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[n, F] rows drawn from the normal distribution of the features' mean and covariance.
+    """Draw rows [n, F] from a normal distribution fitted to the features.
 
     The covariance is the unbiased one and may be singular, as it is where n <= F.
     """
@@ -36,7 +39,7 @@ def multivariate(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def shuffle(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[n, F] the rows in another order."""
+    """Return the rows [n, F] in a random order."""
     return features[rng.permutation(len(features))]
 
 
@@ -48,10 +51,12 @@ CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 def control(
     features: str | Path, out: str | Path, kind: str, *, seed: int = 0, overwrite: bool = False
 ) -> Store:
-    """Writes the control of a store's features as the store `out`; absent rows stay absent.
+    """Write a control of a store's features as the store `out`.
+
+    Absent rows stay absent.
 
     Raises:
-      InputError: no such kind, no present row, or what stores raise.
+      InputError: an unknown kind, no present row, or an error of the stores.
     """
     if kind not in CONTROLS:
         raise InputError(f"there is no control {kind!r}; there are {', '.join(CONTROLS)}")
@@ -61,8 +66,8 @@ def control(
         raise InputError(f"{features} holds no present row; extract it again")
     noise = np.zeros_like(rows)
     noise[present] = CONTROLS[kind](rows[present], np.random.default_rng(seed))
-    about = {key: source.manifest[key] for key in ABOUT} | source.manifest["settings"]
-    about["control"] = {
+    metadata = {key: source.manifest[key] for key in ABOUT} | source.manifest["settings"]
+    metadata["control"] = {
         "kind": kind,
         "seed": seed,
         "features_hash": source.manifest["content_hash"],
@@ -74,6 +79,6 @@ def control(
         present=present,
         dtype=source.dtype,
         overwrite=overwrite,
-        **about,
+        **metadata,
     )
     return open_store(out)

@@ -1,8 +1,9 @@
-"""A Ducho configuration (YAML) as a plan of mmjax, and what of it has no meaning here.
+"""Plans of mmjax from Ducho configurations (YAML).
 
-Every model of every modality and source becomes a step; its stores stand where Ducho's folders of
-arrays would, `<dataset_path>/<output_path>/<backend>/<model>/<layer>`, but for the layers' names.
-Where Ducho and mmjax differ, and why:
+Options of a configuration that have no meaning here are listed as ignored. Every model of every
+modality and source becomes a step; its stores have the paths of Ducho's folders of arrays,
+`<dataset_path>/<output_path>/<backend>/<model>/<layer>`, except for the layers' names. Where Ducho
+and mmjax differ, and why:
 
 * images and texts of `visual_textual` are paired by their ids, not by their sorted positions;
 * `last_hidden_state` and numbered layers become one vector an item: the mean over the tokens;
@@ -41,7 +42,15 @@ COPIES = {
         for n in range(8)
     },
 }
-RESNET_LAYERS = {"", "avgpool", "layer1", "layer2", "layer3", "layer4", "fc"}  # of the own tower
+RESNET_LAYERS = {
+    "",
+    "avgpool",
+    "layer1",
+    "layer2",
+    "layer3",
+    "layer4",
+    "fc",
+}  # of mmjax's own tower
 MODALITIES = ("visual", "textual", "audio", "visual_textual")
 SOURCES = ("items", "interactions")
 DEVICES = ("gpu list", "gpu_list", "gpu")
@@ -54,12 +63,17 @@ DEFAULT_BACKEND = {"visual": "torch", "textual": "transformers", "audio": "torch
 
 
 def read(path: str | Path, changes: Sequence[str] = (), dtype: str = "float32") -> Plan:
-    """The plan of a configuration file; `changes` are `a.b.c=value`, as on Ducho's command line.
+    """Read a configuration file into a plan.
 
     Relative paths start at `dataset_path`, as in Ducho; that itself starts where the command runs.
 
+    Args:
+      path: the YAML file.
+      changes: `a.b.c=value` each, as on Ducho's command line.
+      dtype: of the stores.
+
     Raises:
-      InputError: no such file, not a Ducho configuration, a model that mmjax cannot run.
+      InputError: no such file, not a Ducho configuration, or a model that mmjax cannot run.
     """
     config = _load(Path(path))
     for change in changes:
@@ -70,20 +84,20 @@ def read(path: str | Path, changes: Sequence[str] = (), dtype: str = "float32") 
     root = Path(config.get("dataset_path") or ".")
     steps: list[Step] = []
     for modality in MODALITIES:
-        for source, about in (config.get(modality) or {}).items():
+        for source, section in (config.get(modality) or {}).items():
             where = f"{modality}.{source}"
             if source not in SOURCES:
                 ignored.append(where)
                 continue
-            if not isinstance(about, dict) or not isinstance(about.get("model"), list):
+            if not isinstance(section, dict) or not isinstance(section.get("model"), list):
                 raise InputError(f"{path}: {where} needs input_path, output_path and a model list")
-            ignored += [f"{where}.{key}" for key in about if key not in SOURCE_KEYS]
-            if isinstance(about.get("output_path"), dict):
+            ignored += [f"{where}.{key}" for key in section if key not in SOURCE_KEYS]
+            if isinstance(section.get("output_path"), dict):
                 ignored.append(f"{where}.output_path.textual (both stores go below the visual one)")
-            rows = _inputs(root, modality, about, where)
-            for model in about["model"]:
+            rows = _inputs(root, modality, section, where)
+            for model in section["model"]:
                 ignored += [f"{where}.model.{key}" for key in model if key not in MODEL_KEYS]
-                steps += _steps(rows, root, modality, about, model, dtype)
+                steps += _steps(rows, root, modality, section, model, dtype)
     if not steps:
         raise InputError(f"{path} asks for no extraction; it has {', '.join(config) or 'nothing'}")
     return Plan(steps, ignored)
@@ -103,17 +117,17 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _change(config: dict[str, Any], change: str) -> None:
     keys, separator, value = change.partition("=")
-    place: Any = config
+    node: Any = config
     *parents, last = keys.split(".")
     for key in parents:
-        place = place.get(key) if isinstance(place, dict) else None
-    if not separator or not isinstance(place, dict):
+        node = node.get(key) if isinstance(node, dict) else None
+    if not separator or not isinstance(node, dict):
         raise InputError(f"{change!r} changes nothing; give KEY.KEY=VALUE of the configuration")
-    place[last] = yaml.safe_load(value)
+    node[last] = yaml.safe_load(value)
 
 
 def _inputs(root: Path, modality: str, about: dict[str, Any], where: str) -> Inputs:
-    """The rows that a modality's source names."""
+    """Return the rows that a modality's source names."""
     path = about.get("input_path")
     if modality == "visual_textual":
         if not isinstance(path, dict) or not {"visual", "textual"} <= set(path):
@@ -158,7 +172,7 @@ def _steps(
     label = name if modality == "textual" else Path(name).name
     layers = model.get("output_layers", "")
     layers = [_layer(name, backend, modality) for name in _list(layers)]
-    encoder, weights, more = _encoder(name, backend, modality, layers, root)
+    encoder, weights, extra = _encoder(name, backend, modality, layers, root)
     options = {
         "weights": weights,
         "layers": tuple(filter(None, dict.fromkeys(layers))),
@@ -166,21 +180,21 @@ def _steps(
         "image_processor": model.get("image_processor_name") or model.get("image_processor"),
         "tokenizer": model.get("tokenizer_name"),
         "clean": True if model.get("clear_text") else None,
-        **more,
+        **extra,
         **(_pixels(model, backend) if "visual" in modality else {}),
     }
     if modality == "audio":
         options["normalize_samples"] = name.lower() == "hubert_large"
-    batch = max(32, int(model.get("batch_size") or 1))  # theirs is 1 unless said, for no reason
-    place = str(root / out / backend / label)
-    job = Job(encoder, place, options, batch=batch, dtype=dtype, by_layer=True)
+    batch = max(32, int(model.get("batch_size") or 1))  # Ducho's default is only 1
+    folder = str(root / out / backend / label)
+    job = Job(encoder, folder, options, batch=batch, dtype=dtype, by_layer=True)
     yield from steps_of(rows, job, model.get("fusion"))
 
 
 def _encoder(
     name: str, backend: str, modality: str, layers: Sequence[str], root: Path
 ) -> tuple[str, str, dict[str, Any]]:
-    """Encoder, weights and further options of a model by Ducho's name for it."""
+    """Return encoder, weights and further options of a Ducho model."""
     copy = COPIES.get((backend, name.lower()))
     if copy and (copy[0] != "resnet" or set(layers) <= RESNET_LAYERS):
         return *copy, {}
@@ -199,17 +213,17 @@ def _encoder(
         return "hosted", name.lower(), {"kind": "torchvision"}
     known = name in hub.PACKAGED or "/" in name or Path(name).is_dir()
     if backend == "sentence_transformers" and not known:
-        name = f"sentence-transformers/{name}"  # as that library completes it
+        name = f"sentence-transformers/{name}"  # as that library does
     return "auto", name, {}
 
 
 def _layer(layer: Any, backend: str, modality: str) -> str:
-    """A layer by mmjax's name for it; "" is the encoder's default."""
+    """Return mmjax's name of a layer; "" is the encoder's default."""
     text = str(layer)
     if modality == "visual_textual":
         # Numbers are the embeddings; `vision_model_output.pooler_output` is a tower's own output.
-        own = re.fullmatch(r"(?:vision|text)_model_output\.(.+)", text)
-        return own[1] if own else ("" if text.isdigit() or not text else text.lower())
+        match = re.fullmatch(r"(?:vision|text)_model_output\.(.+)", text)
+        return match[1] if match else ("" if text.isdigit() or not text else text.lower())
     if backend == "sentence_transformers":
         return "sentence_embedding"
     if modality == "textual" and not text:
@@ -224,14 +238,18 @@ def _list(value: Any) -> list[Any]:
 
 
 def _pixels(model: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Ducho squeezes to 224 x 224 by default; a model of transformers brings its processor."""
+    """Return the image options of a model.
+
+    Ducho resizes to 224 x 224 by default, without keeping the aspect ratio; a model of transformers
+    brings its own processor.
+    """
     shape = model.get("reshape")
     if backend != "transformers":
         shape = shape or (224, 224)
-    way = model.get("preprocessing") or (None if backend == "transformers" else "none")
+    preprocessing = model.get("preprocessing") or (None if backend == "transformers" else "none")
     return {
-        "reshape": tuple(shape)[::-1] if shape else None,  # theirs is Pillow's (width, height)
-        "preprocessing": way,
+        "reshape": tuple(shape)[::-1] if shape else None,  # Ducho gives Pillow's (width, height)
+        "preprocessing": preprocessing,
         "mean": tuple(model["mean"]) if model.get("mean") else None,
         "std": tuple(model["std"]) if model.get("std") else None,
     }

@@ -1,4 +1,4 @@
-"""Stores made of stores: written as an expression, made once, kept by the content they come from.
+"""Derived stores, written as expressions and cached by content.
 
     clip                            a store by its name, or its folder or URL
     clip~gaussian(seed=1)           a control in its place: gaussian, multivariate or shuffle
@@ -6,8 +6,8 @@
     clip~mean(mask_rate=0.5)        some present rows hidden first, then imputed
     clip~ae(other=sbert)            imputed from another modality
 
-Marks follow each other from left to right. What is made lies in the dataset's derived/stores/,
-under a digest of what went in, so that two sweeps, or two hosts, make it once.
+Marks (`~...`) apply from left to right. Derived stores are in the dataset's derived/stores/, under
+a digest of their sources, so that two sweeps, or two hosts, make each only once.
 """
 
 import ast
@@ -30,41 +30,49 @@ PARTS = re.compile(r",(?![^(]*\))")  # commas outside parentheses
 
 
 def named(text: str, folder: str | Path) -> dict[str, str]:
-    """Return stores by name: of "NAME=STORE,NAME=STORE", or where it is empty all there are.
+    """Return stores by name, from a text or a prepared folder.
 
-    Those lie under features/ of a prepared folder, and come in the order of `modality.ordered`.
+    The text is "NAME=STORE,NAME=STORE". Where it is empty, all stores under features/ of the folder
+    are returned, in the order of `modality.ordered`.
     """
     if not text:
-        place = storage.path(folder) / "features"
-        with files.reading(place):
-            found = [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
-        paths = {path.name: str(path) for path in found if not path.name.startswith(".")}
+        features_folder = storage.path(folder) / "features"
+        with files.reading(features_folder):
+            folders = (
+                [path for path in features_folder.iterdir() if path.is_dir()]
+                if features_folder.is_dir()
+                else []
+            )
+        paths = {path.name: str(path) for path in folders if not path.name.startswith(".")}
         return {name: paths[name] for name in modality.ordered(paths)}
     return pairs(text)
 
 
 def pairs(text: str) -> dict[str, str]:
-    """Folders or URLs by name, of "NAME=PLACE,NAME=PLACE".
+    """Parse "NAME=PLACE,NAME=PLACE" into folders or URLs by name.
 
     Raises:
-      InputError: it is not that, or names one twice.
+      InputError: the text has another form, or names one twice.
     """
-    found = [part.split("=", 1) for part in text.split(",") if part]
-    if any(len(pair) != 2 for pair in found) or len(dict(found)) != len(found):
+    entries = [part.split("=", 1) for part in text.split(",") if part]
+    if any(len(pair) != 2 for pair in entries) or len(dict(entries)) != len(entries):
         raise InputError(
             f"{text!r} is not NAME=STORE,NAME=STORE with distinct names (of datasets, NAME=FOLDER)"
         )
-    return dict(found)
+    return dict(entries)
 
 
 def marked(text: str, marks: str) -> str:
-    """A features text with the same marks behind each of its stores."""
+    """Append the same marks to each store of a features text."""
     return ",".join(part + marks for part in PARTS.split(text) if part)
 
 
 def lacking(text: str, stores: Mapping[str, str]) -> list[str]:
-    """The names in a features text, "MODALITY=EXPRESSION,...", that are neither one of `stores` nor
-    a place where something could lie."""
+    """Return the names in a features text that cannot be resolved.
+
+    The text is "MODALITY=EXPRESSION,...". Such a name is neither one of `stores` nor a possible
+    path or URL.
+    """
     names = [part.partition("=")[2].split("~")[0] for part in PARTS.split(text) if part]
     names += re.findall(r"other=([\w.-]+)", text)
     return [
@@ -73,17 +81,20 @@ def lacking(text: str, stores: Mapping[str, str]) -> list[str]:
 
 
 def resolve(text: str, stores: Mapping[str, str], dataset: Dataset, folder: Path) -> str:
-    """A features text with every expression made, and in its place the store's folder or URL.
+    """Replace the expressions of a features text by stores.
+
+    Every expression is made; in its place comes the folder or URL of its store.
 
     Args:
+      text: "MODALITY=EXPRESSION,...".
       stores: folders or URLs by name.
-      folder: where what is derived lies.
+      folder: of the derived stores.
 
     Raises:
-      InputError: an expression that cannot be read, a store that is not there, or what
-        `controls.control` and `impute.impute` raise.
+      InputError: an expression that cannot be read, a store that does not exist, or an error of
+        `controls.control` or `impute.impute`.
     """
-    made = []
+    resolved = []
     for part in filter(None, PARTS.split(text)):
         modality, equals, expression = part.partition("=")
         if not equals:
@@ -92,12 +103,15 @@ def resolve(text: str, stores: Mapping[str, str], dataset: Dataset, folder: Path
         url = stores.get(name, name)
         for mark in marks:
             url = _derive(url, mark, stores, dataset, folder)
-        made.append(f"{modality}={url}")
-    return ",".join(made)
+        resolved.append(f"{modality}={url}")
+    return ",".join(resolved)
 
 
 def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, folder: Path) -> str:
-    """The store that a mark makes of another; made unless it is there."""
+    """Return the store that a mark derives from another.
+
+    It is made unless it exists already.
+    """
     from mmjax.features.imputation import impute  # training without marks never loads it
 
     kind, options = _read(mark)
@@ -109,37 +123,37 @@ def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, fo
         other = options.pop("other")
         sources["other"] = stores.get(other, other)
     hashes = {name: open_store(at).manifest["content_hash"] for name, at in sources.items()}
-    about: dict[str, Any] = {"kind": kind, "options": options, **hashes}
+    recipe: dict[str, Any] = {"kind": kind, "options": options, **hashes}
     if kind in impute.METHODS:
-        about["data_hash"] = dataset.interaction_hash()
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        recipe["data_hash"] = dataset.interaction_hash()
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     out = folder / f"{kind}-{digest}"
     if files.exists(out / "manifest.json"):
         return str(out)
-    distant = storage.remote(out)
-    if not distant:
+    remote = storage.remote(out)
+    if not remote:
         folder.mkdir(parents=True, exist_ok=True)
-    where = None if distant else folder
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=where) as place:
-        aside = Path(place) / out.name
+    parent = None if remote else folder
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=parent) as temporary:
+        partial = Path(temporary) / out.name
         if kind in controls.CONTROLS:
             if set(options) - {"seed"}:
                 raise InputError(f"~{mark}: a control has one option, seed")
-            controls.control(url, aside, kind, **options)
+            controls.control(url, partial, kind, **options)
         else:
             mask = {key: options.pop(key) for key in ("mask_rate", "mask_seed") if key in options}
             other = sources.get("other")
-            impute.impute(dataset, url, aside, method=kind, options=options, other=other, **mask)
-        if distant:
-            files.copy(aside, out, last="manifest.json")
+            impute.impute(dataset, url, partial, method=kind, options=options, other=other, **mask)
+        if remote:
+            files.copy(partial, out, last="manifest.json")
         else:
             with contextlib.suppress(OSError):  # another process was first, with the same content
-                aside.rename(out)
+                partial.rename(out)
     return str(out)
 
 
 def _read(mark: str) -> tuple[str, dict[str, Any]]:
-    """`kind(name=value)` as its parts; a value is a literal or a bare name."""
+    """Parse `kind(name=value)`; a value is a literal or name."""
     try:
         tree = ast.parse(mark, mode="eval").body
         if isinstance(tree, ast.Name):
@@ -147,10 +161,10 @@ def _read(mark: str) -> tuple[str, dict[str, Any]]:
         if tree.args:
             raise ValueError("options need names")
         return tree.func.id, {
-            word.arg: word.value.id
-            if isinstance(word.value, ast.Name)
-            else ast.literal_eval(word.value)
-            for word in tree.keywords
+            keyword.arg: keyword.value.id
+            if isinstance(keyword.value, ast.Name)
+            else ast.literal_eval(keyword.value)
+            for keyword in tree.keywords
         }
     except (SyntaxError, AttributeError, ValueError) as error:
         raise InputError(f"~{mark} is not ~KIND or ~KIND(option=value, ...): {error}") from None

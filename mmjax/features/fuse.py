@@ -1,4 +1,7 @@
-"""Two embeddings of the same rows to one, as Ducho fuses those of a dual encoder."""
+"""Fusion of several embeddings of the same rows into one.
+
+The ways are those of Ducho for the two embeddings of a dual encoder.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +17,17 @@ WAYS = ("concat", "sum", "mul", "mean")
 def fuse(
     urls: Sequence[str | Path], how: str, out: str | Path, *, overwrite: bool = False
 ) -> store.Store:
-    """Fuses stores of the same rows, chunk by chunk, into the store `out`; returns it.
+    """Fuse stores of the same rows into the store `out`.
 
-    A row is present where it is in all of them. `concat` puts them side by side; `sum`, `mul` and
-    `mean` go element by element and need one width. The sums are made in float32.
+    The stores are read chunk by chunk. A row is present where it is present in all of them.
+    `concat` puts the rows side by side; `sum`, `mul` and `mean` work element by element and need
+    one width. These are computed in float32.
+
+    Returns:
+      The store `out`.
 
     Raises:
-      InputError: an unknown way, fewer than two stores, of different rows or widths.
+      InputError: an unknown way, fewer than two stores, or stores of different rows or widths.
     """
     if how not in WAYS:
         raise InputError(f"fusion {how!r} is none of {', '.join(WAYS)}")
@@ -58,7 +65,7 @@ def fuse(
 
 
 def _together(rows: Sequence[np.ndarray], how: str) -> np.ndarray:
-    """[n, F] each to [n, F or ΣF]."""
+    """Combine rows [n, F] of each store into [n, F or ΣF]."""
     if how == "concat":
         return np.concatenate(rows, axis=1)
     stack = np.stack([part.astype(np.float32) for part in rows])

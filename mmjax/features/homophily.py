@@ -1,4 +1,4 @@
-"""Feature homophily: whether items bought together have features alike (arXiv 2602.17354)."""
+"""Feature homophily: similarity of features among co-purchased items (arXiv 2602.17354)."""
 
 import math
 
@@ -9,20 +9,20 @@ WIDTH = 64  # columns of features at a time: bounds the memory, not the result
 
 
 def homophily(features: np.ndarray, present: np.ndarray, neighbours: sp.csr_matrix) -> float:
-    """Assortativity of features over the edges (i, j) between present items, in [-1, 1].
+    """Compute the assortativity of features over edges, in [-1, 1].
 
-    sum (x_i - m)(x_j - m) / sqrt(sum |x_i - m|^2 sum |x_j - m|^2), summed over edges and feature
-    columns, with m [F] the mean over all ends of edges: Pearson's correlation where F is 1. An edge
-    of an item with itself counts as agreement: with the diagonal of A in, features drawn at random
-    score the share of such edges, not zero.
+    sum (x_i - m)(x_j - m) / sqrt(sum |x_i - m|^2 sum |x_j - m|^2), summed over the edges (i, j)
+    between present items and over feature columns, with m [F] the mean over all ends of edges. This
+    is Pearson's correlation where F is 1. An edge of an item with itself counts as agreement: with
+    the diagonal of A included, random features score the share of such edges, not zero.
 
     Args:
       features: [I, F].
       present: bool [I]; edges of absent items do not count.
-      neighbours: [I, I], an edge wherever an entry is stored.
+      neighbours: A [I, I], an edge wherever an entry is stored.
 
     Returns:
-      NaN where it is not defined: no edge, or features that are all the same.
+      The assortativity; NaN where it is undefined: there is no edge, or all features are equal.
     """
     rows = np.flatnonzero(present)
     edges = sp.csr_matrix(neighbours)[rows][:, rows].astype(np.float64)

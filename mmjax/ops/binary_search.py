@@ -1,4 +1,4 @@
-"""Bisection in many sorted ranges at once, on device."""
+"""Binary search in many sorted ranges at once, on the device."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,16 @@ import jax.numpy as jnp
 def first(
     low: jax.Array, high: jax.Array, before: Callable[[jax.Array], jax.Array], longest: int
 ) -> jax.Array:
-    """The first place of each range [low, high) that does not lie `before`; `high` if all do.
+    """Find the first position of each range that is not `before`.
 
     Args:
-      before: whether places lie before what is looked for: true up to some place, then false. It
-        is also asked about places outside of the range, and its answer there is not used.
+      low, high: the ranges [low, high).
+      before: returns whether positions lie before the target: true up to some position, then false.
+        It is also called with positions outside of the range; its answer there is not used.
       longest: at least the length of the longest range.
+
+    Returns:
+      The positions; `high` where all lie before.
     """
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -1,8 +1,8 @@
-"""Products with those rows of a wide matrix that a batch names, each row read once.
+"""Products with selected rows of a wide matrix, each row read once.
 
 A batch of 2,048 pairs and their negatives names some 3,000 of 7,050 items, many of them more than
-once. On a CPU the distinct ones are read some at a time, so that they stay in cache between the
-gather and the product, and nothing is computed for the others. An accelerator gathers all of the
+once. On a CPU the distinct rows are read in blocks, so that they stay in cache between the gather
+and the product, and nothing is computed for the others. An accelerator gathers the rows of the
 batch at once.
 """
 
@@ -17,10 +17,11 @@ BLOCK = 256  # rows at a time: 4 MB where they are 4,096 wide
 
 @jax.custom_vjp
 def project(features: jax.Array, weight: jax.Array, items: jax.Array) -> jax.Array:
-    """x W^T for rows x of features [I, F], weight W [D, F]; items [B] to [B, D].
+    """Compute x W^T for the rows x of a batch of items.
 
-    Sums in the weight's dtype, whatever the features'. Both get their gradient; what is not trained
-    costs nothing, as XLA leaves out what nobody reads.
+    Shapes: features [I, F], weight W [D, F], items [B] to [B, D]. Sums are in the weight's dtype,
+    whatever the dtype of the features. Both get a gradient; the one that is not trained costs
+    nothing, as XLA removes unused results.
     """
     return jax.lax.platform_dependent(features, weight, items, cpu=_in_blocks, default=_at_once)
 
@@ -32,11 +33,11 @@ def _forward(features: jax.Array, weight: jax.Array, items: jax.Array) -> tuple:
 def _backward(kept: tuple, cotangent: jax.Array) -> tuple:
     features, weight, items = kept
     by_platform = functools.partial(jax.lax.platform_dependent, features, items, cotangent)
-    of_weight = by_platform(cpu=_of_weight_in_blocks, default=_of_weight_at_once)
-    of_features = jax.lax.platform_dependent(
+    weight_gradient = by_platform(cpu=_of_weight_in_blocks, default=_of_weight_at_once)
+    features_gradient = jax.lax.platform_dependent(
         features, weight, items, cotangent, cpu=_of_features_in_blocks, default=_of_features_at_once
     )
-    return of_features, of_weight.astype(weight.dtype), None
+    return features_gradient, weight_gradient.astype(weight.dtype), None
 
 
 project.defvjp(_forward, _backward)
@@ -57,28 +58,35 @@ def _of_features_at_once(
 
 
 def _by_item(values: jax.Array, items: jax.Array, count: int) -> jax.Array:
-    """Sums of the rows [B, D] that belong to one item, [count, D]."""
+    """Sum the rows [B, D] of each item, to [count, D]."""
     return jnp.zeros((count, values.shape[1]), values.dtype).at[items].add(values)
 
 
 def _distinct(items: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The items that there are, ascending, in whole blocks filled up with `count`; the place of
-    each of items [B] among them; and how many blocks have any."""
+    """Return the distinct items, and positions of the batch among them.
+
+    Returns:
+      The distinct items in ascending order, padded with `count` to full blocks; the position of
+      each of items [B] among them; and the number of blocks that hold any.
+    """
     size = -(-min(items.shape[0], count) // BLOCK) * BLOCK
-    there = jnp.zeros(count, jnp.int32).at[items].set(1)
-    place = jnp.cumsum(there) - 1
-    rows = jnp.nonzero(there, size=size, fill_value=count)[0].astype(jnp.int32)
-    return rows, place[items], (place[-1] + BLOCK) // BLOCK
+    present = jnp.zeros(count, jnp.int32).at[items].set(1)
+    positions = jnp.cumsum(present) - 1
+    rows = jnp.nonzero(present, size=size, fill_value=count)[0].astype(jnp.int32)
+    return rows, positions[items], (positions[-1] + BLOCK) // BLOCK
 
 
 def _over_blocks(
     rows: jax.Array, blocks: jax.Array, start: jax.Array, add: Callable[..., jax.Array]
 ) -> jax.Array:
-    """`start` after `add(total, place, block)` for every block of rows, from place `place` on."""
+    """Fold `add(total, position, block)` over the blocks of rows.
+
+    The fold begins with `start`; `position` is that of a block's first row.
+    """
 
     def step(n: jax.Array, total: jax.Array) -> jax.Array:
-        place = n * jnp.int32(BLOCK)
-        return add(total, place, jax.lax.dynamic_slice(rows, (place,), (BLOCK,)))
+        position = n * jnp.int32(BLOCK)
+        return add(total, position, jax.lax.dynamic_slice(rows, (position,), (BLOCK,)))
 
     return jax.lax.fori_loop(jnp.int32(0), blocks.astype(jnp.int32), step, start)
 
@@ -88,24 +96,26 @@ def _read(features: jax.Array, block: jax.Array) -> jax.Array:
 
 
 def _in_blocks(features: jax.Array, weight: jax.Array, items: jax.Array) -> jax.Array:
-    rows, place, blocks = _distinct(items, features.shape[0])
+    rows, positions, blocks = _distinct(items, features.shape[0])
 
     def add(total: jax.Array, at: jax.Array, block: jax.Array) -> jax.Array:
-        found = jnp.matmul(_read(features, block), weight.T, preferred_element_type=weight.dtype)
-        return jax.lax.dynamic_update_slice(total, found, (at, jnp.int32(0)))
+        products = jnp.matmul(_read(features, block), weight.T, preferred_element_type=weight.dtype)
+        return jax.lax.dynamic_update_slice(total, products, (at, jnp.int32(0)))
 
     start = jnp.zeros((rows.shape[0], weight.shape[0]), weight.dtype)
-    return _over_blocks(rows, blocks, start, add)[place]
+    return _over_blocks(rows, blocks, start, add)[positions]
 
 
 def _of_weight_in_blocks(features: jax.Array, items: jax.Array, cotangent: jax.Array) -> jax.Array:
-    rows, place, blocks = _distinct(items, features.shape[0])
-    cotangent = _by_item(cotangent, place, rows.shape[0])
+    rows, positions, blocks = _distinct(items, features.shape[0])
+    cotangent = _by_item(cotangent, positions, rows.shape[0])
 
     def add(total: jax.Array, at: jax.Array, block: jax.Array) -> jax.Array:
-        mine = jax.lax.dynamic_slice(cotangent, (at, jnp.int32(0)), (BLOCK, total.shape[0]))
+        block_cotangent = jax.lax.dynamic_slice(
+            cotangent, (at, jnp.int32(0)), (BLOCK, total.shape[0])
+        )
         return total + jnp.matmul(
-            mine.T, _read(features, block), preferred_element_type=total.dtype
+            block_cotangent.T, _read(features, block), preferred_element_type=total.dtype
         )
 
     start = jnp.zeros((cotangent.shape[1], features.shape[1]), cotangent.dtype)
@@ -115,11 +125,13 @@ def _of_weight_in_blocks(features: jax.Array, items: jax.Array, cotangent: jax.A
 def _of_features_in_blocks(
     features: jax.Array, weight: jax.Array, items: jax.Array, cotangent: jax.Array
 ) -> jax.Array:
-    rows, place, blocks = _distinct(items, features.shape[0])
-    cotangent = _by_item(cotangent, place, rows.shape[0])
+    rows, positions, blocks = _distinct(items, features.shape[0])
+    cotangent = _by_item(cotangent, positions, rows.shape[0])
 
     def add(total: jax.Array, at: jax.Array, block: jax.Array) -> jax.Array:
-        mine = jax.lax.dynamic_slice(cotangent, (at, jnp.int32(0)), (BLOCK, weight.shape[0]))
-        return total.at[block].set((mine @ weight).astype(total.dtype), mode="drop")
+        block_cotangent = jax.lax.dynamic_slice(
+            cotangent, (at, jnp.int32(0)), (BLOCK, weight.shape[0])
+        )
+        return total.at[block].set((block_cotangent @ weight).astype(total.dtype), mode="drop")
 
     return _over_blocks(rows, blocks, jnp.zeros_like(features), add)

@@ -1,8 +1,9 @@
-"""Sparse graphs and propagation: the one product that every graph recommender is made of.
+"""Sparse graphs and their propagation product.
 
-A `Graph` is a fixed sparse matrix A [N, M] together with its transpose, both in CSR, so that the
-derivative of A x is the same kind of product. It is a pytree and is passed to compiled programs as
-an argument: closed over, XLA would fold it for seconds.
+A `Graph` is a fixed sparse matrix A [N, M] and its transpose, both in CSR, so that the derivative
+of A x is the same kind of product. Every graph recommender is built on this product. A `Graph` is a
+pytree and is passed to compiled programs as an argument; captured by a closure, XLA would fold it
+for seconds.
 """
 
 from typing import Any, NamedTuple
@@ -32,12 +33,12 @@ class Graph(NamedTuple):
         return self.forward.height, self.transpose.height
 
     def flip(self) -> "Graph":
-        """The transposed matrix; nothing is copied."""
+        """Return the graph of the transposed matrix, without copying."""
         return Graph(self.transpose, self.forward)
 
 
 def from_scipy(matrix: sp.spmatrix, dtype: np.dtype = np.float32) -> Graph:
-    """Graph of any SciPy sparse matrix."""
+    """Build a graph from any SciPy sparse matrix."""
     return Graph(_csr(matrix.tocsr(), dtype), _csr(matrix.T.tocsr(), dtype))
 
 
@@ -58,28 +59,31 @@ def place(
     varied: frozenset[int] = frozenset(),
     put: meshes.Put = meshes.put,
 ) -> tuple[Any, Any]:
-    """Puts a tree on the devices: tables split by rows, graphs in pieces, all else whole.
+    """Put a tree on the devices.
+
+    Tables are split by rows, graphs are cut into pieces, everything else is replicated.
 
     Args:
       varied: the numbers of leaves that have another axis before their own. Where there are any,
-        graphs stay whole.
+        graphs are replicated.
       put: or `meshes.plan`, which puts nothing.
 
     Returns:
-      The tree at rest, and shapes of what it is in programs; see `partition.Layout.whole`.
+      The tree as it is stored (padded), and the shapes that it has within programs; see
+      `table_sharding.Layout.unpad`.
     """
-    many = table_sharding.shard_count(layout.mesh)
+    devices = table_sharding.shard_count(layout.mesh)
 
     def cut(node: Any) -> Any:
-        if not isinstance(node, Graph) or many == 1 or varied:
+        if not isinstance(node, Graph) or devices == 1 or varied:
             return node
-        return Graph(*(in_pieces(side, many) for side in node))
+        return Graph(*(in_pieces(side, devices) for side in node))
 
     def known(node: Any) -> Any:
         return jnp.empty(node.shape, node.dtype) if isinstance(node, LazyFeatures) else node
 
     tree = jax.tree.map(cut, tree, is_leaf=lambda node: isinstance(node, Graph))
-    like = jax.eval_shape(lambda: trial_axis.choose(jax.tree.map(known, tree), varied, 0))
+    shapes = jax.eval_shape(lambda: trial_axis.choose(jax.tree.map(known, tree), varied, 0))
     nodes, structure = jax.tree.flatten(tree, is_leaf=lambda node: isinstance(node, Pieces))
 
     def laid(number: int, node: Any) -> Any:
@@ -88,16 +92,19 @@ def place(
             spec = PartitionSpec(table_sharding.AXES)
         elif layout.splits(node.shape[axis:]):
             spec = PartitionSpec(*(None,) * axis, table_sharding.AXES)
-            node = table_sharding.pad_axis(node, many, axis)
+            node = table_sharding.pad_axis(node, devices, axis)
         else:
             spec = PartitionSpec()
         return put(node, NamedSharding(layout.mesh, spec))
 
-    return structure.unflatten([laid(n, node) for n, node in enumerate(nodes)]), like
+    return structure.unflatten([laid(n, node) for n, node in enumerate(nodes)]), shapes
 
 
 def incidence(user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
-    """Binary user-item matrix R [U, I] in float64; repeated pairs count once."""
+    """Build the binary user-item matrix R [U, I] in float64.
+
+    Repeated pairs count once.
+    """
     matrix = sp.csr_matrix((np.ones(len(user)), (user, item)), shape=shape)
     matrix.sum_duplicates()
     matrix.data[:] = 1
@@ -113,11 +120,12 @@ def bipartite(
     eps: float = 0.0,
     dtype: np.dtype = np.float32,
 ) -> Graph:
-    """The user-item block of the normalised bipartite adjacency, [U, I].
+    """Build the user-item block [U, I] of the normalised adjacency.
 
-    The whole matrix is [[0, R̂], [R̂ᵀ, 0]] for `norm="sym"` (D^-1/2 A D^-1/2 with degrees + eps), so
-    one block says it all: users read from items by `graph`, items from users by `graph.flip()`.
-    `norm="left"` gives D_u^-1 R and `norm="none"` the bare R. Isolated nodes get zero rows.
+    The bipartite matrix is [[0, R̂], [R̂ᵀ, 0]] for `norm="sym"` (D^-1/2 A D^-1/2 with degrees +
+    eps), so one block suffices: users read from items by `graph`, items from users by
+    `graph.flip()`. `norm="left"` gives D_u^-1 R and `norm="none"` the bare R. Isolated nodes get
+    zero rows.
     """
     if norm not in NORMALISATIONS:
         raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMALISATIONS)}")
@@ -132,15 +140,19 @@ def bipartite(
 
 
 def top_k_rows(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """Keeps the k largest stored entries of each row; ties go to the lower column."""
+    """Keep the k largest stored entries of each row.
+
+    Ties go to the lower column.
+    """
     matrix = matrix.tocsr()
     least = np.full(matrix.shape[0], -np.inf)  # [rows] the k-th largest value
     for row in np.flatnonzero(np.diff(matrix.indptr) > k):
         values = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
         least[row] = np.partition(values, len(values) - k)[len(values) - k]
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    near = np.flatnonzero(matrix.data >= least[rows])  # what is left to sort: k a row, and ties
-    rows, columns, data = rows[near], matrix.indices[near], matrix.data[near]
+    # Only k entries per row, and ties with the last of them, are left to sort.
+    candidates = np.flatnonzero(matrix.data >= least[rows])
+    rows, columns, data = rows[candidates], matrix.indices[candidates], matrix.data[candidates]
     order = np.lexsort((columns, -data, rows))
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     keep = order[rank < k]
@@ -150,22 +162,27 @@ def top_k_rows(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
 def in_common(
     matrix: sp.csr_matrix, *, top_k: int, itself: bool = True, budget: int = 1 << 22
 ) -> sp.csr_matrix:
-    """How many columns two rows of a binary X [N, M] share: of each row of C = X X^T [N, N] the
-    `top_k` largest entries.
+    """Count the columns that pairs of rows share, top-k per row.
 
-    Ties go to the lower row. Rows that share nothing are not counted, so that a row of the result
-    may be shorter; `itself` says whether it may hold its own number. C is made by blocks of rows
-    that together hold about `budget` entries. Time grows with the sum over the columns of their
-    squared numbers of entries.
+    For a binary X [N, M], returns the `top_k` largest entries of each row of C = X X^T [N, N]. Ties
+    go to the lower row. Rows that share nothing are not counted, so a row of the result may be
+    shorter. C is computed in blocks of rows that hold about `budget` entries. The time grows with
+    the sum over the columns of their squared numbers of entries.
+
+    Args:
+      matrix: X.
+      top_k: entries per row.
+      itself: whether a row may hold its own number.
+      budget: entries of C in memory at a time.
     """
     matrix, count = matrix.tocsr(), matrix.shape[0]
-    others = matrix.T.tocsr()
-    # Entries of each row of C: at most those of the columns that it names, one after the other.
-    entries = np.minimum(matrix @ np.diff(others.indptr), count)
+    transposed = matrix.T.tocsr()
+    # Upper bounds on the entries of each row of C: those of the columns that the row names.
+    entries = np.minimum(matrix @ np.diff(transposed.indptr), count)
     firsts = np.flatnonzero(np.diff(np.cumsum(entries) // budget, prepend=-1))
     blocks = []
     for start, stop in zip(firsts, [*firsts[1:], count], strict=True):
-        block = (matrix[start:stop] @ others).tocsr()
+        block = (matrix[start:stop] @ transposed).tocsr()
         if not itself:
             rows = np.repeat(np.arange(start, stop), np.diff(block.indptr))
             block.data[block.indices == rows] = 0
@@ -182,11 +199,11 @@ def co_purchase(
     top_k: int,
     budget: int = 1 << 22,
 ) -> sp.csr_matrix:
-    """Which items were bought together most: A [I, I] float64, directed, weights 1.
+    """Build the graph of items most often bought together.
 
-    Row i holds the `top_k` largest entries of row i of C = R^T R on binary R, among them the item
-    itself (arXiv 2408.11767), by `in_common`. An item bought with fewer others has a shorter row,
-    and one that nobody bought an empty one.
+    A [I, I] is float64, directed, with weights 1. Row i holds the `top_k` largest entries of row i
+    of C = R^T R on binary R, the diagonal included (arXiv 2408.11767), by `in_common`. An item
+    bought with fewer others has a shorter row, and an item that nobody bought has an empty row.
     """
     neighbours = in_common(incidence(user, item, shape).T, top_k=top_k, budget=budget)
     neighbours.data[:] = 1
@@ -194,9 +211,10 @@ def co_purchase(
 
 
 def by_degree(matrix: sp.csr_matrix, *, norm: str = "sym") -> sp.csr_matrix:
-    """A square matrix M [I, I], directed or not, normalised by its row sums D.
+    """Normalise a square matrix M [I, I] by its row sums D.
 
-    `norm="sym"` gives D^-1/2 M D^-1/2, `"left"` D^-1 M; a node without entries has zeros.
+    M may be directed. `norm="sym"` gives D^-1/2 M D^-1/2, `"left"` D^-1 M; a node without entries
+    has zeros.
     """
     degree = np.asarray(matrix.sum(1)).ravel()
     power = {"sym": -0.5, "left": -1.0}[norm]
@@ -207,7 +225,10 @@ def by_degree(matrix: sp.csr_matrix, *, norm: str = "sym") -> sp.csr_matrix:
 
 @jax.custom_vjp
 def propagate(graph: Graph, x: jax.Array) -> jax.Array:
-    """A x: [N, M] times [M, D] gives [N, D]. The graph itself gets no gradient."""
+    """Multiply A x, [N, M] times [M, D] to [N, D].
+
+    The graph gets no gradient.
+    """
     return multiply(graph.forward, x)
 
 

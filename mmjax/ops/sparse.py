@@ -1,6 +1,7 @@
-"""Sparse matrices on devices and their product with a table, the one kernel of every graph.
+"""Sparse matrices on devices and their product with a table.
 
-A matrix lies whole on every device, or in pieces, a device's own rows on each.
+This product is the kernel of every graph recommender. A matrix is either replicated on every
+device, or cut into pieces by rows, one piece per device.
 """
 
 import functools
@@ -20,7 +21,10 @@ from mmjax.parallel import table_sharding
 
 
 class Csr(NamedTuple):
-    """Compressed sparse rows; `rows` repeats each row's number for the segment-sum kernel."""
+    """Compressed sparse rows of a matrix [N, M].
+
+    `rows` repeats each row's number for the segment-sum kernel.
+    """
 
     values: jax.Array  # [E]
     columns: jax.Array  # [E] int32
@@ -39,10 +43,11 @@ class Csr(NamedTuple):
 )
 @dataclass(frozen=True)
 class Pieces:
-    """A matrix cut by rows into S pieces of n rows, a `Csr` each, for the S devices of a mesh.
+    """Matrix cut by rows into S pieces for S devices.
 
-    All pieces have the room of the fullest: what is left behind a piece's entries are zeros at
-    column 0, which count to its last row. So are rows beyond the last empty.
+    A piece is a `Csr` of n rows, and S is the number of devices of a mesh. All pieces have the size
+    of the fullest: the entries behind a piece's own are zeros at column 0 and count to its last
+    row. Rows beyond the matrix's last are empty apart from that padding.
     """
 
     values: jax.Array  # [S, E]
@@ -53,7 +58,7 @@ class Pieces:
 
 
 def in_pieces(matrix: Csr, count: int) -> Pieces:
-    """Cuts a matrix on the host for `count` devices."""
+    """Cut a matrix on the host for `count` devices."""
     values, columns, starts, _ = map(np.asarray, matrix)
     rows = len(starts) - 1
     size = -(-rows // count)
@@ -70,54 +75,63 @@ def in_pieces(matrix: Csr, count: int) -> Pieces:
     for n, (begin, end) in enumerate(itertools.pairwise(first)):
         cut.values[n, : end - begin] = values[begin:end]
         cut.columns[n, : end - begin] = columns[begin:end]
-        own = starts[np.minimum(np.arange(n * size, (n + 1) * size + 1), rows)] - begin
-        cut.rows[n, : end - begin] = np.repeat(np.arange(size, dtype=np.int32), np.diff(own))
-        cut.starts[n] = own
+        local_starts = starts[np.minimum(np.arange(n * size, (n + 1) * size + 1), rows)] - begin
+        cut.rows[n, : end - begin] = np.repeat(
+            np.arange(size, dtype=np.int32), np.diff(local_starts)
+        )
+        cut.starts[n] = local_starts
         cut.starts[n, -1] = room
     return cut
 
 
 @custom_vmap
 def multiply(matrix: Csr | Pieces, x: jax.Array) -> jax.Array:
-    """A x, [N, M] times [M, D], without a gradient: XLA's native kernel on CPU, a sorted segment
-    sum elsewhere; where the mesh splits tables, each device makes a part of it."""
-    alone = functools.partial(jax.lax.platform_dependent, cpu=_native, default=_segments)
-    return _product(alone, matrix, x)
+    """Multiply A x, without a gradient.
+
+    Shapes: A [N, M], x [M, D] to [N, D]. A CPU runs XLA's native kernel, other platforms a sorted
+    segment sum. Where the mesh splits tables, each device computes a part of the product.
+    """
+    kernel = functools.partial(jax.lax.platform_dependent, cpu=_native, default=_segments)
+    return _product(kernel, matrix, x)
 
 
 @multiply.def_vmap
 def _multiply_trials(size: int, batched: list, matrix: Csr | Pieces, x: jax.Array):
-    """T products with one matrix. On CPU one after the other, since T tables would leave the cache;
-    elsewhere the trials are folded into the width, so that the indices are read once."""
+    """Compute T products with one matrix.
+
+    A CPU computes one after the other, since T tables would leave the cache. Other platforms fold
+    the trials into the width, so that the indices are read once.
+    """
     matrix_batched, x_batched = batched
     if any(jax.tree.leaves(matrix_batched)):
-        both = (matrix, x), (matrix_batched, x_batched)
-        all_of_them = jax.tree.map(
-            lambda a, b: a if b else jnp.broadcast_to(a, (size, *a.shape)), *both
+        values_and_flags = (matrix, x), (matrix_batched, x_batched)
+        operands = jax.tree.map(
+            lambda a, b: a if b else jnp.broadcast_to(a, (size, *a.shape)), *values_and_flags
         )
-        return jax.lax.map(lambda pair: multiply(*pair), all_of_them), True
-    together = functools.partial(jax.lax.platform_dependent, cpu=_one_by_one, default=_folded)
-    return _product(together, matrix, x), True
+        return jax.lax.map(lambda pair: multiply(*pair), operands), True
+    kernel = functools.partial(jax.lax.platform_dependent, cpu=_one_by_one, default=_folded)
+    return _product(kernel, matrix, x), True
 
 
 def _product(
     kernel: Callable[[Csr, jax.Array], jax.Array], matrix: Csr | Pieces, x: jax.Array
 ) -> jax.Array:
-    """A x by a kernel for one device; rows are the last axis but one of x and of the product.
+    """Multiply A x with a single-device kernel on every device.
 
-    Over several devices each reads all rows of x. Of a matrix in pieces it makes its own rows; of
-    another, which was drawn on the devices, it takes an equal part of the entries, and what they
-    give is summed over the devices.
+    Rows are the second-to-last axis of x and of the product. With several devices, an all-gather
+    gives each of them all rows of x. Of a matrix in pieces a device computes its own rows. Of any
+    other matrix, which was drawn on the devices, a device takes an equal share of the entries, and
+    the partial products are summed over the devices.
     """
     mesh = table_sharding.current_mesh()
     if mesh is None:
         return kernel(matrix, x)
-    many, axes, axis = table_sharding.shard_count(mesh), table_sharding.AXES, x.ndim - 2
+    devices, axes, axis = table_sharding.shard_count(mesh), table_sharding.AXES, x.ndim - 2
     split, table = PartitionSpec(axes), PartitionSpec(*(None,) * axis, axes)
 
     def own_rows(matrix: Pieces, x: jax.Array) -> jax.Array:
-        own = Csr(matrix.values[0], matrix.columns[0], matrix.starts[0], matrix.rows[0])
-        return kernel(own, jax.lax.all_gather(x, axes, axis=axis, tiled=True))
+        piece = Csr(matrix.values[0], matrix.columns[0], matrix.starts[0], matrix.rows[0])
+        return kernel(piece, jax.lax.all_gather(x, axes, axis=axis, tiled=True))
 
     def own_entries(values: jax.Array, columns: jax.Array, starts: jax.Array, rows: jax.Array, x):
         first = jax.lax.axis_index(axes) * values.shape[0]
@@ -126,16 +140,16 @@ def _product(
         part = kernel(Csr(values, columns, starts, rows), x)
         return jax.lax.psum_scatter(part, axes, scatter_dimension=axis, tiled=True)
 
-    x = table_sharding.pad_axis(x, many, axis)
+    x = table_sharding.pad_axis(x, devices, axis)
     if isinstance(matrix, Pieces):
         out = table_sharding.on_each_device(own_rows, mesh, (split, table), table)(matrix, x)
         return jax.lax.slice_in_dim(out, 0, matrix.height, axis=axis)
-    count, lacking = matrix.height, (0, -matrix.values.shape[0] % many)
+    count, padding = matrix.height, (0, -matrix.values.shape[0] % devices)
     parts = (
-        jnp.pad(matrix.values, lacking),
-        jnp.pad(matrix.columns, lacking),
-        jnp.pad(matrix.starts, (0, -count % many), mode="edge"),
-        jnp.pad(matrix.rows, lacking, constant_values=count - 1),
+        jnp.pad(matrix.values, padding),
+        jnp.pad(matrix.columns, padding),
+        jnp.pad(matrix.starts, (0, -count % devices), mode="edge"),
+        jnp.pad(matrix.rows, padding, constant_values=count - 1),
     )
     specs = (split, split, PartitionSpec(), split, table)
     out = table_sharding.on_each_device(own_entries, mesh, specs, table)(*parts, x)
@@ -166,30 +180,36 @@ def _folded(matrix: Csr, x: jax.Array) -> jax.Array:
 def add_rows(
     total: jax.Array, matrix: Csr, rows: jax.Array, weights: jax.Array, *, step: int
 ) -> jax.Array:
-    """total [B, M] + weights [B] times rows [B] of a sparse matrix [N, M], `step` entries at once.
+    """Return total [B, M] + weights [B] times rows of a matrix.
 
-    Its time is that of the longest of the rows; none of weight 0 counts.
+    The time is that of the longest of the rows; rows of weight 0 do not count.
+
+    Args:
+      matrix: sparse [N, M].
+      rows: int [B], the rows of the matrix to add.
+      step: entries per row to add at a time.
     """
     if not matrix.columns.shape[0]:
         return total
     start = matrix.starts[rows]
     end = jnp.where(weights == 0, start, matrix.starts[rows + 1])
-    line = jnp.arange(rows.shape[0])[:, None]
+    output_row = jnp.arange(rows.shape[0])[:, None]
 
     def add(n: jax.Array, total: jax.Array) -> jax.Array:
-        place = start[:, None] + (n * step + jnp.arange(step))[None]  # [B, step]
-        column = jnp.take(matrix.columns, place, mode="clip")
-        column = jnp.where(place < end[:, None], column, total.shape[1])
-        value = weights[:, None] * jnp.take(matrix.values, place, mode="clip")
-        return total.at[line, column].add(value, mode="drop")
+        position = start[:, None] + (n * step + jnp.arange(step))[None]  # [B, step]
+        column = jnp.take(matrix.columns, position, mode="clip")
+        column = jnp.where(position < end[:, None], column, total.shape[1])
+        value = weights[:, None] * jnp.take(matrix.values, position, mode="clip")
+        return total.at[output_row, column].add(value, mode="drop")
 
     return jax.lax.fori_loop(0, -(-(end - start).max() // step), add, total)
 
 
 def product_rows(left: Csr, right: Csr, rows: jax.Array, width: int, *, step: int) -> jax.Array:
-    """Rows [B] of left @ right, both sparse, as [B, width].
+    """Return rows [B] of left @ right as a dense [B, width].
 
-    Costs the entries of `right` in the rows that a row of `left` names, `step` at once.
+    Both factors are sparse. The cost is the entries of `right` in the rows that a row of `left`
+    names, `step` at a time.
     """
 
     def some(rows: jax.Array) -> jax.Array:
@@ -199,9 +219,9 @@ def product_rows(left: Csr, right: Csr, rows: jax.Array, width: int, *, step: in
         start, end = left.starts[rows], left.starts[rows + 1]
 
         def add(n: jax.Array, total: jax.Array) -> jax.Array:
-            place = start + n
-            weight = jnp.where(place < end, jnp.take(left.values, place, mode="clip"), 0)
-            inner = jnp.take(left.columns, place, mode="clip")
+            position = start + n
+            weight = jnp.where(position < end, jnp.take(left.values, position, mode="clip"), 0)
+            inner = jnp.take(left.columns, position, mode="clip")
             return add_rows(total, right, inner, weight, step=step)
 
         return jax.lax.fori_loop(0, (end - start).max(), add, total)
@@ -210,6 +230,9 @@ def product_rows(left: Csr, right: Csr, rows: jax.Array, width: int, *, step: in
 
 
 def one_by_one(function: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
-    """`function` of rows [B] at once; on a CPU, where all would wait for the longest, in turn."""
+    """Apply `function` to rows [B], on a CPU one by one.
+
+    Other platforms take all rows at once; on a CPU all would wait for the longest.
+    """
     in_turn = functools.partial(jax.lax.map, lambda row: function(row[None])[0])
     return jax.lax.platform_dependent(rows, cpu=in_turn, default=function)

@@ -1,8 +1,9 @@
-"""Graphs whose edges or weights change while training: drawn, pruned, learned.
+"""Graphs whose edges or weights change during training.
 
-A `Pattern` says where the edges of a sparse matrix A [N, M] are, both by row and by column; their
-weights are an array [E] of its own, in the order of the rows. All of it runs on the device, so that
-an epoch can draw a new graph and a loss can differentiate through weights.
+Edges are drawn, pruned or learned. A `Pattern` holds the positions of the edges of a sparse matrix
+A [N, M], both by row and by column; the weights are a separate array [E] in the order of the rows.
+Everything runs on the device, so that an epoch can draw a new graph and a loss can differentiate
+through the weights.
 """
 
 from typing import NamedTuple
@@ -15,16 +16,16 @@ from mmjax.core.unique import distinct
 from mmjax.ops.graph import Graph
 from mmjax.ops.sparse import Csr, multiply
 
-BLOCK = 2048  # edges whose rows a CPU reads at once
+BLOCK = 2048  # edges whose rows a CPU reads at a time
 
 
 class Side(NamedTuple):
-    """Where the edges are, sorted by row."""
+    """Edge positions, sorted by row."""
 
     rows: jax.Array  # [E] int32, ascending
     columns: jax.Array  # [E] int32
     starts: jax.Array  # [N + 1] int32
-    order: jax.Array  # [E] int32: the place of each edge of this side on the other side
+    order: jax.Array  # [E] int32: position of each edge of this side on the other side
 
 
 class Pattern(NamedTuple):
@@ -38,12 +39,18 @@ class Pattern(NamedTuple):
         return self.forward.starts.shape[0] - 1, self.transpose.starts.shape[0] - 1
 
     def flip(self) -> "Pattern":
-        """Of the transposed matrix; weights go along by `weights[pattern.transpose.order]`."""
+        """Return the pattern of the transposed matrix.
+
+        The weights of the transpose are `weights[pattern.transpose.order]`.
+        """
         return Pattern(self.transpose, self.forward)
 
 
 def pattern(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Pattern:
-    """Of the distinct pairs (row, column), on the host; arrays stay in NumPy."""
+    """Build the pattern of the distinct pairs (row, column).
+
+    Runs on the host; the arrays stay in NumPy.
+    """
     pairs = distinct(np.asarray(rows, np.int64) * shape[1] + np.asarray(columns, np.int64))
     rows, columns = (x.astype(np.int32) for x in np.divmod(pairs, shape[1]))
     order = np.lexsort((rows, columns)).astype(np.int32)
@@ -60,7 +67,12 @@ def pattern(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Pa
 
 
 def of_neighbours(columns: jax.Array, count: int) -> Pattern:
-    """Of k edges a row, `columns` int [N, k], to `count` columns; sorted on the device."""
+    """Build the pattern of k edges per row, on the device.
+
+    Args:
+      columns: int [N, k], the column of each edge.
+      count: number of columns M.
+    """
     n, k = columns.shape
     rows = jnp.repeat(jnp.arange(n, dtype=jnp.int32), k)
     columns = columns.reshape(-1).astype(jnp.int32)
@@ -71,17 +83,22 @@ def of_neighbours(columns: jax.Array, count: int) -> Pattern:
 
 
 def keep(whole: Pattern, edges: jax.Array) -> Pattern:
-    """The pattern of some edges alone: int [K] in ascending order."""
+    """Return the pattern of a subset of the edges.
+
+    Args:
+      whole: pattern with E edges.
+      edges: int [K], the edges to keep, in ascending order.
+    """
     forward, transpose = whole
-    there = jnp.sort(forward.order[edges])  # the same edges by column
-    new = jnp.zeros(forward.rows.shape, jnp.int32)
-    count = jnp.arange(edges.shape[0], dtype=jnp.int32)
-    order = new.at[edges].set(count)[transpose.order[there]]
-    back = new.at[there].set(count)[forward.order[edges]]
+    by_column = jnp.sort(forward.order[edges])  # the same edges by column
+    zeros = jnp.zeros(forward.rows.shape, jnp.int32)
+    positions = jnp.arange(edges.shape[0], dtype=jnp.int32)
+    order = zeros.at[edges].set(positions)[transpose.order[by_column]]
+    back = zeros.at[by_column].set(positions)[forward.order[edges]]
     rows, columns = whole.shape
     return Pattern(
         _side(forward.rows[edges], forward.columns[edges], rows, back),
-        _side(transpose.rows[there], transpose.columns[there], columns, order),
+        _side(transpose.rows[by_column], transpose.columns[by_column], columns, order),
     )
 
 
@@ -91,28 +108,38 @@ def _side(rows: jax.Array, columns: jax.Array, count: int, order: jax.Array) -> 
 
 
 def degrees(pattern: Pattern) -> tuple[jax.Array, jax.Array]:
-    """Edges of every row [N] and of every column [M]."""
+    """Count the edges of every row [N] and every column [M]."""
     return jnp.diff(pattern.forward.starts), jnp.diff(pattern.transpose.starts)
 
 
 def symmetric(pattern: Pattern, eps: float, dtype: np.dtype) -> jax.Array:
-    """The weight of every edge in D^-1/2 A D^-1/2 with degrees + eps, [E]."""
-    of_row, of_column = (jax.lax.rsqrt(d.astype(dtype) + eps) for d in degrees(pattern))
-    return of_row[pattern.forward.rows] * of_column[pattern.forward.columns]
+    """Compute the edge weights [E] of D^-1/2 A D^-1/2.
+
+    The degrees D are those of the pattern, plus `eps`.
+    """
+    row_scale, column_scale = (jax.lax.rsqrt(d.astype(dtype) + eps) for d in degrees(pattern))
+    return row_scale[pattern.forward.rows] * column_scale[pattern.forward.columns]
 
 
 def draw(key: jax.Array, log_odds: jax.Array, count: int) -> jax.Array:
-    """`count` of E edges without replacement, in ascending order, int [count].
+    """Draw `count` of E edges without replacement.
 
-    One by one in proportion to exp(log_odds), which is what the largest of log_odds + Gumbel noise
-    are (Vieira 2014; Kool et al. 2019): torch's multinomial without a loop.
+    Edges are drawn one by one in proportion to exp(log_odds). The largest `count` of log_odds +
+    Gumbel noise have this distribution (Vieira 2014; Kool et al. 2019): torch's multinomial without
+    a loop.
+
+    Returns:
+      Edges int [count], in ascending order.
     """
     noise = jax.random.gumbel(key, log_odds.shape, log_odds.dtype)
     return jnp.sort(jnp.argsort(-(log_odds + noise))[:count])
 
 
 def weighted(pattern: Pattern, weights: jax.Array) -> Graph:
-    """A graph with these weights [E], for `graph.propagate`, which gives them no gradient."""
+    """Build a graph with the given edge weights [E].
+
+    It is for `graph.propagate`, which gives the weights no gradient.
+    """
     forward, transpose = pattern
     return Graph(
         Csr(weights, forward.columns, forward.starts, forward.rows),
@@ -122,7 +149,10 @@ def weighted(pattern: Pattern, weights: jax.Array) -> Graph:
 
 @jax.custom_vjp
 def aggregate(pattern: Pattern, weights: jax.Array, x: jax.Array) -> jax.Array:
-    """A x, [N, M] times [M, D], where the weights [E] of A get their gradient too."""
+    """Multiply A x with gradients for x and the weights of A.
+
+    Shapes: A [N, M] with weights [E], x [M, D] to [N, D].
+    """
     return multiply(weighted(pattern, weights).forward, x)
 
 
@@ -132,8 +162,8 @@ def _forward(pattern: Pattern, weights: jax.Array, x: jax.Array) -> tuple:
 
 def _backward(kept: tuple, cotangent: jax.Array) -> tuple:
     pattern, weights, x = kept
-    of_x = multiply(weighted(pattern, weights).transpose, cotangent)
-    return None, products(pattern, cotangent, x), of_x
+    x_gradient = multiply(weighted(pattern, weights).transpose, cotangent)
+    return None, products(pattern, cotangent, x), x_gradient
 
 
 aggregate.defvjp(_forward, _backward)
@@ -141,10 +171,10 @@ aggregate.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def products(pattern: Pattern, x: jax.Array, y: jax.Array) -> jax.Array:
-    """<x_n, y_m> of every edge (n, m), [E]; rows x [N, D] and y [M, D].
+    """Compute <x_n, y_m> for every edge (n, m).
 
-    Its derivative is two sparse products. On a CPU some edges are looked at after the others, so
-    that their rows are read once and stay in cache; [E, D] is never in memory.
+    Shapes: x [N, D], y [M, D] to [E]. The derivative is two sparse products. On a CPU the edges go
+    in blocks, so that their rows are read once and stay in cache and [E, D] is never in memory.
     """
     rows, columns = pattern.forward.rows, pattern.forward.columns
     return jax.lax.platform_dependent(rows, columns, x, y, cpu=_in_blocks, default=_at_once)
@@ -166,17 +196,17 @@ def _products_forward(pattern: Pattern, x: jax.Array, y: jax.Array) -> tuple:
 
 def _products_backward(kept: tuple, cotangent: jax.Array) -> tuple:
     pattern, x, y = kept
-    both = weighted(pattern, cotangent)
-    return None, multiply(both.forward, y), multiply(both.transpose, x)
+    graph = weighted(pattern, cotangent)
+    return None, multiply(graph.forward, y), multiply(graph.transpose, x)
 
 
 products.defvjp(_products_forward, _products_backward)
 
 
 def softmax(pattern: Pattern, logits: jax.Array) -> jax.Array:
-    """Of each row's edges among themselves, [E]; logits [E]."""
+    """Normalise logits [E] by a softmax over each row's edges."""
     rows, count = pattern.forward.rows, pattern.shape[0]
-    kinds = {"num_segments": count, "indices_are_sorted": True}
-    largest = jax.lax.stop_gradient(jax.ops.segment_max(logits, rows, **kinds))
+    options = {"num_segments": count, "indices_are_sorted": True}
+    largest = jax.lax.stop_gradient(jax.ops.segment_max(logits, rows, **options))
     shares = jnp.exp(logits - largest[rows])
-    return shares / jax.ops.segment_sum(shares, rows, **kinds)[rows]
+    return shares / jax.ops.segment_sum(shares, rows, **options)[rows]

@@ -1,4 +1,7 @@
-"""What XLA compiles: kept on disk between processes, and counted."""
+"""Cache compiled XLA programs on disk and count them.
+
+The cache on disk outlives a process, so later processes reuse its programs.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ FROM_CACHE = "/jax/compilation_cache/cache_hits"
 
 
 def keep(folder: str | Path) -> None:
-    """Keeps every compiled program in a folder, and takes from there what it has."""
+    """Cache every compiled program in a folder.
+
+    Programs that the folder already holds are not compiled again.
+    """
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -19,7 +25,10 @@ def keep(folder: str | Path) -> None:
 
 
 class Count:
-    """Programs that this process makes within a block, and how many of them the cache had."""
+    """Counter of compiled programs and cache hits within a `with` block.
+
+    It counts the programs of this process; `programs` includes those that the cache had.
+    """
 
     def __init__(self) -> None:
         self.programs = self.from_cache = 0

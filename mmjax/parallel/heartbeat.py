@@ -1,8 +1,8 @@
-"""Hearing that another process hangs, and saying so before JAX aborts this one without a word.
+"""Detect a hung process before JAX aborts this one silently.
 
-JAX notices a dead process by its closed connections, and one that was stopped, or whose host is
-gone, after a silence; its own end is then an abort. Here every process says that it is there by a
-number in the key-value store of `jax.distributed` and reads the others'.
+JAX notices a dead process by its closed connections. It notices a process that was stopped, or
+whose host is gone, after a silence, and then aborts this process. Here every process writes a
+counter to the key-value store of `jax.distributed` and reads the counters of the others.
 """
 
 import threading
@@ -14,13 +14,15 @@ PLACE = "mmjax/beat/"
 
 
 class Heartbeat:
-    """A thread that calls `lost` with a few words about who is silent, once, if anybody is.
+    """Two threads that detect silent processes and call `lost` once.
 
     Args:
-      client: of `jax.distributed`; any object with its `key_value_set` and `key_value_dir_get`.
-      own: the number of this process of `count`.
-      seconds: of silence that mean a process hangs; also how long the store may take to answer,
-        which lies in the first process.
+      client: client of `jax.distributed`; any object with its `key_value_set` and
+        `key_value_dir_get`.
+      own: number of this process among `count` processes.
+      seconds: silence after which a process counts as hung; also the longest time that the store,
+        which lies in the first process, may take to answer.
+      lost: called with a short text that names the silent processes.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class Heartbeat:
     ):
         self._client, self._own, self._seconds, self._lost = client, own, seconds, lost
         now = time.monotonic()
-        self._heard = {n: ("", now) for n in range(count) if n != own}  # what each said last, when
+        self._heard = {n: ("", now) for n in range(count) if n != own}  # last counter and its time
         self._answered, self._leaving, self._stopped = now, False, threading.Event()
         self._threads = [
             threading.Thread(target=work, daemon=True, name="heartbeat")
@@ -36,19 +38,20 @@ class Heartbeat:
         ]
 
     def start(self) -> None:
-        """Begin to beat and to judge."""
+        """Start both threads."""
         for thread in self._threads:
             thread.start()
 
     def leave(self) -> None:
-        """Judge nobody any more: from now on others may end at any moment."""
+        """Stop judging, since others may now end at any moment."""
         self._leaving = True
 
     def stop(self) -> None:
-        """End both threads, so that none waits for the store while Python is taken down.
+        """End both threads before Python shuts down.
 
-        A thread that is in C++ then cannot come back and aborts the process. One that the store
-        keeps for longer than a silence may last is given up.
+        No thread may wait for the store during the shutdown: a thread that is in C++ code then
+        cannot return and aborts the process. A thread that the store blocks for longer than
+        `seconds` is given up.
         """
         self._leaving = True
         self._stopped.set()
@@ -60,29 +63,32 @@ class Heartbeat:
         while not self._stopped.is_set():
             try:
                 self._client.key_value_set(f"{PLACE}{self._own}", str(number), True)
-                found = dict(self._client.key_value_dir_get(PLACE))
-            except Exception:  # the first process is gone, which is what `_judge` will see
-                found = {}
+                counters = dict(self._client.key_value_dir_get(PLACE))
+            except Exception:  # the first process is gone; `_judge` will report it
+                counters = {}
             now, number = time.monotonic(), number + 1
-            for other, (said, _) in self._heard.items():
-                saying = found.get(f"{PLACE}{other}", said)
-                if saying != said:
-                    self._heard[other] = saying, now
-            if found:
+            for index, (previous, _) in self._heard.items():
+                current = counters.get(f"{PLACE}{index}", previous)
+                if current != previous:
+                    self._heard[index] = current, now
+            if counters:
                 self._answered = now
             self._stopped.wait(self._seconds / 6)
 
     def _judge(self) -> None:
-        """By another thread, since a question to a first process that hangs is never answered."""
-        before = time.monotonic()
+        """Call `lost` if a process is silent for too long.
+
+        It needs a second thread, since a query to a first process that hangs is never answered.
+        """
+        last_check = time.monotonic()
         while not self._leaving:
             self._stopped.wait(self._seconds / 6)
             now = time.monotonic()
-            if now - before > self._seconds / 2:  # it was this process that was stopped
+            if now - last_check > self._seconds / 2:  # it was this process that was stopped
                 self._answered = now
-                self._heard = {other: (said, now) for other, (said, _) in self._heard.items()}
-            before = now
-            heard = self._heard.items()  # of others only as much is known as the store has told
+                self._heard = {index: (counter, now) for index, (counter, _) in self._heard.items()}
+            last_check = now
+            heard = self._heard.items()  # known only up to the store's last answer
             silent = [str(n) for n, (_, when) in heard if self._answered - when > self._seconds]
             if now - self._answered > self._seconds:
                 silent = ["0"]

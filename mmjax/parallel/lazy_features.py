@@ -1,4 +1,4 @@
-"""Item features that no process has read yet: each will read the rows of its own devices."""
+"""Item features that each process reads for its own devices only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,20 +12,20 @@ from jax.sharding import NamedSharding
 
 @dataclass(frozen=True, eq=False)
 class LazyFeatures:
-    """Features [I, F] as a recommender is given them where several devices share their rows.
+    """Item features [I, F] that are not read yet.
 
-    What treats rows one by one makes other unread features of them (`by_rows`). Their values are
-    had by `read`, laid upon a mesh; by `array` in a program that they are an argument of; and as
-    NumPy has them, all on the host.
+    A recommender gets them where several devices share the rows. A function of single rows gives
+    new lazy features (`by_rows`). The values come from `read`, laid out on a mesh; from `array`, in
+    a program that has them as an argument; or as a NumPy array, all on the host.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype
-    # Of a sharding and a number of rows N >= I: the array [N, F], rows from I on being zeros, of
-    # which each process has read what its devices hold. Of None: a NumPy array.
+    # (sharding, N) -> array [N, F] with N >= I, whose rows from I on are zeros; each process reads
+    # the rows of its own devices. With None as the sharding it returns a NumPy array.
     read: Callable[[NamedSharding | None, int], Any]
-    some: Callable[[], bool]  # whether there is anything but zeros
-    digest: str = ""  # of their content, where it is known
+    some: Callable[[], bool]  # whether any value is not zero
+    digest: str = ""  # hash of the content, if known
     argument: Callable[[], jax.Array] | None = None
 
     ndim = 2
@@ -34,7 +34,7 @@ class LazyFeatures:
         return np.asarray(self.read(None, self.shape[0]), dtype)
 
     def within(self, argument: jax.Array) -> "LazyFeatures":
-        """The same, in a program that is given them as this argument."""
+        """Bind these features to an argument of a program."""
         return replace(self, argument=lambda: argument)
 
     def array(self) -> jax.Array:
@@ -42,8 +42,11 @@ class LazyFeatures:
 
 
 def by_rows(function: Callable[..., jax.Array], *features: Any) -> Any:
-    """`function`, which makes of each row one row, and of zeros zeros, of features [I, F] each:
-    unread if they are, and if not computed at once, also while a program is traced."""
+    """Apply a row-wise function to features, each [I, F].
+
+    The function maps each row to one row, and zeros to zeros. The result is lazy if all features
+    are lazy. Otherwise it is computed at once, also while a program is traced.
+    """
     if not all(isinstance(x, LazyFeatures) for x in features):
         with jax.ensure_compile_time_eval():
             return function(*map(jnp.asarray, features))
@@ -66,5 +69,5 @@ def by_rows(function: Callable[..., jax.Array], *features: Any) -> Any:
 
 
 def array(features: Any) -> jax.Array:
-    """The values of features, unread or not."""
+    """Return the values of lazy or plain features."""
     return features.array() if isinstance(features, LazyFeatures) else jnp.asarray(features)

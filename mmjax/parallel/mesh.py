@@ -1,4 +1,7 @@
-"""The mesh of devices and the shardings on it; nothing else asks for devices."""
+"""Build the mesh of devices and the shardings on it.
+
+No other module of the library asks JAX for devices.
+"""
 
 import contextlib
 import math
@@ -22,12 +25,13 @@ Put = Callable[[Any, NamedSharding], Any]
 
 
 def make(spec: str = "data=-1", *, own: bool = False) -> Mesh:
-    """A mesh with the axes trial, data and model from e.g. `"data=4,model=2"`.
+    """Build a mesh with the axes trial, data and model.
 
-    It is made of the devices of all processes, or of this one's `own`.
-
-    Axes that are not named have size 1 and one of them may be -1: what the others leave over.
-    The first devices are used when the sizes ask for fewer than there are.
+    Args:
+      spec: sizes of the axes, e.g. `"data=4,model=2"`. Axes that are not named have size 1. One
+        size may be -1: as many devices as the other axes leave. If the sizes ask for fewer devices
+        than there are, the first ones are used.
+      own: use the devices of this process only, instead of those of all processes.
 
     Raises:
       InputError: an unknown or repeated axis, a size that is no number, two sizes of -1, or more
@@ -65,22 +69,28 @@ def make(spec: str = "data=-1", *, own: bool = False) -> Mesh:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over `data`: a batch."""
+    """Return the sharding of a batch: leading axis over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def trials(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over `trial`; the same whole array on every device where that is 1."""
+    """Return the sharding that splits the leading axis over `trial`.
+
+    Where that axis has size 1, every device holds the whole array.
+    """
     return NamedSharding(mesh, PartitionSpec("trial" if mesh.shape["trial"] > 1 else None))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """Return the sharding that puts whole arrays on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put(tree: Any, where: NamedSharding) -> Any:
-    """Puts host values that every process has, or features that are unread, on the devices."""
+    """Put host values or lazy features on the devices.
+
+    Every process must have the same host values.
+    """
     if isinstance(tree, LazyFeatures):
         return tree.read(where, tree.shape[0])
     if where.is_fully_addressable:
@@ -88,15 +98,18 @@ def put(tree: Any, where: NamedSharding) -> Any:
 
     def one(x: Any) -> jax.Array:
         x = np.asarray(x)
-        own = where.addressable_devices_indices_map(x.shape).items()
-        parts = [jax.device_put(x[at], device) for device, at in own]
+        local_slices = where.addressable_devices_indices_map(x.shape).items()
+        parts = [jax.device_put(x[index], device) for device, index in local_slices]
         return jax.make_array_from_single_device_arrays(x.shape, where, parts)
 
     return jax.tree.map(one, tree)
 
 
 def plan(tree: Any, where: NamedSharding) -> Any:
-    """What `put` would put there, as shapes: programs can be compiled for them, not run."""
+    """Return the shapes and shardings of what `put` would place.
+
+    Programs can be compiled for them, not run.
+    """
 
     def one(x: Any) -> jax.ShapeDtypeStruct:
         kind = x if isinstance(x, LazyFeatures) else jax.typeof(x)
@@ -106,8 +119,11 @@ def plan(tree: Any, where: NamedSharding) -> Any:
 
 
 def host_staging(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """Where that is made which several devices will share: on the host, where there is room for it
-    whole. One device makes its own."""
+    """Return a context that creates arrays on the host.
+
+    It is for arrays that several devices will share: the host has room for them whole. With one
+    device the context does nothing, and the device creates its own arrays.
+    """
     if mesh.size == 1:
         return contextlib.nullcontext()
     try:
@@ -117,28 +133,38 @@ def host_staging(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def use(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """Where programs for a mesh of several devices are traced, so that they can ask for it."""
+    """Return a context in which programs can ask for the mesh.
+
+    Programs for several devices are traced in it. With one device it does nothing.
+    """
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
 def flash_attention(dtype: Any) -> str | None:
-    """The attention kernel for `jax.nn.dot_product_attention`: cuDNN's where it has one."""
+    """Return the name of the attention kernel, or None.
+
+    It is the `implementation` for `jax.nn.dot_product_attention`: cuDNN's, on a GPU with bfloat16
+    or float16.
+    """
     halves = (jnp.bfloat16, jnp.float16)
     return "cudnn" if jax.default_backend() == "gpu" and dtype in halves else None
 
 
 def on_cpu() -> bool:
-    """Whether arrays without a mesh lie on a CPU."""
+    """Return whether arrays without a mesh lie on a CPU."""
     return jax.default_backend() == "cpu"
 
 
 def is_cpu(mesh: Mesh) -> bool:
-    """Whether the mesh is made of CPU devices."""
+    """Return whether the mesh is made of CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def free_memory(mesh: Mesh) -> int:
-    """Bytes that each device of the mesh has left; on a CPU what the machine has, shared by all."""
+    """Return the free memory of each device, in bytes.
+
+    On a CPU it is the machine's available memory, divided among the devices of the mesh.
+    """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
         return psutil.virtual_memory().available // mesh.size
@@ -147,10 +173,11 @@ def free_memory(mesh: Mesh) -> int:
 
 
 def slow_scatter(platform: str, version: str) -> str | None:
-    """What to say of a backend on which every embedding gradient is hundreds of times too slow.
+    """Return a warning if this backend has slow embedding gradients, else None.
 
     jaxlib 0.10.2 to 0.11.0 compile a float32 scatter-add for NVIDIA to a compare-and-swap loop
-    (openxla/xla#46225); 0.11.1 mended it.
+    (openxla/xla#46225), which makes every embedding gradient hundreds of times too slow; 0.11.1
+    fixed it.
     """
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if platform in ("gpu", "cuda") and (0, 10, 2) <= numbers <= (0, 11, 0):

@@ -1,4 +1,7 @@
-"""Where the weights of an encoder lie: rules by name, checked for divisibility."""
+"""Shard encoder weights over a mesh by rules on their names.
+
+An axis is not split if the size of its mesh axis does not divide it.
+"""
 
 import re
 from collections.abc import Sequence
@@ -7,16 +10,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# How a tower's parameters lie over `model`, by name: the first that matches whole. Of the two
+# How a tower's parameters are split over `model`, by name; the first full match counts. Of the two
 # products of a block the first is split by its outputs, the second by its inputs, so that one sum
-# over devices closes both; whatever is not named, or does not divide, is on every device.
+# over devices completes both. What no rule names, or what does not divide, is on every device.
 SPLITS = (
     (r".*\b(?:query|key|value|qkv|gate|up)\.kernel", PartitionSpec(None, "model")),
     (r".*\b(?:query|key|value|qkv|gate|up)\.bias", PartitionSpec("model")),
     (r".*\b(?:out|down)\.kernel", PartitionSpec("model", None)),
     (r".*\.table", PartitionSpec("model", None)),
 )
-LARGE = 1 << 26  # numbers; a larger array is split over `data` too, and gathered layer by layer
+LARGE = 1 << 26  # numbers; an array of this size is also split over `data`, and gathered by layer
 
 
 def spread(
@@ -25,28 +28,29 @@ def spread(
     table: Sequence[tuple[str, PartitionSpec]] = SPLITS,
     large: int = LARGE,
 ) -> Any:
-    """Places a tree of parameters on the mesh, split as `table` says of their names.
+    """Place a tree of parameters on the mesh, split by name.
 
-    A spec speaks of an array's last axes; stacked layers have one before them. Leaves may be
-    arrays, or anything with a shape whose parts are read by indexing it: each process then reads
-    what its own devices hold, and what its attribute `then`, if it has one, makes of it takes its
-    place.
+    Leaves are arrays, or objects with a shape whose parts are read by indexing. Of such an object
+    each process reads what its own devices hold. If it has an attribute `then`, the result of
+    `then(array)` takes the array's place.
 
     Args:
-      large: arrays of at least so many numbers are split over `data` as well (FSDP).
+      table: pairs of a name pattern and a spec. A spec describes the last axes of an array; stacked
+        layers have one axis before them.
+      large: arrays of at least this many numbers are also split over `data` (FSDP).
     """
 
     def place(path: tuple, leaf: Any) -> jax.Array:
         name = ".".join(str(getattr(step, "key", step)) for step in path)
-        found = (spec for pattern, spec in table if re.fullmatch(pattern, name))
-        spec = next(found, PartitionSpec())
+        matches = (spec for pattern, spec in table if re.fullmatch(pattern, name))
+        spec = next(matches, PartitionSpec())
         axes = [None] * (leaf.ndim - len(spec)) + list(spec)[max(len(spec) - leaf.ndim, 0) :]
         axes = [
             axis if axis is None or size % mesh.shape[axis] == 0 else None
             for axis, size in zip(axes, leaf.shape, strict=True)
         ]
         if leaf.size >= large and "data" not in axes:
-            # The longest axis that is free; never the layers', which a scan takes one by one.
+            # The longest free axis, but never that of the layers, which a scan iterates over.
             free = [
                 n
                 for n, axis in enumerate(axes)
@@ -60,7 +64,7 @@ def spread(
         parts: dict[str, Any] = {}
 
         def part(index: tuple[slice, ...]) -> Any:
-            key = str(index)  # read once, for however many devices hold it
+            key = str(index)  # read once, even if several devices hold it
             if key not in parts:
                 parts[key] = leaf[index]
             return parts[key]

@@ -1,10 +1,11 @@
-"""A function of one trial over T trials, and over fewer of them once some have stopped.
+"""Run a function of one trial over T trials.
 
-A CPU runs trials in turn: one keeps its cores busy, the tables of one stay in cache, each is bit
-for bit what it is alone, and one that has stopped costs nothing. An accelerator runs them side by
-side (vmap), and what has stopped would be computed along. A mesh's `trial` axis gives each of its
-devices T / n of them, and a device whose trials have all stopped would wait. So in both cases those
-that go on are taken out into a program of T/2, T/4, ... trials, and put back after an epoch.
+Once some trials have stopped, it runs over fewer of them. A CPU runs trials in turn: one trial
+keeps its cores busy, the tables of one stay in cache, each gives bit for bit the result of a single
+run, and a stopped one costs nothing. An accelerator runs them side by side (vmap), where stopped
+trials would still be computed. A mesh's `trial` axis gives each of its n devices T / n trials, and
+a device whose trials have all stopped would wait. So in both of these cases the running trials are
+taken out into a program of T/2, T/4, ... trials, and put back after an epoch.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +23,14 @@ Tree = Any
 
 
 class Unlike(ValueError):
-    """Trees that one program cannot serve."""
+    """Error: one program cannot serve these trees."""
 
 
 def over_trials(function: Callable, batched: int, mesh: Mesh) -> Callable:
-    """Lifts a function of one trial to T trials: its first `batched` arguments get a trial axis.
+    """Map a function of one trial over T trials.
 
-    T must be a multiple of the mesh's `trial` axis; arrays with a trial axis lie as `meshes.trials`
-    says, before and after.
+    The first `batched` arguments get a trial axis. T must be a multiple of the mesh's `trial` axis.
+    Arrays with a trial axis have the sharding of `meshes.trials`, before and after.
     """
 
     def call(*args: Any) -> Any:
@@ -38,18 +39,18 @@ def over_trials(function: Callable, batched: int, mesh: Mesh) -> Callable:
             out = function(*jax.tree.map(lambda x: x[0], trials), *shared)
             return jax.tree.map(lambda x: x[None], out)
         if meshes.is_cpu(mesh):
-            return jax.lax.map(lambda own: function(*own, *shared), trials)
-        return jax.vmap(lambda *own: function(*own, *shared))(*trials)
+            return jax.lax.map(lambda trial: function(*trial, *shared), trials)
+        return jax.vmap(lambda *trial: function(*trial, *shared))(*trials)
 
     if mesh.shape["trial"] == 1:
         return call
-    own, whole = PartitionSpec("trial"), PartitionSpec()
+    trial, replicated = PartitionSpec("trial"), PartitionSpec()
 
     def split(*args: Any) -> Any:
-        specs = (own,) * batched + (whole,) * (len(args) - batched)
-        # Rows may still be spread over `data` within: that axis stays the compiler's.
+        specs = (trial,) * batched + (replicated,) * (len(args) - batched)
+        # Rows may still be split over `data` within: the compiler handles that axis.
         local = jax.shard_map(
-            call, mesh=mesh, in_specs=specs, out_specs=own, axis_names={"trial"}, check_vma=False
+            call, mesh=mesh, in_specs=specs, out_specs=trial, axis_names={"trial"}, check_vma=False
         )
         return local(*args)
 
@@ -57,27 +58,34 @@ def over_trials(function: Callable, batched: int, mesh: Mesh) -> Callable:
 
 
 def run_if(active: jax.Array, function: Callable[[Tree], Tree], otherwise: Tree) -> Tree:
-    """`function(otherwise)` where a trial is active, else `otherwise`: a loop of one turn or none.
+    """Return `function(otherwise)` if a trial is active, else `otherwise`.
 
-    A `cond` would do, but compiles SMORE's step otherwise than that of a single trial, to other
-    last bits.
+    It is a loop of one or zero turns. A `cond` would do, but it compiles SMORE's step differently
+    from that of a single trial, and the last bits differ.
     """
     return jax.lax.fori_loop(0, active.astype(np.int32), lambda _, x: function(x), otherwise)
 
 
 def widths(total: int, mesh: Mesh) -> list[int]:
-    """T, T/2, T/4, ...: how many of T trials there are programs for."""
-    devices, found = mesh.shape["trial"], [total]
+    """Return the numbers of trials that have a program.
+
+    These are T, T/2, T/4, ..., each rounded up to a multiple of the `trial` axis; only T for CPU
+    trials that run in turn.
+    """
+    devices, counts = mesh.shape["trial"], [total]
     if devices == 1 and meshes.is_cpu(mesh):
-        return found
-    while (half := -(-found[-1] // (2 * devices)) * devices) < found[-1]:
-        found.append(half)
-    return found
+        return counts
+    while (half := -(-counts[-1] // (2 * devices)) * devices) < counts[-1]:
+        counts.append(half)
+    return counts
 
 
 def trials_to_run(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
-    """Which of T trials to compute, each once: all of them, or once at most half are active, those
-    and as many others as make T/2, T/4, ..., spread evenly over the mesh's `trial` axis."""
+    """Return which of T trials to compute, each index once.
+
+    These are all T trials. Once at most half are active, these are the active ones and as many
+    others as make T/2, T/4, ..., spread evenly over the mesh's `trial` axis.
+    """
     total, devices = len(active), mesh.shape["trial"]
     width = min(n for n in widths(total, mesh) if n >= np.sum(active))
     if width == total:
@@ -87,12 +95,15 @@ def trials_to_run(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
 
 
 def take(tree: Tree, places: jax.Array) -> Tree:
-    """The trials at these places."""
+    """Return the trials at these indices of a tree."""
     return jax.jit(_take, out_shardings=table_sharding.shardings(tree))(tree, places)
 
 
 def put(tree: Tree, places: jax.Array, part: Tree) -> Tree:
-    """The tree, which is donated, with other trials at these places."""
+    """Return the tree with the trials of `part` at these indices.
+
+    The tree is donated.
+    """
     return jax.jit(_put, donate_argnums=0, out_shardings=table_sharding.shardings(tree))(
         tree, places, part
     )
@@ -107,7 +118,12 @@ def _put(tree: Tree, places: jax.Array, part: Tree) -> Tree:
 
 
 def stack(trees: Sequence[Tree]) -> tuple[Tree, frozenset[int]]:
-    """V trees as one: leaves that are not equal in all get a leading axis [V]; and their numbers.
+    """Stack V trees into one, where their leaves differ.
+
+    Leaves that are not equal in all trees get a leading axis [V].
+
+    Returns:
+      The tree, and the numbers of the stacked leaves.
 
     Raises:
       Unlike: the trees do not have the same structure or shapes.
@@ -121,7 +137,7 @@ def stack(trees: Sequence[Tree]) -> tuple[Tree, frozenset[int]]:
     for number, column in enumerate(zip(*leaves, strict=True)):
         if len({(jnp.shape(x), jnp.result_type(x)) for x in column}) > 1:
             raise Unlike("these trees have arrays of different shapes")
-        if all(one is column[0] or bool(jnp.array_equal(one, column[0])) for one in column[1:]):
+        if all(leaf is column[0] or bool(jnp.array_equal(leaf, column[0])) for leaf in column[1:]):
             merged.append(column[0])
         else:
             merged.append(jnp.stack(column))
@@ -130,6 +146,6 @@ def stack(trees: Sequence[Tree]) -> tuple[Tree, frozenset[int]]:
 
 
 def choose(tree: Tree, varied: frozenset[int], variant: jax.Array) -> Tree:
-    """One trial's tree of what `stack` made."""
+    """Return one trial's tree from the result of `stack`."""
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([x[variant] if n in varied else x for n, x in enumerate(leaves)])

@@ -1,4 +1,4 @@
-"""AttributeItemKNN: items similar in their attributes and in who interacted with them."""
+"""AttributeItemKNN: item neighbours by attributes and by interactions."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,24 +12,25 @@ WEIGHTINGS = ("none", "tfidf", "bm25")
 
 
 class AttributeItemKNN(itemknn.ItemKNN):
-    """ItemKNN on M = (weight x attributes | R^T), [I, A + U]; s(u, i) = sum of r_uj w(j, i).
+    """ItemKNN on attributes and interactions side by side.
 
-    The hybrid of arXiv 2508.04571 (upstream Elliot's model of this name has no R^T). Attributes are
-    the features of all modalities side by side: of a store of scripts/describe.py, one-hot rows. w
-    compares two rows of M, see ItemKNN. `feature_weighting` changes M first, an item being a
-    document of N = I and a column a term that occurs df times in all:
+    ItemKNN on M = (weight x attributes | R^T), [I, A + U]; s(u, i) = sum of r_uj w(j, i). The
+    hybrid of arXiv 2508.04571 (upstream Elliot's model of this name has no R^T). Attributes are the
+    features of all modalities side by side, [I, A]: of a store of scripts/describe.py, one-hot
+    rows. w compares two rows of M, see ItemKNN. `feature_weighting` changes M first, an item being
+    a document of N = I and a column a term that df items have:
 
       tfidf   sqrt(v) ln(N / (1 + df))
       bm25    ln((N - df + 0.5) / (df + 0.5)) v (k1 + 1) / (v + k1 (1 - b + b length / mean length))
 
-    with k1 = 1.2, b = 0.75 and an item's length its sum of v. Attributes of most items get negative
-    weights by either formula.
+    with v an entry of M, k1 = 1.2, b = 0.75 and an item's length its sum of v. Attributes of most
+    items get negative weights by either formula.
 
     `reproduce_constant_attributes` does what the paper's published code does, for who wants to
     repeat its runs: its loader keeps an item's vector of zeros and ones, the model takes these for
     indices of features, and so every item has its number of zeros in feature 0 and of ones in
-    feature 1: (250, 5), the same for every described item. Such a block says nothing about items;
-    it only makes all of them more alike.
+    feature 1: (250, 5), the same for every described item. Such a block gives no information about
+    items; it only makes all of them more alike.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class AttributeItemKNN(itemknn.ItemKNN):
 
 
 def count_entries(attributes: np.ndarray) -> np.ndarray:
-    """How many zeros and how many ones each row has, [I, 2].
+    """Count the zeros and the ones of each row, [I, 2].
 
     Raises:
       InputError: there are other entries.
@@ -80,7 +81,7 @@ def count_entries(attributes: np.ndarray) -> np.ndarray:
 
 
 def weigh(items: sp.csr_matrix, how: str) -> sp.csr_matrix:
-    """`feature_weighting` of AttributeItemKNN on rows [I, N].
+    """Apply the `feature_weighting` of AttributeItemKNN to rows [I, N].
 
     Raises:
       InputError: negative entries, which no count has.
@@ -91,12 +92,12 @@ def weigh(items: sp.csr_matrix, how: str) -> sp.csr_matrix:
         raise InputError(f"feature_weighting={how} needs attributes that are not negative")
     items = items.copy()
     items.eliminate_zeros()
-    count, found = items.shape[0], items.getnnz(axis=0)[items.indices]  # of each entry, df
+    count, df = items.shape[0], items.getnnz(axis=0)[items.indices]  # df of each entry's column
     if how == "tfidf":
-        items.data = np.sqrt(items.data) * np.log(count / (1 + found))
+        items.data = np.sqrt(items.data) * np.log(count / (1 + df))
         return items
     length = np.asarray(items.sum(1)).ravel()
     relative = np.repeat(length / length.mean(), np.diff(items.indptr))  # of each entry
-    rarity = np.log((count - found + 0.5) / (found + 0.5))
+    rarity = np.log((count - df + 0.5) / (df + 0.5))
     items.data = rarity * items.data * 2.2 / (items.data + 1.2 * (0.25 + 0.75 * relative))
     return items

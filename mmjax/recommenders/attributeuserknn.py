@@ -11,7 +11,9 @@ PROFILES = ("binary", "tfidf")
 
 
 class AttributeUserKNN(userknn.UserKNN):
-    """Gantner et al., RecSys 2011 (MyMediaLite): s(u, i) = sum of w(u, v) r_vi, see UserKNN.
+    """UserKNN on the attributes of the users' items.
+
+    Gantner et al., RecSys 2011 (MyMediaLite): s(u, i) = sum of w(u, v) r_vi, see UserKNN.
 
     w compares the profiles of u and v: the means of the rows a_i over the items that they have,
     however they rated them. a_i are the features of all modalities side by side, of a store of
@@ -55,15 +57,18 @@ class AttributeUserKNN(userknn.UserKNN):
 
 
 def means(histories: sp.csr_matrix, attributes: np.ndarray) -> np.ndarray:
-    """The mean of the rows [I, A] of each user's items, [U, A]; zero without any."""
+    """Return the mean of each user's item rows, [U, A].
+
+    `attributes` are [I, A]; users without items get zeros.
+    """
     count = np.maximum(np.diff(histories.indptr), 1)
     return (histories @ attributes / count[:, None]).astype(attributes.dtype)
 
 
 def tfidf(attributes: np.ndarray) -> np.ndarray:
-    """Unit rows [I, A] of attributes weighed by how few items have them; rows of zeros stay.
+    """Return unit rows [I, A], attributes weighted by their rarity.
 
-    An attribute that every described item has weighs nothing.
+    Rows of zeros stay. An attribute that every described item has weighs nothing.
     """
     described = (attributes != 0).any(axis=1).sum()
     having = np.maximum((attributes != 0).sum(axis=0), 1)

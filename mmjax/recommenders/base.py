@@ -1,17 +1,20 @@
-"""The recommender contract, and the losses and initialisers that the models share.
+"""Contract of a recommender: its methods and its input data.
 
-A recommender is an `nnx.Module` in a module of its own:
+A recommender is an `nnx.Module` in a Python module of its own:
 
-    __init__(catalog, *, ..., rngs)      keyword arguments that SHAPE the program
-    loss(batch, epoch, *, ..., key)      keyword arguments that are TRACED: a sweep never recompiles
+    __init__(catalog, *, ..., rngs)      keyword arguments shape the compiled program
+    loss(batch, epoch, *, ..., key)      keyword arguments are traced: a sweep never recompiles
     epoch(key) -> arrays                 optional: what is redrawn or rebuilt each epoch
-    tables() -> arrays                   whatever does not depend on the batch, once an evaluation
+    tables() -> arrays                   whatever does not depend on the batch, once per evaluation
     scores(tables, batch) -> [B, I]      batch["user"] is [B]
 
 A training batch holds "user", "pos" and "neg", each [B], and "step", its number in the epoch. What
-training changes is an `nnx.Param`; features and graphs are `Frozen` and shared by all trials;
-`Drawn` is random, one a trial, and never trained. A recommender without `loss` (MostPop, ItemKNN)
-is ready when it is built.
+training changes is an `nnx.Param`. Features and graphs are `Frozen` and shared by all trials.
+`Drawn` values are random, one per trial, and never trained. A recommender without `loss` (MostPop,
+ItemKNN) is ready when it is built.
+
+Shape symbols of all recommenders: B batch, U users, I items, E edges, F feature width, D model
+width, M modalities.
 """
 
 from collections.abc import Mapping
@@ -30,16 +33,25 @@ from mmjax.parallel.lazy_features import LazyFeatures, by_rows
 
 
 class Frozen(nnx.Variable):
-    """Never changes and does not depend on the seed: features, graphs, counts."""
+    """Variable that never changes: features, graphs, counts.
+
+    It does not depend on the seed.
+    """
 
 
 class Drawn(nnx.Variable):
-    """Drawn from the trial's seed at initialisation and never trained."""
+    """Variable drawn from the trial's seed and never trained.
+
+    It is drawn at initialisation.
+    """
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """All that a recommender may know: sizes, train interactions, item features by modality."""
+    """All data that a recommender may use.
+
+    Sizes, train interactions and item features by modality.
+    """
 
     n_users: int
     n_items: int
@@ -48,8 +60,8 @@ class Catalog:
     train_rating: np.ndarray  # [E] float32
     features: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I, F], absent rows 0
     present: Mapping[str, Any] = field(default_factory=dict)  # modality -> [I] bool
-    cache: str = ""  # folder that keeps graphs of the features; "" keeps none
-    mesh: Any = None  # whose devices share the work of building such graphs
+    cache: str = ""  # folder for graphs of the features; "" keeps none
+    mesh: Any = None  # its devices share the work of building such graphs
 
     @classmethod
     def of(
@@ -60,7 +72,10 @@ class Catalog:
         cache: str = "",
         mesh: Any = None,
     ) -> "Catalog":
-        """The catalogue of a dataset, which has `n_users`, `n_items` and `train`."""
+        """Return the catalog of a dataset.
+
+        `data` has `n_users`, `n_items` and `train`.
+        """
         train = (data.train.user, data.train.item, data.train.rating)
         return cls(data.n_users, data.n_items, *train, features, present, cache, mesh)
 
@@ -69,10 +84,12 @@ class Catalog:
         return self.n_users, self.n_items
 
     def concatenated(self) -> jax.Array | LazyFeatures:
-        """All modalities side by side in their order, [I, F1 + F2 + ...].
+        """Concatenate the features of all modalities.
+
+        The result is [I, F1 + F2 + ...], the modalities in their order.
 
         Raises:
-          InputError: there is no modality.
+          InputError: see `modalities`.
         """
         self.modalities()
 
@@ -82,11 +99,13 @@ class Catalog:
         return by_rows(beside, *self.features.values())
 
     def modalities(self) -> tuple[str, ...]:
-        """Their names, in their order.
+        """Check the features and return the names of the modalities.
+
+        The names keep their order.
 
         Raises:
-          InputError: there is none, or one does not have a row for each item, holds what is not a
-            number, or nothing but zeros.
+          InputError: there is no modality, or one does not have a row for each item, holds NaN or
+            infinite values, or holds nothing but zeros.
         """
         if not self.features:
             raise InputError(
@@ -99,20 +118,22 @@ class Catalog:
                     f"{self.n_items} items, each needs one row"
                 )
             if isinstance(rows, LazyFeatures):
-                finite, some = True, rows.some()  # what is not finite cannot be read
+                finite, nonzero = True, rows.some()  # reading raises where values are not finite
             else:
                 with jax.ensure_compile_time_eval():
-                    finite, some = map(bool, _looked_at(jnp.asarray(rows)))
+                    finite, nonzero = map(bool, _looked_at(jnp.asarray(rows)))
             if not finite:
                 raise InputError(
                     f"features {name!r} hold NaN or infinite values; extract them again"
                 )
-            if not some:
+            if not nonzero:
                 raise InputError(f"features {name!r} are all zero; leave this modality out")
         return tuple(self.features)
 
     def neighbours(self, modality: str, top_k: int) -> knn.Neighbours:
-        """The `top_k` items most similar to each in a modality, by cosine; see `knn.build`.
+        """Return the `top_k` most similar items of each item.
+
+        Similarity is the cosine of the features of one modality; see `knn.build`.
 
         Raises:
           InputError: there is no such modality, or `top_k` is not between 1 and I.
@@ -125,17 +146,12 @@ class Catalog:
 
 @jax.jit
 def _looked_at(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether all values are finite, and whether any is not zero. Compiled, so nothing is copied.
+    """Return whether all values are finite and any is nonzero.
 
-    Not the largest value in one go: on CPU, XLA's maximum of several NaN can be a number.
+    It is compiled, so nothing is copied. These are two reductions, not one maximum: on CPU, XLA's
+    maximum of several NaN can be a number.
     """
     return jnp.isfinite(rows).all(), (rows != 0).any()
-
-
-# Losses. `margin` is s(u, i) - s(u, j), [B].
-
-
-# Initialisers with the meaning of their torch names on a table or weight [in, out].
 
 
 Tables = tuple[jax.Array, jax.Array]  # of users [U, D] and items [I, D]

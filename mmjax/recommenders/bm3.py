@@ -5,15 +5,17 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax.ops import graph
+from mmjax.ops import draws, graph
 from mmjax.ops.normalize import cosine
 from mmjax.recommenders import base, losses
 from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
 
 class BM3(nnx.Module):
-    """Zhou et al., WWW 2023: s = <P(e_u), P(e_i)>, P(x) = W x + b, e_i LightGCN's state plus the
-    item's id embedding.
+    """BM3: bootstrapped multimodal model, trained without negatives.
+
+    Zhou et al., WWW 2023: s = <P(e_u), P(e_i)>, P(x) = W x + b, e_u LightGCN's state, e_i
+    LightGCN's state plus the item's id embedding.
 
     For a pair (u, i), with y~ = a copy of y that gets no gradient and has entries dropped, and
     C(x, y) = 1 - cos(P(x), y~), averaged over the batch, the loss is
@@ -23,10 +25,10 @@ class BM3(nnx.Module):
 
     F_m trained as well, norms over all users and items. `dropout` is always on in training (MMRec,
     Elliot: one mask for a whole table; here one for the rows of the batch, so that an item that
-    stands twice in it has two). An item without a modality has no part in its two terms.
+    occurs twice in it has two). An item without a modality has no part in its two terms.
 
     Weights start Xavier-normal and biases as torch draws a Linear's, in both toolboxes. Biases
-    count here: from zeros the best epoch came three to four times as late where
+    matter here: from zeros the best epoch came three to four times as late where
     scripts/experiments/end_to_end.py trains.
     """
 
@@ -67,7 +69,7 @@ class BM3(nnx.Module):
         keys = iter(jax.random.split(key, 2 + len(self.contents)))
 
         def target(x):
-            return jax.lax.stop_gradient(dropout(next(keys), x, dropout))
+            return jax.lax.stop_gradient(draws.dropout(next(keys), x, dropout))
 
         def away(online, target):
             return 1 - cosine(online, target)
@@ -89,7 +91,7 @@ class BM3(nnx.Module):
         return users, items + item
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D], both predicted."""
+        """Return P(e) of users [U, D] and of items [I, D]."""
         users, items = self._states()
         return self.predictor(users), self.predictor(items)
 

@@ -12,11 +12,17 @@ from mmjax.recommenders.layers import initializers
 
 
 class BPRMF(nnx.Module):
-    """Rendle et al., UAI 2009: s(u, i) = b_i + <g_u, g_i>; BPR over (u, i, j).
+    """BPRMF: matrix factorisation with item biases.
 
-    Elliot's `BPRMF_batch` has item biases and l_w (|g_u|^2 + |g_i|^2 + |g_j|^2) / 2B + l_b (|b_i|^2
-    + |b_j|^2 / 10) / 2, the bias part not divided by B. MMRec's `BPR` has no biases, the norms
-    penalty and the offset loss. The two are options: `bias`, `regulariser`, `ranking_loss`, `init`.
+    Rendle et al., UAI 2009: s(u, i) = b_i + <g_u, g_i>; BPR over (u, i, j).
+
+    Elliot's `BPRMF_batch` has item biases and the penalty
+
+        l_w (|g_u|^2 + |g_i|^2 + |g_j|^2) / 2B + l_b (|b_i|^2 + |b_j|^2 / 10) / 2,
+
+    summed over the batch, the bias part not divided by B. MMRec's `BPR` has no biases, the `norms`
+    penalty and the `offset` loss. `bias`, `regulariser`, `ranking_loss` and `init` choose between
+    them.
     """
 
     def __init__(

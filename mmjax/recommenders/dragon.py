@@ -1,4 +1,4 @@
-"""DRAGON: a walk over the user-item graph in each modality, then among users and among items."""
+"""DRAGON: propagation per modality, then among users and among items."""
 
 import math
 from collections.abc import Mapping
@@ -14,26 +14,28 @@ from mmjax.recommenders.layers import projection, propagation, user_graph
 
 
 class DRAGON(nnx.Module):
-    """Zhou et al., ECAI 2023: s = <z_u, z_i>, modalities side by side (attentive concatenation).
+    """DRAGON: attentive concatenation of modalities over dual graphs.
 
-    x_m are the states of users and items in each modality and a the weights of `user_graph.Towers`; G
-    lets users read the `peers` with whom they share most items (`user_graph.Peers`), S items those that
-    look like them, FREEDOM's frozen graph: sum_m c_m S_m, the `top_k` largest cosines of the
-    features in a row, the item itself among them, every edge 1/k, c_m by name in `weights` (the
-    paper: .1 for images) and what is left shared by the others.
+    Zhou et al., ECAI 2023: s = <z_u, z_i>, modalities side by side (attentive concatenation).
+
+    x_m are the states of users and items in each modality and a the weights of `user_graph.Towers`.
+    G joins users with the `peers` with whom they share most items (`user_graph.Peers`). S joins
+    items with similar ones and is FREEDOM's frozen graph: sum_m c_m S_m, the `top_k` largest
+    cosines of the features in a row, the item itself among them, every edge 1/k, c_m by name in
+    `weights` (the paper: .1 for images) and the rest shared by the other modalities.
 
         y_u = (a_u1 x_1,u | a_u2 x_2,u | ...),   z_u = y_u + sum_v G_uv y_v
-        y_i = (x_1,i | x_2,i | ...),             z_i = y_i + (S^l y)_i
+        y_i = (x_1,i | x_2,i | ...),             z_i = y_i + (S^l y)_i,  l = `item_layers`
 
     with y = x where there is one modality. The loss is, with P_m the users' tables,
 
         -mean log_2 sigmoid(s_ui - s_uj) + l_w [sum_m mean P_m,u^2 + mean a^2],
 
-    rows of the batch in the first mean, all of a in the second; see DualGNN for the base. An item
-    without a modality has no edges in its S_m.
+    rows of the batch in the first mean, all of a in the second; see DualGNN for the base of the
+    logarithm. An item without a modality has no edges in its S_m.
 
     MMRec fills short lists of peers at random (`fill`), and keeps S in a file that is named by k
-    alone, so that other features meet the old graph. It predicts from tables kept from before the
+    only, so that other features meet the old graph. It predicts from tables kept from before the
     last step; here they are those of the present parameters, and of the lists that are not filled.
     """
 
@@ -59,7 +61,7 @@ class DRAGON(nnx.Module):
         self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
-        """Whom each user reads."""
+        """Return the user graph G, filled anew with `fill`."""
         return self.peers.graph(key)
 
     def loss(
@@ -77,7 +79,7 @@ class DRAGON(nnx.Module):
         return user + graph.propagate(peers, user), item + similar
 
     def tables(self) -> base.Tables:
-        """Users [U, M D] and items [I, M D]."""
+        """Return users [U, M D] and items [I, M D]."""
         return self._tables(self.peers.graph(None))
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""DualGNN: a walk over the user-item graph in each modality, and one among like-minded users."""
+"""DualGNN: propagation per modality, then over a graph of users."""
 
 import math
 from typing import Any
@@ -12,10 +12,12 @@ from mmjax.recommenders.layers import user_graph
 
 
 class DualGNN(nnx.Module):
-    """Wang et al., IEEE Transactions on Multimedia 2023: s = <z_u, z_i>.
+    """DualGNN: modality states with a graph of like-minded users.
 
-    x_m are the states of users and items in each modality and a the weights of `user_graph.Towers`; G
-    lets users read the `peers` with whom they share most items (`user_graph.Peers`):
+    Wang et al., IEEE Transactions on Multimedia 2023: s = <z_u, z_i>.
+
+    x_m are the states of users and items in each modality and a the weights of `user_graph.Towers`.
+    G joins users with the `peers` with whom they share most items (`user_graph.Peers`):
 
         z_i = sum_m x_m,i,   y_u = sum_m a_um x_m,u,   z_u = y_u + sum_v G_uv y_v
 
@@ -23,12 +25,12 @@ class DualGNN(nnx.Module):
 
         -mean log_2 sigmoid(s_ui - s_uj) + l_w [sum_m mean P_m,u^2 + mean a^2],
 
-    rows of the batch in the first mean, all of a in the second. Logarithms to base 2, as published:
-    l_w weighs as .69 of it would beside the natural ones.
+    rows of the batch in the first mean, all of a in the second. Logarithms are to base 2, as
+    published: l_w weighs as .69 l_w would with natural ones.
 
-    MMRec makes the items' sum in the memory of the first modality, whose users then are that sum as
-    well: y_u = a_u1 sum_m x_m,u + sum_m>1 a_um x_m,u (`sum_in_place`). It fills short lists of
-    peers at random (`fill`), and penalises weights of items that nothing reads, left out here. It
+    MMRec computes the items' sum in the memory of the first modality, whose users then are that sum
+    as well: y_u = a_u1 sum_m x_m,u + sum_m>1 a_um x_m,u (`sum_in_place`). It fills short lists of
+    peers at random (`fill`), and penalises weights of items that nothing uses, left out here. It
     predicts from tables kept from before the last step; here they are those of the present
     parameters, and of the lists that are not filled.
     """
@@ -50,7 +52,7 @@ class DualGNN(nnx.Module):
         self.peers = user_graph.Peers(catalog, peers, fill=fill, dtype=dtype)
 
     def epoch(self, key: jax.Array) -> graph.Graph:
-        """Whom each user reads."""
+        """Return the user graph G, filled anew with `fill`."""
         return self.peers.graph(key)
 
     def loss(
@@ -67,7 +69,7 @@ class DualGNN(nnx.Module):
         return user + graph.propagate(peers, user), sum(items)
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D]."""
+        """Return users [U, D] and items [I, D]."""
         return self._tables(self.peers.graph(None))
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:

@@ -20,12 +20,14 @@ STEP = 128  # items of a history that are set at once
 
 
 class EASE(nnx.Module):
-    """Steck, WWW 2019: s(u, .) = R_u B, B = argmin |R - R B|^2 + l2 |B|^2 with a zero diagonal.
+    """EASE^R: linear item autoencoder in closed form.
+
+    Steck, WWW 2019: s(u, .) = R_u B, B = argmin |R - R B|^2 + l2 |B|^2 with a zero diagonal.
 
     P = (R^T R + l2)^-1 and B_ij = -P_ij / P_jj for i != j, in float64; B is kept in float32. It is
-    dense, [I, I], the one such table of the house: twelve bytes an entry while it is solved, four
-    after, so that catalogues of more than `max_items` are refused. An item that nobody has scores
-    0, and so does everything for a user without history.
+    dense, [I, I], the only such table of the recommenders: twelve bytes an entry while it is
+    solved, four after, so that catalogues of more than `max_items` are refused. An item that nobody
+    has scores 0, and so does everything for a user without history.
 
     Elliot's code takes R of ratings but puts the numbers of interactions on the diagonal of R^T R
     before it adds l2 (`implicit=False`, `diagonal="counts"`), as if ratings were 0 and 1 there and
@@ -62,8 +64,11 @@ class EASE(nnx.Module):
         return self.weights.get_value()
 
     def scores(self, tables: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-        """[B, I]: a CPU adds up the rows of each history, which reads a small part of B;
-        accelerators multiply."""
+        """Return the scores R_u B, [B, I].
+
+        A CPU adds up the rows of each history, which reads a small part of B; accelerators
+        multiply.
+        """
         profile, tables = jax.tree.map(jnp.asarray, (self.profile.get_value(), tables))
         empty = jnp.zeros((batch["user"].shape[0], tables.shape[0]), tables.dtype)
         if not profile.columns.shape[0]:
@@ -86,12 +91,13 @@ class EASE(nnx.Module):
 
 
 def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype, counts: bool = False) -> np.ndarray:
-    """Solve for B [I, I] of R [U, I]: one float64 matrix, inverted in place, copied to `dtype`.
+    """Solve for B [I, I] of R [U, I].
 
-    `counts` puts the numbers of entries of R's columns on the diagonal of R^T R.
+    One float64 matrix is inverted in place and copied to `dtype`. `counts` puts the numbers of
+    entries of R's columns on the diagonal of R^T R.
 
     Raises:
-      InputError: R^T R + l2 is not positive definite in float64.
+      InputError: R^T R + l2 is not positive definite in float64, or with `counts` has no inverse.
     """
     count = profile.shape[1]
     spans = [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
@@ -108,8 +114,8 @@ def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype, counts: bool = Fal
     diagonal = inverse.diagonal().copy()
     weights = np.empty((count, count), dtype)
     for n, span in enumerate(spans):
-        whole = np.triu(inverse[span, span])
-        inverse[span, span] = whole + np.triu(whole, 1).T
+        block = np.triu(inverse[span, span])
+        inverse[span, span] = block + np.triu(block, 1).T
         for later in spans[n + 1 :]:
             inverse[later, span] = inverse[span, later].T
         weights[span] = inverse[span] / -diagonal[None]
@@ -118,9 +124,12 @@ def solve(profile: sp.csr_matrix, l2: float, dtype: np.dtype, counts: bool = Fal
 
 
 def _inverse(gram: np.ndarray, definite: bool) -> np.ndarray | None:
-    """Invert a symmetric matrix in place, [I, I], of which the upper triangle counts.
+    """Invert a symmetric matrix [I, I] in place.
 
-    Returns None where there is no inverse, or where `definite` is claimed and does not hold.
+    Only the upper triangle of the result is valid.
+
+    Returns:
+      The inverse, or None where there is none, or where `definite` is claimed and does not hold.
     """
     # A symmetric matrix is its transpose, which in LAPACK's order of entries needs no copy.
     if definite:

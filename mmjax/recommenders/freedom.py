@@ -1,4 +1,4 @@
-"""FREEDOM: a frozen item graph from features, a user-item graph pruned anew each epoch."""
+"""FREEDOM: a frozen item graph and a user-item graph pruned each epoch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,10 @@ from mmjax.recommenders.layers import initializers, projection, propagation
 
 
 class FREEDOM(nnx.Module):
-    """Zhou and Shen, MM 2023: s = <e_u, e_i + h_i>, e LightGCN's states, h = S^L e_i(0).
+    """FREEDOM: LightGCN with a frozen item graph and pruned edges.
+
+    Zhou and Shen, MM 2023: s = <e_u, e_i + h_i>, e LightGCN's states, h = S^L e_i(0), L =
+    `item_layers`, e_i(0) the items' id embeddings.
 
     S = sum_m c_m S_m, and S_m joins each item with its `top_k` most similar by the cosine of the
     features, itself among them, every edge 1/k. Each epoch trains on floor((1 - drop) E) of the
@@ -24,9 +27,9 @@ class FREEDOM(nnx.Module):
         BPR(e_u, e_i + h_i) + l_w sum_m BPR(e_u, x_m,i),   x_m = F_m W_m + b, F_m trained as well,
 
     so that l_w weighs the content, not a penalty. c_m is given by `weights`, name by name (the
-    papers: .1 for images); what is left is shared by the others. One modality has c = 1; Elliot's
-    code leaves it at .1 (`single_weight`). An item without a modality has no edges in its S_m and
-    no part in its BPR.
+    papers: .1 for images); the rest is shared by the other modalities. One modality has c = 1;
+    Elliot's code leaves it at .1 (`single_weight`). An item without a modality has no edges in its
+    S_m and no part in its BPR.
     """
 
     def __init__(
@@ -56,12 +59,12 @@ class FREEDOM(nnx.Module):
         shares = projection.shares(catalog.modalities(), weights or {}, single_weight)
         dtype = self.user[...].dtype
         self.similar = base.Frozen(propagation.similar(catalog, shares, top_k, eps, dtype))
-        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = base.Frozen(whole)
-        self.kept = int((1 - drop) * len(whole.forward.rows))
+        pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(pattern)
+        self.kept = int((1 - drop) * len(pattern.forward.rows))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
-        """The pruned user-item graph."""
+        """Draw the pruned user-item graph."""
         dtype = self.user[...].dtype
         return propagation.pruned(key, self.whole.get_value(), self.kept, self.eps, dtype)
 
@@ -77,8 +80,8 @@ class FREEDOM(nnx.Module):
         for content in self.contents:
             pos, neg = jnp.split(content(both), 2)  # [B, D]
             margin = (user * (pos - neg)).sum(axis=-1)
-            there = content.weight_of(batch["pos"]) * content.weight_of(batch["neg"])
-            total += l_w * (there * jax.nn.softplus(-margin)).mean()
+            present = content.weight_of(batch["pos"]) * content.weight_of(batch["neg"])
+            total += l_w * (present * jax.nn.softplus(-margin)).mean()
         return total
 
     def _tables(self, adjacency: graph.Graph) -> base.Tables:
@@ -89,7 +92,7 @@ class FREEDOM(nnx.Module):
         return users, items + similar
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D] on the whole graph."""
+        """Return users [U, D] and items [I, D] on the whole graph."""
         return self._tables(self._normalised(self.whole.get_value()))
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""GRCN: what users like in each modality says which edges of the user-item graph to believe."""
+"""GRCN: a user-item graph whose edges are weighted by content."""
 
 from typing import Any
 
@@ -19,7 +19,9 @@ CONTENT_PENALTIES = ("weighted", "first_table", "unweighted")
 
 
 class GRCN(nnx.Module):
-    """Wei et al., MM 2020: s = <[e_u | x_1,u | ...], [e_i | x_1,i | ...]>, parts side by side.
+    """GRCN: user-item graph refined by preferences in each modality.
+
+    Wei et al., MM 2020: s = <[e_u | x_1,u | ...], [e_i | x_1,i | ...]>, parts side by side.
 
     n makes rows unit vectors. In each modality, with a table P of the users and frozen features F,
 
@@ -27,10 +29,11 @@ class GRCN(nnx.Module):
         x_u = p + A f,  x_i = f + B p
 
     where A_ui is the softmax of <p_u, f_i> over the items i of u and B_iu that over the users u of
-    i. Then e = z_0 + ... + z_L are states on the graph with the weights of all modalities,
+    i; A_t takes p_t-1, A and B the last p. Then e = z_0 + ... + z_L are states on the graph with
+    the weights of all modalities,
 
         z_0 = n(Z),  z_u,l+1 = sum_i w(u <- i) z_i,l,  z_i,l+1 = sum_u w(i <- u) z_u,l
-        w(a <- b) = relu max_m c_m,b A_m,ab
+        w(u <- i) = relu max_m c_m,i A_m,ui,           w(i <- u) = relu max_m c_m,u B_m,iu
 
     with learned confidences c: `weight_mode="confid"`. "max" has no c and "mean" the mean instead;
     `pruning` is the relu. The loss is
@@ -41,13 +44,13 @@ class GRCN(nnx.Module):
 
     MMRec (two layers) adds l_w mean P_1^2 over the whole table of the first modality
     (`content_penalty="first_table"`). Its routings send messages to the items and read the users',
-    so that they change nothing: its numbers are those of `routings=0`. Elliot makes each z_l+1
-    unit vectors (`normalize_layers`), multiplies with c of the end that reads, c_a
+    so that they change nothing: its numbers are those of `routings=0`. Elliot makes each z_l+1 unit
+    vectors (`normalize_layers`), multiplies with c of the end that receives, c_m,u in w(u <- i)
     (`confidence="target"`), does not multiply P's penalty by l_w ("unweighted"), and looks up the
-    weights w(i <- u) in another order than it made them, so that they belong to other edges: that
-    is a slip, and no option. Z is drawn as one table of users and items in MMRec (`joint`), as two
-    in Elliot. Both predict from tables kept from before the last step; here they are those of the
-    present parameters.
+    weights w(i <- u) in another order than it computed them, so that they belong to other edges:
+    that is a slip, and no option. Z is drawn as one table of users and items in MMRec (`joint`), as
+    two in Elliot. Both predict from tables kept from before the last step; here they are those of
+    the present parameters.
     """
 
     def __init__(
@@ -101,9 +104,13 @@ class GRCN(nnx.Module):
         return bpr + l_w * (ids + content)
 
     def tables(self) -> base.Tables:
-        """Users [U, D + M C] and items [I, D + M C]."""
-        of_users = self.pattern.get_value()  # the edges by user; arrays of edges below, [E], are
-        of_items = of_users.flip()  # by user in `to_users`, by item in `to_items`
+        """Return users and items.
+
+        They are [U, D + M C] and [I, D + M C], C = `content_dim`.
+        """
+        # Arrays [E] of edge weights are sorted by user in `to_users`, by item in `to_items`.
+        of_users = self.pattern.get_value()  # edges by user
+        of_items = of_users.flip()  # edges by item
         by_item = of_users.transpose.order
         users, items, to_users, to_items = [], [], [], []
         for preference, content in zip(self.preferences, self.contents, strict=True):
@@ -145,8 +152,11 @@ class GRCN(nnx.Module):
         readers: jax.Array | None,
         sources: jax.Array | None,
     ) -> jax.Array:
-        """Of the edges along which the rows of `pattern` read, [E]; confidences [rows, M] of those
-        that read and [columns, M] of those that are read."""
+        """Return the weights w of the edges of `pattern`, [E].
+
+        A row of `pattern` receives from its columns. `readers` [rows, M] are the confidences of the
+        receiving nodes, `sources` [columns, M] those of the sending ones.
+        """
         weights = jnp.stack(attentions)  # [M, E]
         if self.weight_mode == "confid":
             rows, columns = pattern.forward.rows, pattern.forward.columns

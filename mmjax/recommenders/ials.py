@@ -1,4 +1,7 @@
-"""iALS: matrix factorisation by alternating ridge regressions over all pairs; ready when built."""
+"""iALS: matrix factorisation by alternating ridge regressions over all pairs.
+
+It is trained when it is built.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +21,9 @@ ENTRIES = 1 << 22  # of D x D systems in memory at a time
 
 
 class IALS(nnx.Module):
-    """Hu et al., ICDM 2008, as in Rendle et al., RecSys 2022: s(u, i) = <w_u, h_i>, the minimum of
+    """iALS: implicit alternating least squares.
+
+    Hu et al., ICDM 2008, as in Rendle et al., RecSys 2022: s(u, i) = <w_u, h_i>, the minimum of
 
       sum over observed (s - 1)^2 + a sum over all pairs s^2
         + l2 sum over users (n_u + a I)^nu |w_u|^2 + l2 sum over items (n_i + a U)^nu |h_i|^2
@@ -74,7 +79,10 @@ class IALS(nnx.Module):
 
 
 class Pieces(NamedTuple):
-    """The histories of N rows, each cut into Q pieces of PIECE columns, the last one filled up."""
+    """Histories of N rows, each cut into pieces of PIECE columns.
+
+    There are Q pieces; the last one of a row is filled up.
+    """
 
     columns: np.ndarray  # [Q, PIECE] int32; M, the number of columns, stands for none
     rows: np.ndarray  # [Q] int32, ascending
@@ -83,15 +91,18 @@ class Pieces(NamedTuple):
 
 
 def cut(matrix: sp.csr_matrix) -> Pieces:
-    """Of a matrix [N, M], whose values do not count."""
+    """Cut the rows of a matrix [N, M] into pieces.
+
+    Its values do not count.
+    """
     count, width = matrix.shape
     lengths = np.diff(matrix.indptr)
     pieces = -(-lengths // PIECE)
     starts = np.append(0, np.cumsum(pieces)).astype(np.int32)
     columns = np.full((starts[-1], PIECE), width, np.int32)
     row = np.repeat(np.arange(count), lengths)  # of each entry
-    place = np.arange(matrix.nnz) - matrix.indptr[row] + starts[row] * PIECE
-    columns.reshape(-1)[place] = matrix.indices
+    positions = np.arange(matrix.nnz) - matrix.indptr[row] + starts[row] * PIECE
+    columns.reshape(-1)[positions] = matrix.indices
     rows = np.repeat(np.arange(count, dtype=np.int32), pieces)
     return Pieces(columns, rows, starts, lengths.astype(np.int32))
 
@@ -104,11 +115,13 @@ def solve(
     exponent: float,
     solver: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """The rows x_n [N, D] that are best for the other side's H [M, D]:
+    """Solve the ridge regressions of one side, x [N, D].
 
-      (sum of h h^T over n's history + a H^T H + l2 (length + a M)^nu) x = sum of h over it
+    Row n is the best x_n for the other side's H [M, D]:
 
-    A block of rows at a time, and of the pieces of their histories again a block at a time.
+      (sum of h h^T over n's history + a H^T H + l2 (length + a M)^nu) x_n = sum of h over it
+
+    A block of rows is solved at a time, with a block of the pieces of their histories at a time.
     """
     width, dim = other.shape
     count = len(pieces.lengths)
@@ -121,13 +134,15 @@ def solve(
     gram = jnp.matmul(other.T, other, precision="highest")  # [D, D]
 
     def block(first: jax.Array) -> jax.Array:
-        """Of `size` rows from `first` on."""
+        """Solve `size` rows from `first` on."""
 
         def add(n: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            place = starts[first] + n * size + jnp.arange(size)
-            row = jnp.where(place < starts[first + size], rows.at[place].get(mode="clip"), -1)
-            row = jnp.where(row < 0, size, row - first)  # those beyond are dropped
-            column = columns.at[place].get(mode="clip")  # [size, PIECE]
+            positions = starts[first] + n * size + jnp.arange(size)
+            row = jnp.where(
+                positions < starts[first + size], rows.at[positions].get(mode="clip"), -1
+            )
+            row = jnp.where(row < 0, size, row - first)  # pieces beyond the block are dropped
+            column = columns.at[positions].get(mode="clip")  # [size, PIECE]
             h = other.at[column].get(mode="fill", fill_value=0)  # [size, PIECE, D]
             parts = jnp.einsum("spd,spe->sde", h, h, precision="highest"), h.sum(axis=1)
             return tuple(
@@ -151,7 +166,10 @@ def solve(
 
 
 def _solutions(left: jax.Array, right: jax.Array) -> jax.Array:
-    """x [N, D] of left x = right, symmetric positive [N, D, D] and [N, D]."""
+    """Solve left x = right for x [N, D].
+
+    `left` [N, D, D] is symmetric positive definite, `right` is [N, D].
+    """
     lower = jax.lax.linalg.cholesky(left, symmetrize_input=False)
     half = jax.lax.linalg.triangular_solve(lower, right[..., None], left_side=True, lower=True)
     return jax.lax.linalg.triangular_solve(
@@ -160,13 +178,13 @@ def _solutions(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _one_by_one(left: jax.Array, right: jax.Array) -> jax.Array:
-    """`_solutions` where a CPU may stand for several devices.
+    """Solve as `_solutions`, also where a CPU stands for several devices.
 
-    It shares a batch out to the very threads that run its devices: if all of them wait for theirs
-    at once, none is left to do it, for ever (jaxlib 0.10.2).
+    A CPU shares a batch out to the very threads that run its devices: if all of them wait for
+    theirs at once, none is left to do it, for ever (jaxlib 0.10.2).
     """
 
     def on_cpu(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda one: _solutions(*one), (left, right))
+        return jax.lax.map(lambda system: _solutions(*system), (left, right))
 
     return jax.lax.platform_dependent(left, right, cpu=on_cpu, default=_solutions)

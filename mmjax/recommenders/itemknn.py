@@ -1,4 +1,4 @@
-"""ItemKNN: items similar in who interacted with them; nothing is trained."""
+"""ItemKNN: item neighbours by interactions; nothing is trained."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -20,7 +20,9 @@ STEP = 128  # entries of a neighbour's row that are added at once; more take sev
 
 
 class ItemKNN(nnx.Module):
-    """s(u, i) = sum of r_uj w(j, i) over j in u's history; w compares two columns of R.
+    """ItemKNN: k nearest items by their interactions.
+
+    s(u, i) = sum of r_uj w(j, i) over j in u's history; w compares two columns of R.
 
     With x = column j and y = column i of R:
       cosine      xy / (|x| |y| + shrink)
@@ -28,6 +30,8 @@ class ItemKNN(nnx.Module):
       dot         xy / (1 + shrink)
       tversky     xy / (alpha (|x| - xy) + beta (|y| - xy) + xy + shrink), on binarised R
       jaccard     tversky with alpha = beta = 1
+
+    |x| is the Euclidean norm in `cosine` and the number of ones in `tversky`.
 
     `neighbours_of="candidate"` keeps for each scored item its top-k (the textbook's and upstream
     Elliot's rule); `"history"` keeps the top-k of each history item (similaripy's rule, used by the
@@ -60,7 +64,10 @@ class ItemKNN(nnx.Module):
         self._remember(profile, weights)
 
     def _remember(self, left: sp.csr_matrix, right: sp.csr_matrix) -> None:
-        """All scores are left @ right; here R [U, I] and w [history, candidate]."""
+        """Keep the two factors of all scores, left @ right.
+
+        Here they are R [U, I] and w [history, candidate].
+        """
         dtype = jnp.result_type(float)
         self.left = base.Frozen(graph.from_scipy(left, dtype).forward)
         self.right = base.Frozen(graph.from_scipy(right, dtype).forward)
@@ -71,20 +78,26 @@ class ItemKNN(nnx.Module):
         return self.right.get_value()
 
     def scores(self, tables: sparse.Csr, batch: dict[str, jax.Array]) -> jax.Array:
-        """[B, I]: for each user a few rows of `right`, added up."""
+        """Return the scores [B, I].
+
+        For each user a few rows of `right` are added up.
+        """
         left, right = jax.tree.map(jnp.asarray, (self.left.get_value(), tables))
         return sparse.product_rows(left, right, batch["user"], self.n_items, step=self.step)
 
 
 def profile_of(catalog: base.Catalog, implicit: bool) -> sp.csr_matrix:
-    """R, [U, I]: the train ratings, or ones."""
+    """Return R [U, I]: the train ratings, or ones."""
     ratings = np.ones_like(catalog.train_rating) if implicit else catalog.train_rating
     pairs = (catalog.train_user, catalog.train_item)
     return sp.csr_matrix((ratings.astype(np.float64), pairs), shape=catalog.shape)
 
 
 def features_of(catalog: base.Catalog) -> np.ndarray:
-    """All modalities side by side on the host, [I, F], in float32 at least."""
+    """Return all modalities side by side, [I, F], on the host.
+
+    They are float32 at least.
+    """
     rows = np.asarray(catalog.concatenated())
     return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
@@ -98,10 +111,10 @@ def similar_items(
     neighbours_of: str,
     keep_self: bool,
 ) -> sp.csr_matrix:
-    """The weights [history, candidate] of the neighbours of items that are rows of [I, N].
+    """Return the neighbours' weights [history, candidate].
 
-    Sparse rows: only what has a similarity is a neighbour. Dense rows: all are, so that a
-    similarity of zero comes before a negative one and takes a place.
+    Items are rows of [I, N]. Sparse rows: only an item with a nonzero similarity is a neighbour.
+    Dense rows: all are, so that a similarity of zero comes before a negative one and takes a place.
 
     Args:
       constants: alpha, beta and shrink; the others are those of ItemKNN.
@@ -118,8 +131,8 @@ def similar_items(
         similarity, constants = "tversky", (1.0, 1.0, constants[2])
     if similarity == "tversky":
         items = (items != 0).astype(items.dtype)
-    few = sp.issparse(items)
-    squares = (items.multiply(items) if few else np.square(items)).sum(1)
+    is_sparse = sp.issparse(items)
+    squares = (items.multiply(items) if is_sparse else np.square(items)).sum(1)
     squares = np.asarray(squares).ravel()  # [I] x.x; |x| if binary
     squares[squares == 0] = 1  # such a row is similar to none, whatever it is divided by
 
@@ -129,7 +142,7 @@ def similar_items(
         return weights if keep_self else np.where(row == column, -np.inf, weights)
 
     blocks = []
-    for near in _sparse(items, weigh) if few else _dense(items, weigh, neighbours):
+    for near in _sparse(items, weigh) if is_sparse else _dense(items, weigh, neighbours):
         block = graph.top_k_rows(near, neighbours)
         block.data[block.data == -np.inf] = 0
         block.eliminate_zeros()
@@ -142,10 +155,10 @@ Weigh = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of rows, c
 
 
 def _sparse(items: sp.csr_matrix, weigh: Weigh) -> Iterator[sp.csr_matrix]:
-    """Blocks of rows of the similarities [I, I] that are not zero."""
-    others = items.T.tocsr()
+    """Yield blocks of rows of the nonzero similarities [I, I]."""
+    transposed = items.T.tocsr()
     for start, stop in _blocks(items):
-        cross = (items[start:stop] @ others).tocsr()
+        cross = (items[start:stop] @ transposed).tocsr()
         row = np.repeat(np.arange(start, stop), np.diff(cross.indptr))
         cross.data = weigh(row, cross.indices, cross.data)
         cross.eliminate_zeros()
@@ -153,24 +166,30 @@ def _sparse(items: sp.csr_matrix, weigh: Weigh) -> Iterator[sp.csr_matrix]:
 
 
 def _dense(items: np.ndarray, weigh: Weigh, neighbours: int) -> Iterator[sp.csr_matrix]:
-    """Blocks of rows of the similarities [I, I], the `neighbours` largest and ties of the least."""
+    """Yield blocks of rows of the largest similarities [I, I].
+
+    Each row has its `neighbours` largest, and ties of the least.
+    """
     count = len(items)
-    others, last = np.arange(count)[None], count - min(neighbours, count)
+    columns, last = np.arange(count)[None], count - min(neighbours, count)
     for start in range(0, count, max(1, ENTRIES // count)):
         block = items[start : start + max(1, ENTRIES // count)]
         row = start + np.arange(len(block))[:, None]
-        found = weigh(row, others, block @ items.T)  # [block, I]
-        least = np.partition(found, last, axis=1)[:, last, None]
-        near = np.nonzero(found >= least)
-        yield sp.csr_matrix((found[near], near), shape=found.shape)
+        similarities = weigh(row, columns, block @ items.T)  # [block, I]
+        least = np.partition(similarities, last, axis=1)[:, last, None]
+        near = np.nonzero(similarities >= least)
+        yield sp.csr_matrix((similarities[near], near), shape=similarities.shape)
 
 
 def _blocks(items: sp.csr_matrix) -> list[tuple[int, int]]:
-    """Spans of rows whose products with all rows have about ENTRIES entries at most."""
+    """Return spans of rows for products of bounded size.
+
+    The products of a span's rows with all rows have about ENTRIES entries at most.
+    """
     count = items.shape[0]
-    met = (items != 0) @ items.getnnz(axis=0)  # with repetitions, so no row meets more
-    number = np.cumsum(np.minimum(met, count)) // ENTRIES
-    starts = [0, *(np.flatnonzero(np.diff(number)) + 1), count]
+    entries = (items != 0) @ items.getnnz(axis=0)  # upper bound: repetitions are counted
+    span = np.cumsum(np.minimum(entries, count)) // ENTRIES
+    starts = [0, *(np.flatnonzero(np.diff(span)) + 1), count]
     return [(int(a), int(b)) for a, b in pairwise(starts)]
 
 

@@ -1,4 +1,4 @@
-"""ItemKNNCBF: items similar in their features to those of a user's history."""
+"""ItemKNNCBF: items similar in their features to a user's history."""
 
 from flax import nnx
 
@@ -7,13 +7,15 @@ from mmjax.recommenders import base, itemknn
 
 
 class ItemKNNCBF(itemknn.ItemKNN):
-    """Ferrari Dacrema et al., RecSys 2019: s(u, i) = sum of S_ji over j in u's history.
+    """ItemKNN on item features only.
+
+    Ferrari Dacrema et al., RecSys 2019: s(u, i) = sum of S_ji over j in u's history.
 
     S_ji = <f_j, f_i> / (|f_j| |f_i| + shrink), of each row j the `top_k` largest, j itself among
     them; f_i are the features of all modalities side by side, as they are: a modality counts by the
     squares of its lengths. MMRec's model of this name, without its dense [I, I] and [U, I]: S is
-    made by blocks of rows, scores are made when asked for. Items without features are similar to
-    none (in MMRec too, but NaN for `shrink` 0); `top_k` may exceed the items.
+    computed by blocks of rows, scores when asked for. Items without features are similar to none
+    (in MMRec too, but NaN for `shrink` 0); `top_k` may exceed the items.
     """
 
     def __init__(

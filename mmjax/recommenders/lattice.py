@@ -1,4 +1,4 @@
-"""LATTICE: item graphs of every modality, learned and frozen, that enrich LightGCN's items."""
+"""LATTICE: LightGCN's items enriched over learned and frozen item graphs."""
 
 from typing import Any
 
@@ -12,13 +12,16 @@ from mmjax.recommenders.layers import initializers, item_graph
 
 
 class LATTICE(nnx.Module):
-    """Zhang et al., MM 2021: s = <e_u, e_i + n(h_i)>, h = S^L I, n making rows unit.
+    """LATTICE: LightGCN plus a latent item graph.
 
-    e is the mean of the states 0..L' of users and items over D^-1 (A + I); I are the items' id
-    embeddings. S mixes `skip` of the features' frozen cosine graphs with 1 - skip of the graph of
-    the projected features x_m = F_m W_m + b, F_m trained as well, modalities weighted by a trained
-    softmax: see `item_graph.ItemGraph`. The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B of the final
-    rows of the batch.
+    Zhang et al., MM 2021: s = <e_u, e_i + n(h_i)>, h = S^L I, n making rows unit, L =
+    `item_layers`.
+
+    e is the mean of the states 0..L' of users and items over D^-1 (A + I), L' = `layers`; in h, I
+    are the items' id embeddings. S mixes `skip` of the features' frozen cosine graphs with 1 - skip
+    of the graph of the projected features x_m = F_m W_m + b, F_m trained as well, modalities
+    weighted by a trained softmax: see `item_graph.ItemGraph`. The loss is BPR (softplus) +
+    l_w/2 sum ||.||^2 / B of the final rows of the batch.
 
     S is built from the parameters at the start of an epoch and for evaluation. The gradient flows
     through its weights at the epoch's first step; at the others S is a constant, and F_m, W_m, b
@@ -26,10 +29,11 @@ class LATTICE(nnx.Module):
     1.11) that the papers' numbers come from. Torch 2 gives no gradient there at all, and its Adam
     leaves them where they are until the next epoch, as the dumped steps do.
 
-    S is sparse and no I x I matrix is ever made (MMRec holds several). MMRec: the defaults. Elliot:
+    S is sparse and no I x I matrix is ever held (MMRec holds several). MMRec: the defaults. Elliot:
     D^-1 (A + I) D^-1 between users and items (`norm="both"`: its Laplacian's exponent is 1), states
     1..L' made unit (`normalize`), diagonals set to 1 (`self_one`), `skip` .7. MMRec's `ngcf` and
-    `mf` bodies are not here: set `layers=0` for mf. An item without a modality has no edges of it.
+    `mf` backbones are not here: set `layers=0` for mf. An item without a modality has no edges of
+    it.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class LATTICE(nnx.Module):
         self.graph = base.Frozen(item_graph.looped(catalog, norm, self.user[...].dtype))
 
     def epoch(self, key: Any) -> item_graph.Kept:
-        """The item graph."""
+        """Build the item graph."""
         return self.similar.build()
 
     def loss(
@@ -86,7 +90,10 @@ class LATTICE(nnx.Module):
         return users, items + unit(similar)
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D] on a graph built anew."""
+        """Return users and items on a new item graph.
+
+        They are [U, D] and [I, D].
+        """
         return self._tables(self.similar.build(), False)
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:

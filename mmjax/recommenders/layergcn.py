@@ -1,4 +1,4 @@
-"""LayerGCN: each layer's states count by how similar they still are to the id embeddings."""
+"""LayerGCN: layer states weighted by their similarity to the id embeddings."""
 
 from typing import Any
 
@@ -17,18 +17,20 @@ PRUNINGS = ("degree", "random", "mixed")
 
 
 class LayerGCN(nnx.Module):
-    """Zhou et al., ICDE 2023: s = <e_u, e_i>, e the sum of the states 1..L, without x_0, and
+    """LayerGCN: LightGCN with layers refined by similarity.
 
-        x_l = cos(h_l, x_0) h_l row by row,   h_l = A x_(l-1),   A = D^-1/2 A D^-1/2
+    Zhou et al., ICDE 2023: s = <e_u, e_i>, e the sum of the states 1..L, without x_0, and
+
+        x_l = cos(h_l, x_0) h_l row by row,   h_l = G x_(l-1),   G = D^-1/2 A D^-1/2
 
     Each epoch trains on floor((1 - drop) E) of the edges, normalised again; evaluation uses all.
     `pruning` draws what stays without replacement: `degree` in proportion to 1/sqrt(d_u d_i),
-    `random` all alike, `mixed` the one or the other. The loss is the sum over the batch of
+    `random` with equal chances, `mixed` the one or the other. The loss is the sum over the batch of
 
         -log sigmoid(s_ui - s_uj) + l_w (|x_u|^2 + |x_i|^2 + |x_j|^2) / 2
 
-    of the id embeddings. MMRec's is `mixed`, in turn from epoch to epoch, the first by degree;
-    here a coin says which, since an epoch knows its key and not its number.
+    with x the id embeddings. MMRec's is `mixed`, in turn from epoch to epoch, the first by degree;
+    here a coin decides, since an epoch knows its key and not its number.
     """
 
     def __init__(
@@ -54,22 +56,22 @@ class LayerGCN(nnx.Module):
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = base.Frozen(whole)
-        self.kept = int((1 - drop) * len(whole.forward.rows))
+        pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(pattern)
+        self.kept = int((1 - drop) * len(pattern.forward.rows))
 
     def epoch(self, key: jax.Array) -> graph.Graph:
-        """The pruned user-item graph."""
-        whole, dtype = self.whole.get_value(), self.user[...].dtype
-        if self.kept == len(whole.forward.rows):
-            return propagation.normalised(whole, self.eps, dtype)
+        """Draw the pruned user-item graph."""
+        pattern, dtype = self.whole.get_value(), self.user[...].dtype
+        if self.kept == len(pattern.forward.rows):
+            return propagation.normalised(pattern, self.eps, dtype)
         of_coin, of_edges = jax.random.split(key)
-        odds = jnp.log(weighted_graph.symmetric(whole, self.eps, dtype))
+        odds = jnp.log(weighted_graph.symmetric(pattern, self.eps, dtype))
         if self.pruning == "random":
             odds = jnp.zeros_like(odds)
         elif self.pruning == "mixed":
             odds = jnp.where(jax.random.bernoulli(of_coin), odds, 0)
-        kept = weighted_graph.keep(whole, weighted_graph.draw(of_edges, odds, self.kept))
+        kept = weighted_graph.keep(pattern, weighted_graph.draw(of_edges, odds, self.kept))
         return propagation.normalised(kept, self.eps, dtype)
 
     def loss(
@@ -91,9 +93,9 @@ class LayerGCN(nnx.Module):
         return sum(users), sum(items)
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D] on the whole graph."""
-        whole, dtype = self.whole.get_value(), self.user[...].dtype
-        return self._tables(propagation.normalised(whole, self.eps, dtype))
+        """Return users [U, D] and items [I, D] on the whole graph."""
+        pattern, dtype = self.whole.get_value(), self.user[...].dtype
+        return self._tables(propagation.normalised(pattern, self.eps, dtype))
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -1,4 +1,4 @@
-"""LGMRec: local graphs of ids and of content, and a global hypergraph of learned attributes."""
+"""LGMRec: local graphs of ids and content, and a global hypergraph."""
 
 import itertools
 from typing import Any
@@ -9,39 +9,40 @@ import numpy as np
 from flax import nnx
 
 from mmjax.core.errors import InputError
-from mmjax.ops import contrastive, graph
-from mmjax.ops.dropout import dropout
+from mmjax.ops import contrastive, draws, graph
 from mmjax.ops.normalize import unit
 from mmjax.recommenders import base, losses
 from mmjax.recommenders.layers import initializers, projection, propagation
 
 
 class LGMRec(nnx.Module):
-    """Guo et al., AAAI 2024: s = <z_u, z_i>, z = c + sum_m n(x_m) + alpha n(sum_m g_m).
+    """LGMRec: local graphs and a global hypergraph of learned attributes.
+
+    Guo et al., AAAI 2024: s = <z_u, z_i>, z = c + sum_m n(x_m) + alpha n(sum_m g_m).
 
     n makes rows unit vectors; c is the mean of LightGCN's states 0..L of the id tables. For each
     modality, with R the user-item matrix, A its symmetric normalisation, frozen features F_m, H
-    hyperedges and t the temperature,
+    hyperedges, l = `modal_layers`, h = `hyper_layers` and t the temperature,
 
-        x_m = A^l (D_u^-1 R F_m W_m | F_m W_m)            of users and items, the last state alone
+        x_m = A^l (D_u^-1 R F_m W_m | F_m W_m)            of users and items, only the last state
         a_m,i = softmax((F_m V_m + noise) / t) [I, H],    a_m,u = softmax((R F_m V_m + noise) / t)
         g_m,i = (b b^T)^h c_i,    g_m,u = drop(a_m,u) b^T (b b^T)^(h-1) c_i,    b = drop(a_m,i)
 
-    where noise is Gumbel's, new in each step. Products with b run over the H hyperedges, from the
-    right. The loss is
+    where noise is Gumbel's, new in each step. Products with b are computed from the right, over
+    the H hyperedges. The loss is
 
         BPR(z) + cl_weight sum_{m<n} [C(g_m,u, g_n,u) + C(g_m,i, g_n,i)]
             + l_w (|z_u| + |z_i| + |z_j|) / B,
-        C(p, q) = -sum_k log exp(cos(p_k, q_k) / t) / sum_n exp(cos(p_k, q_n) / t)
+        C(p, q) = -sum_k log [exp(cos(p_k, q_k) / t) / sum_v exp(cos(p_k, q_v) / t)]
 
-    with k in the batch (its users, its positives) and n all users or items: a sum, so that
-    cl_weight goes with the batch size, and Frobenius norms that are not squared. As published there
+    with k in the batch (its users, its positives) and v all users or items: a sum, so that the
+    contrast grows with the batch size, and Frobenius norms that are not squared. As published there
     are two modalities, the first (visual) against the second: other numbers sum over all pairs in
     their order, and one has no C; MMRec's code needs both. An item without a modality is in none of
     its hyperedges and in no C of it.
 
     Scores take a without noise. MMRec draws it there too, so that its numbers change from one
-    evaluation to the next: `noisy_evaluation` draws it once a trial.
+    evaluation to the next: `noisy_evaluation` draws it once per trial.
     """
 
     def __init__(
@@ -101,25 +102,29 @@ class LGMRec(nnx.Module):
         total = jax.nn.softplus(-losses.margin(tables, batch)).mean()
         total += l_w * losses.penalty(losses.rows(tables, batch), "norms")
         user, pos = batch["user"], batch["pos"]
-        for one, other in itertools.combinations(zip(hyper, self.contents, strict=True), 2):
-            (users, items), content = one
-            (other_users, other_items), other_content = other
-            both = content.weight_of(pos) * other_content.weight_of(pos)
-            for pair, nodes, each in (
-                ((users, other_users), user, jnp.ones_like(both)),
-                ((items, other_items), pos, both),
+        for first, second in itertools.combinations(zip(hyper, self.contents, strict=True), 2):
+            (users, items), content = first
+            (second_users, second_items), second_content = second
+            present = content.weight_of(pos) * second_content.weight_of(pos)
+            for pair, nodes, weights in (
+                ((users, second_users), user, jnp.ones_like(present)),
+                ((items, second_items), pos, present),
             ):
-                total += contrastive.against_all(*pair, nodes, self.temperature, cl_weight * each)
+                total += contrastive.against_all(
+                    *pair, nodes, self.temperature, cl_weight * weights
+                )
         return total
 
     def _embed(
         self, key: jax.Array | None, drop: Any = None
     ) -> tuple[base.Tables, list[base.Tables]]:
-        """z, and the g of each modality. Without a key there is no noise, without `drop` no
-        dropout."""
+        """Return z, and the g of each modality.
+
+        Without a key there is no noise, without `drop` no dropout.
+        """
         adjacency, history = self.adjacency.get_value(), self.history.get_value()
-        own = propagation.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
-        (users, items), hyper = own, []
+        id_states = propagation.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
+        (users, items), hyper = id_states, []
         for n, content in enumerate(self.contents):
             projected = content()  # [I, D + H]
             gathered = graph.propagate(history, projected)  # [U, D + H]
@@ -134,7 +139,7 @@ class LGMRec(nnx.Module):
             if content.present is not None:
                 of_items = jnp.where(content.present[...][:, None], of_items, 0)
             of_users = self._memberships(keys[1], user_logits, drop)
-            g = own[1]
+            g = id_states[1]
             for _ in range(self.hyper_layers):
                 edges = of_items.T @ g  # [H, D]
                 g = of_items @ edges
@@ -143,15 +148,15 @@ class LGMRec(nnx.Module):
         return (users + self.alpha * g_users, items + self.alpha * g_items), hyper
 
     def _memberships(self, key: jax.Array | None, logits: jax.Array, drop: Any) -> jax.Array:
-        """Of nodes in hyperedges, [N, H]."""
+        """Return the memberships of nodes in hyperedges, [N, H]."""
         of_noise, of_drop = (None, None) if key is None else jax.random.split(key)
         if key is not None:
             logits = logits + jax.random.gumbel(of_noise, logits.shape, logits.dtype)
         shares = jax.nn.softmax(logits / self.temperature, axis=1)
-        return shares if drop is None else dropout(of_drop, shares, drop)
+        return shares if drop is None else draws.dropout(of_drop, shares, drop)
 
     def tables(self) -> base.Tables:
-        """z of users [U, D] and items [I, D]."""
+        """Return z of users [U, D] and items [I, D]."""
         return self._embed(None if self.seed is None else jax.random.key(self.seed[...]))[0]
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:

@@ -12,12 +12,15 @@ from mmjax.recommenders.layers import initializers
 
 
 class LightGCN(nnx.Module):
-    """He et al., SIGIR 2020: E = mean of A^l E_0 for l = 0..L, A = D^-1/2 A D^-1/2; s = <e_u, e_i>.
+    """LightGCN: mean of linearly propagated id embeddings.
 
-    BPR plus a penalty on the ego rows of the batch. Elliot draws both tables from N(0, 0.1^2), uses
-    softplus and half squares, and ranks by sigma(s): `sigmoid`, which orders items as s does but
-    ties all that float32 rounds to 1, from s = 17 on. MMRec draws them Xavier-uniform, adds `eps` =
-    1e-7 to the degrees and penalises Frobenius norms.
+    He et al., SIGIR 2020: s = <e_u, e_i>, E = mean of G^l E_0 for l = 0..L, G = D^-1/2 A D^-1/2 of
+    the user-item graph A.
+
+    The loss is BPR plus a penalty on the batch's rows of E_0. Elliot draws both tables from
+    N(0, 0.1^2), uses softplus and half squares, and ranks by sigma(s): `sigmoid`, which orders
+    items as s does but ties all scores that float32 rounds to 1, from s = 17 on. MMRec draws the
+    tables Xavier-uniform, adds `eps` = 1e-7 to the degrees and penalises Frobenius norms.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class LightGCN(nnx.Module):
         return losses.bpr(margin, self.ranking_loss) + l_w * losses.penalty(ego, self.regulariser)
 
     def tables(self) -> tuple[jax.Array, jax.Array]:
-        """Mean over the layers of the users' [U, D] and the items' [I, D] states."""
+        """Return the layer means of users [U, D] and items [I, D]."""
         adjacency = self.graph.get_value()
         users = user = self.user[...]
         items = item = self.item[...]

@@ -1,4 +1,4 @@
-"""LightGCN-M: LightGCN whose items are their content, or have it beside them."""
+"""LightGCN-M: LightGCN with content as the items' embeddings or beside them."""
 
 from typing import Any
 
@@ -16,20 +16,22 @@ AGGREGATIONS = ("concat", "mean", "sum")
 
 
 class LightGCNM(nnx.Module):
-    """LightGCN-M of the Elliot forks: s = <e_u, e_i>, e the mean of LightGCN's states 0..L.
+    """LightGCN-M: LightGCN with item content, of the Elliot forks.
+
+    s = <e_u, e_i>, e the mean of LightGCN's states 0..L.
 
     `content="items"` (arXiv 2309.05273): items have no table of their own but start from
 
         concat  n(F W + b), F all modalities side by side
         mean    the mean over the modalities of n(F_m W_m + b_m); `sum` their sum
 
-    with n unit vectors and features that are trained as well. The loss is BPR plus l_w times half
-    the squares over B of the batch's rows: users' before propagation, items' after. Elliot ranks by
-    sigma(s) here, see LightGCN's `sigmoid`.
+    where n makes rows unit vectors and the features are trained as well. The loss is BPR plus l_w
+    times half the squares over B of the batch's rows: users' before propagation, items' after.
+    Elliot ranks by sigma(s) here, see LightGCN's `sigmoid`.
 
     `content="head"` (the code of arXiv 2408.11767): LightGCN with an item table, and VBPR's space
-    beside it, s = <e_u, e_i> + <t_u, n(F_i W + b)>, F frozen; half the squares of e, t and n(.).
-    Its id tables are drawn from N(0, 0.1^2), t Xavier-uniform.
+    beside it, s = <e_u, e_i> + <t_u, n(F_i W + b)>, F frozen. The penalty takes half the squares of
+    e, t and n(.). Its id tables are drawn from N(0, 0.1^2) (`init="normal0.1"`), t Xavier-uniform.
     """
 
     def __init__(
@@ -58,8 +60,8 @@ class LightGCNM(nnx.Module):
             self.item = nnx.Param(table(catalog.n_items))
             self.head = projection.Head(catalog, dim, rngs=rngs)
         elif aggregation == "concat":
-            whole = projection.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
-            self.contents = nnx.List([whole])
+            joined = projection.joined(catalog, dim, trainable=trainable_features, rngs=rngs)
+            self.contents = nnx.List([joined])
         else:
             self.contents = projection.contents(
                 catalog, dim, trainable=trainable_features, rngs=rngs
@@ -83,7 +85,10 @@ class LightGCNM(nnx.Module):
         return losses.bpr(losses.margin(tables, batch), "softplus") + l_w * reg
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D]; 2D wide with a head."""
+        """Return users [U, D] and items [I, D].
+
+        With `content="head"` both are 2D wide.
+        """
         item = self.item[...] if self.place == "head" else self._contents()
         tables = propagation.light_gcn(self.graph.get_value(), self.user[...], item, self.layers)
         return self.head.beside(tables) if self.place == "head" else tables

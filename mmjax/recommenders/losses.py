@@ -1,4 +1,4 @@
-"""Losses that recommenders share."""
+"""Losses and penalties that recommenders share."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,10 +13,11 @@ PENALTIES = ("squares", "norms")
 
 
 def bpr(margin: jax.Array, kind: str, offset: float = 1e-10) -> jax.Array:
-    """Bayesian personalised ranking, mean over the batch.
+    """Return the mean loss of Bayesian personalised ranking.
 
-    `softplus` is -log sigmoid(margin) and stays exact for any margin (Elliot clips it at -80);
-    `offset` is MMRec's -log(1e-10 + sigmoid(margin)); others add more.
+    `margin` [B] is s(u, i) - s(u, j). `softplus` is -log sigmoid(margin) and stays exact for any
+    margin (Elliot clips it at -80). `offset` is -log(offset + sigmoid(margin)): MMRec adds 1e-10,
+    other codes more.
     """
     if kind == "softplus":
         return jax.nn.softplus(-margin).mean()
@@ -24,10 +25,11 @@ def bpr(margin: jax.Array, kind: str, offset: float = 1e-10) -> jax.Array:
 
 
 def penalty(rows: Iterable[jax.Array], kind: str) -> jax.Array:
-    """Regulariser of gathered rows, each [B, D], repeated rows counted each time.
+    """Return the regulariser of gathered rows, divided by B.
 
-    `squares` is Elliot's half sum of squares over B; `norms` is MMRec's EmbLoss, the sum of the
-    Frobenius norms (not squared) over B.
+    Each array is [B, D]; repeated rows are counted each time. `squares` is Elliot's half sum of
+    squares over B. `norms` is MMRec's EmbLoss, the sum of the Frobenius norms (not squared) over B.
+    B is the number of rows of the last array.
     """
     rows = list(rows)
     if kind == "squares":
@@ -38,7 +40,7 @@ def penalty(rows: Iterable[jax.Array], kind: str) -> jax.Array:
 
 
 def margin(tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
-    """s(u, i) - s(u, j) of inner products, [B]."""
+    """Return s(u, i) - s(u, j) of inner products, [B]."""
     users, items = tables
     return (users[batch["user"]] * (items[batch["pos"]] - items[batch["neg"]])).sum(axis=-1)
 
@@ -46,7 +48,7 @@ def margin(tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
 def rows(
     tables: base.Tables, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows [B, D] of the batch's users, positives and negatives."""
+    """Return the batch's users, positives and negatives, [B, D] each."""
     users, items = tables
     return users[batch["user"]], items[batch["pos"]], items[batch["neg"]]
 
@@ -59,11 +61,19 @@ def with_sides(
     cl_weight: jax.Array | float,
     temperature: jax.Array | float,
 ) -> jax.Array:
-    """MGCN's loss, and SMORE's: BPR of c + t and a penalty on it, and c and t told from others'.
+    """Return the loss of MGCN and SMORE.
 
-    `own` c and `sides` t are rows [B, D] of the batch's users, positives and negatives.
+    BPR (softplus) of c + t, l_w times the `squares` penalty of c + t, and cl_weight times
+    [NCE(t_i, c_i) + NCE(t_u, c_u)], in-batch InfoNCE of the positives and of the users.
+
+    Args:
+      own: c, rows [B, D] of the batch's users, positives and negatives.
+      sides: t, rows in the same order.
+      l_w: weight of the penalty.
+      cl_weight: weight of the contrast.
+      temperature: divides the cosines of the contrast.
     """
     user, pos, neg = final = [c + t for c, t in zip(own, sides, strict=True)]
-    apart = sum(contrastive.info_nce(sides[n], own[n], temperature) for n in (1, 0))
+    contrast = sum(contrastive.info_nce(sides[n], own[n], temperature) for n in (1, 0))
     ranking = bpr((user * (pos - neg)).sum(axis=-1), "softplus")
-    return ranking + l_w * penalty(final, "squares") + cl_weight * apart
+    return ranking + l_w * penalty(final, "squares") + cl_weight * contrast

@@ -1,4 +1,4 @@
-"""MICRO: one learned item graph a modality, fused by attention and held to the fusion."""
+"""MICRO: one learned item graph per modality, fused by attention, contrasted."""
 
 from typing import Any
 
@@ -13,20 +13,23 @@ from mmjax.recommenders.layers import dense, initializers, item_graph
 
 
 class MICRO(nnx.Module):
-    """Zhang et al., TKDE 2022: s = <e_u, e_i + n(h_i)>, h = sum_m a_m E_m, E_m = S_m^L I.
+    """MICRO: latent item graphs with a contrast to their fusion.
 
-    e, n, I and the learned S_m are LATTICE's, one graph a modality; a = softmax_m(q . tanh(W E_m +
-    b)), item by item. The loss is BPR (softplus) + l_w/2 sum ||.||^2 / B of the final rows of the
-    batch + cl_weight sum_m C(E_m, h). C is the mean over ALL items i of
+    Zhang et al., TKDE 2022: s = <e_u, e_i + n(h_i)>, h = sum_m a_m E_m, E_m = S_m^L I.
 
-        -log exp(c(E_i, h_i)) / [sum_{j != i} exp(c(E_i, E_j)) + sum_j exp(c(E_i, h_j))],
+    e, n, L, I and the learned S_m are LATTICE's, one graph per modality, and
+    a = softmax_m(q . tanh(W E_m + b)), item by item. The loss is BPR (softplus) +
+    l_w/2 sum ||.||^2 / B of the final rows of the batch + cl_weight sum_m C(E_m, h). With E = E_m,
+    C is the mean over ALL items i of
+
+        -log {exp(c(E_i, h_i)) / [sum_{j != i} exp(c(E_i, E_j)) + sum_j exp(c(E_i, h_j))]},
 
     c the cosine over `temperature`; computed by blocks of items, and again for the gradient, so
-    that memory stays bounded. The authors' blocks have 4096 rows; no number depends on that. One
-    modality alone is its own h.
+    that memory stays bounded. The authors' blocks have 4096 rows; no number depends on that. A
+    single modality is its own h.
 
-    S_m are built as LATTICE's, where the momentum of parameters without a gradient is spoken of.
-    The authors' `ngcf` body is not here; `layers=0` is their `mf`. An item without a modality has
+    S_m are built as LATTICE's; see there for the momentum of parameters without a gradient. The
+    authors' `ngcf` backbone is not here; `layers=0` is their `mf`. An item without a modality has
     no edges of it and no part in its C.
     """
 
@@ -57,7 +60,7 @@ class MICRO(nnx.Module):
         self.graph = base.Frozen(item_graph.looped(catalog, "left", self.user[...].dtype))
 
     def epoch(self, key: Any) -> tuple[item_graph.Kept, ...]:
-        """The item graphs."""
+        """Build the item graph of each modality."""
         return tuple(similar.build() for similar in self.similar)
 
     def loss(
@@ -75,14 +78,14 @@ class MICRO(nnx.Module):
         total = losses.bpr((user * (pos - neg)).sum(axis=-1), "softplus")
         total += l_w * losses.penalty((user, pos, neg), "squares")
         for similar, state in zip(self.similar, states, strict=True):
-            there = similar.contents[0].weight_of(jnp.arange(state.shape[0]))
-            total += cl_weight * (there * _contrast(state, fused, there, temperature)).mean()
+            present = similar.contents[0].weight_of(jnp.arange(state.shape[0]))
+            total += cl_weight * (present * _contrast(state, fused, present, temperature)).mean()
         return total
 
     def _states(
         self, kept: tuple[item_graph.Kept, ...], first: jax.Array | bool
     ) -> tuple[base.Tables, list[jax.Array], jax.Array]:
-        """Users and items; E_m; h."""
+        """Return the tables of users and items, the E_m, and h."""
         item = self.item[...]
         users, items = item_graph.walk(self.graph.get_value(), self.user[...], item, self.layers)
         states = [
@@ -90,13 +93,16 @@ class MICRO(nnx.Module):
             for similar, graph in zip(self.similar, kept, strict=True)
         ]
         fused = states[0]
-        if len(states) > 1:  # alone, a = 1
+        if len(states) > 1:  # one modality has a = 1
             shares = self.attention(states)
             fused = sum(share * state for share, state in zip(shares, states, strict=True))
         return (users, items + unit(fused)), states, fused
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D] on graphs built anew."""
+        """Return users and items on new item graphs.
+
+        They are [U, D] and [I, D].
+        """
         return self._states(self.epoch(None), False)[0]
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
@@ -106,14 +112,17 @@ class MICRO(nnx.Module):
 def _contrast(
     state: jax.Array, fused: jax.Array, there: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
-    """C of every item [I], among those that are `there` [I] (1 or 0)."""
-    alone = fused is state  # of one modality: h is E_m
+    """Return the terms of C, one per item, [I].
+
+    `there` [I], 1 or 0, marks the items that the sums run over.
+    """
+    single = fused is state  # of one modality: h is E_m
     state, shift = unit(state) / jnp.sqrt(temperature), 1 / temperature
-    fused = state if alone else unit(fused) / jnp.sqrt(temperature)
-    # Cosines are at most 1: less 1, nothing overflows.
+    fused = state if single else unit(fused) / jnp.sqrt(temperature)
+    # Cosines over the temperature are at most `shift`; with it subtracted, nothing overflows.
     pair = (state * fused).sum(axis=-1) - shift
     same = pairwise.other_sums(state, there, shift)
-    if alone:
+    if single:
         both = same + there * jnp.exp(pair)
     else:
         both = pairwise.row_sums(state, fused, there, shift)

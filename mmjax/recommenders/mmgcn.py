@@ -1,4 +1,4 @@
-"""MMGCN: a graph of users and items in each modality, and the mean of what they say."""
+"""MMGCN: a user-item graph network in each modality, averaged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,19 +14,21 @@ from mmjax.parallel.lazy_features import by_rows
 from mmjax.recommenders import base
 from mmjax.recommenders.layers import dense, initializers, projection, propagation
 
-LATENT = 256  # the width that features are projected to, unless said otherwise
+LATENT = 256  # default width of projected features
 
 
 class MMGCN(nnx.Module):
-    """Wei et al., MM 2019: s = <z_u, z_i>, z the mean over modalities of their last states.
+    """MMGCN: mean over modalities of propagated content.
+
+    Wei et al., MM 2019: s = <z_u, z_i>, z the mean over modalities of their last states x_L.
 
     n makes rows unit vectors, A is the mean over neighbours (items of a user, users of an item) and
     Z are id embeddings. In each modality, with a table P of the users and frozen features F,
 
         x_0 = n([P; F W + b]),  or n([P; F]) where the `latent` size is 0
-        h = leaky(A x_l W_l),  y = leaky(x_l V_l + v_l) + Z,  x_l+1 = leaky([h | y] G_l + g_l)
+        h = leaky(A x_(l-1) W_l),  y = leaky(x_(l-1) V_l + v_l) + Z,  x_l = leaky([h | y] G_l + g_l)
 
-    or x_l+1 = leaky(h G_l + g_l + y) without `concat`. The loss is
+    or x_l = leaky(h G_l + g_l + y) without `concat`. The loss is
 
         BPR + l_w [mean Z_u^2 + mean Z_ij^2 over rows of the batch + mean P_1^2],
 
@@ -34,8 +36,8 @@ class MMGCN(nnx.Module):
     those that it does not name; published are 256 for images and the bare text. An item without a
     modality has x_0 = 0.
 
-    A x W is (A x) W or A (x W), whichever multiplies fewer rows by W; the last step is made for the
-    rows of the batch alone.
+    A x W is (A x) W or A (x W), whichever multiplies fewer rows by W. The last step computes only
+    the rows of the batch.
 
     Elliot draws uniform tables (`init="xavier_uniform"`) and offers both kinds of `concat`; MMRec
     always concatenates, since its switch is the text "False". MMRec keeps Z and every P as plain
@@ -70,17 +72,17 @@ class MMGCN(nnx.Module):
             if size < 0:
                 raise InputError(f"latent size {size} of {name!r} must be 0 or more")
 
-        kept = base.Drawn if untrained_tables else nnx.Param
+        variable = base.Drawn if untrained_tables else nnx.Param
 
         def table(rows: int, width: int) -> nnx.Variable:
-            return kept(initializers.init_table(init, rngs.params(), (rows, width)))
+            return variable(initializers.init_table(init, rngs.params(), (rows, width)))
 
         tables = initializers.init_tables(init, rngs, catalog.shape, dim, joint)
-        self.user, self.item = (kept(table) for table in tables)
-        like = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
-        like["merge_inits"] = [init] + [merge_init] * (layers - 1)
+        self.user, self.item = (variable(table) for table in tables)
+        options = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
+        options["merge_inits"] = [init] + [merge_init] * (layers - 1)
         self.modalities = nnx.List(
-            [Modality(catalog, name, sizes.get(name, LATENT), table, **like) for name in names]
+            [Modality(catalog, name, sizes.get(name, LATENT), table, **options) for name in names]
         )
         user, item, dtype = catalog.train_user, catalog.train_item, self.user[...].dtype
         mean = {"norm": "left", "dtype": dtype}
@@ -88,7 +90,11 @@ class MMGCN(nnx.Module):
         self.to_items = base.Frozen(graph.bipartite(item, user, catalog.shape[::-1], **mean))
 
     def epoch(self, key: jax.Array | None) -> list[base.Tables]:
-        """x_0 of the users and A x_0 of the items in each modality, where they never change."""
+        """Compute the parts of the first layer that never change.
+
+        Of each modality: x_0 of the users and A x_0 of the items. Empty where the tables are
+        trained.
+        """
         if not self.untrained:
             return []
         users = [unit(modality.preference[...]) for modality in self.modalities]
@@ -101,28 +107,33 @@ class MMGCN(nnx.Module):
         z_u, z_i = self._states(epoch, user, item)
         z_pos, z_neg = jnp.split(z_i, 2)
         bpr = jax.nn.softplus(-(z_u * (z_pos - z_neg)).sum(axis=-1)).mean()
-        own = self.user[...][user], self.item[...][item], self.modalities[0].preference[...]
-        return bpr + l_w * sum(jnp.square(x).mean() for x in own)
+        penalised = self.user[...][user], self.item[...][item], self.modalities[0].preference[...]
+        return bpr + l_w * sum(jnp.square(x).mean() for x in penalised)
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D]."""
+        """Return users [U, D] and items [I, D]."""
         return self._states(self.epoch(None), slice(None), slice(None))
 
     def _states(
         self, ready: list[base.Tables], user: jax.Array | slice, item: jax.Array | slice
     ) -> base.Tables:
-        """Of these users and items; `ready` is what `epoch` gives."""
+        """Return z of the given users and items.
+
+        `ready` is the result of `epoch`.
+        """
         to_users, to_items = self.to_users.get_value(), self.to_items.get_value()
         of_users, of_items = [], []
         for m, modality in enumerate(self.modalities):
-            u, read = ready[m] if ready else (unit(modality.preference[...]), None)
+            u, aggregated = ready[m] if ready else (unit(modality.preference[...]), None)
             i, last = modality.items(), len(modality.layers) - 1
-            for n, layer in enumerate(modality.layers):
-                users, items = (user, item) if n == last else (slice(None), slice(None))
-                u, i, read = (
+            for depth, layer in enumerate(modality.layers):
+                users, items = (user, item) if depth == last else (slice(None), slice(None))
+                u, i, aggregated = (
                     layer(layer.messages(to_users, i)[users], u[users], self.user[...][users]),
                     layer(
-                        layer.messages(to_items, u, read)[items], i[items], self.item[...][items]
+                        layer.messages(to_items, u, aggregated)[items],
+                        i[items],
+                        self.item[...][items],
                     ),
                     None,
                 )
@@ -135,7 +146,7 @@ class MMGCN(nnx.Module):
 
 
 class Modality(nnx.Module):
-    """The table of the users, the features and the layers of one modality."""
+    """User table, features and layers of one modality."""
 
     def __init__(
         self,
@@ -164,12 +175,15 @@ class Modality(nnx.Module):
         )
 
     def items(self) -> jax.Array:
-        """x_0 of the items."""
+        """Return x_0 of the items."""
         return unit(self.content()) if self.projected else self.content[...]
 
 
 class Layer(nnx.Module):
-    """From states [N, W] to states [N, D], of users as of items."""
+    """MMGCN layer from states [N, C] to states [N, D].
+
+    Users and items share its weights.
+    """
 
     def __init__(
         self, width: int, dim: int, *, concat: bool, init: str, merge_init: str, rngs: nnx.Rngs
@@ -180,7 +194,10 @@ class Layer(nnx.Module):
         self.merge = dense.linear(width + dim * concat, dim, init=merge_init, rngs=rngs)
 
     def messages(self, mean: graph.Graph, x: jax.Array, read: jax.Array | None = None) -> jax.Array:
-        """A x W [N, W] from states x [M, W] of the other side; `read` is A x, if it is there."""
+        """Return A x W [N, C] from the other side's states x.
+
+        x is [M, C], A [N, M]. `read` is A x where it is known already.
+        """
         rows, columns = mean.shape
         if read is None and rows >= columns:
             return graph.propagate(mean, self.message(x))

@@ -9,7 +9,10 @@ from mmjax.recommenders.base import Catalog, Frozen
 
 
 class MostPop(nnx.Module):
-    """Scores an item by its number of train interactions, for every user alike."""
+    """Baseline that scores an item by its number of train interactions.
+
+    The scores are the same for every user.
+    """
 
     def __init__(self, catalog: Catalog, *, rngs: nnx.Rngs | None = None):
         counts = np.bincount(catalog.train_item, minlength=catalog.n_items)

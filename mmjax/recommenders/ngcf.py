@@ -1,4 +1,4 @@
-"""NGCF: propagation of id embeddings with weights and an activation in each layer."""
+"""NGCF: graph propagation with weights and an activation in each layer."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,7 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.core.names import choice
-from mmjax.ops import graph, weighted_graph
-from mmjax.ops.dropout import dropout
+from mmjax.ops import draws, graph, weighted_graph
 from mmjax.ops.normalize import unit
 from mmjax.recommenders import base, losses
 from mmjax.recommenders.layers import initializers, propagation
@@ -18,7 +17,10 @@ COMBINATIONS = ("concat", "mean")
 
 
 class Adjacency(NamedTuple):
-    """D^-1 (A + I) of the user-item graph, whose two directions may lack different edges."""
+    """D^-1 (A + I) of the user-item graph, in both directions.
+
+    The two directions may lack different edges.
+    """
 
     to_users: graph.Graph  # [U, I]
     to_items: graph.Graph  # [I, U]
@@ -27,7 +29,10 @@ class Adjacency(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """leaky_0.2(y W1 + b1 + (y * x) W2 + b2), where y = D^-1 (A + I) x."""
+    """NGCF layer from states x and propagated states y.
+
+    It gives leaky_0.2(y W1 + b1 + (y * x) W2 + b2), where y = D^-1 (A + I) x.
+    """
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         def init(shape):
@@ -43,20 +48,22 @@ class Layer(nnx.Module):
 
 
 class NGCF(nnx.Module):
-    """Wang et al., SIGIR 2019: s = <z_u, z_i>, z = (x_0 | x_1 | ... | x_L), x_0 the id tables and
+    """NGCF: neural graph collaborative filtering.
+
+    Wang et al., SIGIR 2019: s = <z_u, z_i>, z = (x_0 | x_1 | ... | x_L), x_0 the id tables and
 
         x_l = n(drop(leaky_0.2(y W1 + b1 + (y * x_(l-1)) W2 + b2))),   y = D^-1 (A + I) x_(l-1)
 
     with n unit vectors and `drop` the message dropout. The loss is BPR plus l_w times half the
     squares of the batch's rows of z over B. Each epoch drops each entry of D^-1 (A + I), the two
-    directions of an edge and the diagonal apart, with probability `node_dropout`, and divides the
-    rest by 1 - node_dropout. All layers are `dim` wide, as in all configs of the papers here.
+    directions of an edge and the diagonal separately, with probability `node_dropout`, and divides
+    the rest by 1 - node_dropout. All layers are `dim` wide, as in all configs of the papers here.
 
     This is Elliot's NGCF, and D^-1 (A + I) is the authors' own code's; the paper's formula has
-    D^-1/2 A D^-1/2, with A + I before W1 alone, and penalises what it trains, not z. The code of
+    D^-1/2 A D^-1/2, with A + I before W1 only, and penalises what it trains, not z. The code of
     arXiv 2408.11767 takes the mean of the x_l (`combine="mean"`). Elliot leaves message dropout on
     while it evaluates, a slip (its Dropout modules stand in a plain list, which `eval()` does not
-    reach): `evaluation_dropout` is the rate of it, drawn once a trial.
+    reach): `evaluation_dropout` is the rate of it, drawn once per trial.
     """
 
     def __init__(
@@ -82,26 +89,28 @@ class NGCF(nnx.Module):
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         self.layers = nnx.List([Layer(dim, rngs=rngs) for _ in range(layers)])
-        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = base.Frozen(whole)
+        pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(pattern)
         noisy = evaluation_dropout > 0
         self.seed = base.Drawn(jax.random.bits(rngs.params())) if noisy else None
 
     def epoch(self, key: jax.Array) -> Adjacency:
-        """What is left of D^-1 (A + I)."""
+        """Return D^-1 (A + I) after node dropout."""
         return self._adjacency(key if self.node_dropout else None)
 
     def _adjacency(self, key: jax.Array | None = None) -> Adjacency:
-        whole, dtype = self.whole.get_value(), self.user[...].dtype
-        users, items = (1 / (count.astype(dtype) + 1) for count in weighted_graph.degrees(whole))
-        weights = [users[whole.forward.rows], items[whole.forward.columns], users, items]
+        pattern, dtype = self.whole.get_value(), self.user[...].dtype
+        users, items = (1 / (count.astype(dtype) + 1) for count in weighted_graph.degrees(pattern))
+        weights = [users[pattern.forward.rows], items[pattern.forward.columns], users, items]
         if key is not None:
             keys = jax.random.split(key, 4)
-            weights = [dropout(k, w, self.node_dropout) for k, w in zip(keys, weights, strict=True)]
+            weights = [
+                draws.dropout(k, w, self.node_dropout) for k, w in zip(keys, weights, strict=True)
+            ]
         to_users, to_items, users, items = weights
         to_users, to_items = (
-            weighted_graph.weighted(whole, to_users),
-            weighted_graph.weighted(whole, to_items).flip(),
+            weighted_graph.weighted(pattern, to_users),
+            weighted_graph.weighted(pattern, to_items).flip(),
         )
         return Adjacency(to_users, to_items, users[:, None], items[:, None])
 
@@ -121,7 +130,10 @@ class NGCF(nnx.Module):
     def _tables(
         self, adjacency: Adjacency, key: jax.Array | None = None, rate: jax.Array | float = 0
     ) -> base.Tables:
-        """z of users and items; without a key there is no message dropout."""
+        """Return z of users and items.
+
+        Without a key there is no message dropout.
+        """
         user, item = self.user[...], self.item[...]
         users, items = [user], [item]
         for number, layer in enumerate(self.layers):
@@ -131,8 +143,8 @@ class NGCF(nnx.Module):
             if key is not None:
                 keys = jax.random.split(jax.random.fold_in(key, number))
                 user, item = (
-                    dropout(keys[0], user, rate),
-                    dropout(keys[1], item, rate),
+                    draws.dropout(keys[0], user, rate),
+                    draws.dropout(keys[1], item, rate),
                 )
             user, item = unit(user), unit(item)
             users.append(user)
@@ -142,7 +154,10 @@ class NGCF(nnx.Module):
         return jnp.concatenate(users, axis=1), jnp.concatenate(items, axis=1)
 
     def tables(self) -> base.Tables:
-        """Users [U, (L + 1) D] and items [I, (L + 1) D], or D wide their means."""
+        """Return z of users and items.
+
+        They are [U, (L + 1) D] and [I, (L + 1) D], or D wide with `combine="mean"`.
+        """
         key = None if self.seed is None else jax.random.key(self.seed[...])
         return self._tables(self._adjacency(), key, self.evaluation_dropout)
 

@@ -8,11 +8,13 @@ from mmjax.recommenders.layers import projection
 
 
 class NGCFM(ngcf.NGCF):
-    """NGCF-M of Ducho meets Elliot (arXiv 2409.15857): s = <z_u, z_i> + <t_u, p_i>.
+    """NGCF-M: NGCF with VBPR's content space beside it.
 
-    z is NGCF's, but the mean of its states; p_i = n(F_i W + b) of the frozen features of all
-    modalities side by side, n unit vectors. The loss is BPR plus l_w times half the squares of the
-    batch's rows of z, t and p over B. Elliot's BPR is clipped where -s(u, i) + s(u, j) > 80.
+    Ducho meets Elliot (arXiv 2409.15857): s = <z_u, z_i> + <t_u, p_i>.
+
+    z is NGCF's, but the mean of its states (`combine`); p_i = n(F_i W + b) of the frozen features
+    of all modalities side by side, n unit vectors. The loss is BPR plus l_w times half the squares
+    of the batch's rows of z, t and p over B. Elliot's BPR is clipped where -s(u, i) + s(u, j) > 80.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Random: the floor of every table."""
+"""Random: uniform scores, the weakest baseline."""
 
 import jax
 from flax import nnx
@@ -7,7 +7,10 @@ from mmjax.recommenders.base import Catalog, Drawn
 
 
 class Random(nnx.Module):
-    """Uniform scores, fixed by the seed and the user; equal in any batch."""
+    """Uniform scores, fixed by the seed and the user.
+
+    A user has the same scores in any batch.
+    """
 
     def __init__(self, catalog: Catalog, *, rngs: nnx.Rngs):
         self.n_items = catalog.n_items

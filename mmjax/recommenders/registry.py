@@ -1,4 +1,4 @@
-"""Recommenders by name, and their options by the two signatures."""
+"""Look up recommenders by name and split their options."""
 
 import importlib
 import inspect
@@ -12,15 +12,17 @@ from flax import nnx
 from mmjax.core.errors import InputError
 from mmjax.core.names import suggestion
 
-# Of this folder, what is no recommender.
+# Modules of this folder that are no recommenders.
 SHARED = ("base", "registry", "losses", "layers")
 
 
 def find(name: str) -> type[nnx.Module]:
-    """The recommender class of a module: `vbpr` here, or `my_package.my_model` anywhere.
+    """Return the recommender class of a module.
+
+    `name` is a module of this folder (`vbpr`) or the path of any module (`my_package.my_model`).
 
     Raises:
-      InputError: no such module, or not exactly one recommender in it.
+      InputError: there is no such module, or it does not hold exactly one recommender.
     """
     path = name if "." in name else f"mmjax.recommenders.{name}"
     try:
@@ -28,8 +30,8 @@ def find(name: str) -> type[nnx.Module]:
     except ModuleNotFoundError as error:
         if error.name is None or not path.startswith(error.name):
             raise
-        here = [file.name for file in pkgutil.iter_modules([os.path.dirname(__file__)])]
-        known = [file for file in here if file not in SHARED]
+        module_names = [file.name for file in pkgutil.iter_modules([os.path.dirname(__file__)])]
+        known = [file for file in module_names if file not in SHARED]
         raise InputError(f"no recommender {name!r}{suggestion(name, known)}") from None
     classes = [
         value
@@ -47,10 +49,12 @@ def find(name: str) -> type[nnx.Module]:
 def split_options(
     recommender: type[nnx.Module], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sorts options into those of `__init__` and those of `loss`, by the two signatures.
+    """Split options into those of `__init__` and of `loss`.
+
+    The two signatures decide. Options of `loss` that are not given get their defaults.
 
     Raises:
-      InputError: an option that neither takes, or one that has no default and is not given.
+      InputError: neither takes an option, or an option without a default is missing.
     """
     signatures = {"__init__": _keywords(recommender.__init__, skip={"rngs"})}
     if hasattr(recommender, "loss"):

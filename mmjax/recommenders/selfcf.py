@@ -1,4 +1,4 @@
-"""SelfCF: users and their items predict each other's perturbed states; there are no negatives."""
+"""SelfCF: users and items predict each other's perturbed states, without negatives."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.core.names import choice
-from mmjax.ops import graph, weighted_graph
-from mmjax.ops.dropout import dropout
+from mmjax.ops import draws, graph, weighted_graph
 from mmjax.ops.normalize import cosine
 from mmjax.recommenders import base
 from mmjax.recommenders.layers import dense, initializers, propagation
@@ -17,7 +16,9 @@ PERTURBATIONS = ("embedding", "edges")
 
 
 class SelfCF(nnx.Module):
-    """Zhou et al., TORS 2023, on LightGCN: e the mean of its states 0..L, P(e) = e W + b, and
+    """SelfCF: self-supervised LightGCN without negatives.
+
+    Zhou et al., TORS 2023, on LightGCN: e the mean of its states 0..L, P(e) = e W + b. The loss is
 
         -cos(P(e_u), t_i) / 2 - cos(P(e_i), t_u) / 2, mean over the batch's interactions (u, i)
         + l_w (|e_u|^2 + |e_i|^2) / 2, their sum
@@ -30,9 +31,9 @@ class SelfCF(nnx.Module):
     with probability `dropout`, the rest divided by 1 - dropout. s = <P(e_u), e_i> + <e_u, P(e_i)>.
 
     The authors have no penalty (l_w = 0). In MMRec each step also drops entries of the encoder's
-    own graph, the two directions of an edge apart, with a probability that is uniform in [0, 1)
-    (`encoder_dropout`, BUIR's). Historical embeddings (SelfCF-he) need a memory between steps that
-    a loss does not have here.
+    own graph, the two directions of an edge separately, with a probability that is uniform in
+    [0, 1) (`encoder_dropout`, BUIR's). Historical embeddings (SelfCF-he) need a memory between
+    steps that a loss does not have here.
     """
 
     def __init__(
@@ -55,11 +56,14 @@ class SelfCF(nnx.Module):
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         self.predictor = dense.linear(dim, dim, rngs=rngs)
-        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = base.Frozen(whole)
+        pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(pattern)
 
     def epoch(self, key: jax.Array) -> jax.Array:
-        """The weights [E] of the graph's edges; nothing is drawn."""
+        """Return the weights [E] of the graph's edges.
+
+        Nothing is drawn.
+        """
         return self._weights()
 
     def _weights(self) -> jax.Array:
@@ -84,12 +88,14 @@ class SelfCF(nnx.Module):
         if self.perturbation == "edges":
             to_users, to_items = self._graphs(epoch, of_target, dropout)
             users, items = jax.lax.stop_gradient(tables)
-            of_user = graph.propagate(to_users, items)[batch["user"]]
-            of_pos = graph.propagate(to_items, users)[batch["pos"]]
+            user_target = graph.propagate(to_users, items)[batch["user"]]
+            pos_target = graph.propagate(to_items, users)[batch["pos"]]
         else:
             keys, rows = jax.random.split(of_target), jax.lax.stop_gradient((user, pos))
-            of_user, of_pos = (dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True))
-        alike = cosine(self.predictor(user), of_pos) + cosine(self.predictor(pos), of_user)
+            user_target, pos_target = (
+                draws.dropout(k, x, dropout) for k, x in zip(keys, rows, strict=True)
+            )
+        alike = cosine(self.predictor(user), pos_target) + cosine(self.predictor(pos), user_target)
         squares = jnp.square(user).sum() + jnp.square(pos).sum()
         return -0.5 * alike.mean() + l_w * 0.5 * squares
 
@@ -99,18 +105,25 @@ class SelfCF(nnx.Module):
     def _graphs(
         self, weights: jax.Array, key: jax.Array | None = None, rate: Any = None
     ) -> tuple[graph.Graph, graph.Graph]:
-        """What users read items by, [U, I], and items users, [I, U]; a key drops some edges."""
-        whole = self.whole.get_value()
+        """Return graphs [U, I] to users and [I, U] to items.
+
+        With a key, edges are dropped at `rate`, separately in each.
+        """
+        pattern = self.whole.get_value()
         if key is None:
-            both = weighted_graph.weighted(whole, weights)
-            return both, both.flip()
+            shared = weighted_graph.weighted(pattern, weights)
+            return shared, shared.flip()
         to_users, to_items = (
-            weighted_graph.weighted(whole, dropout(k, weights, rate)) for k in jax.random.split(key)
+            weighted_graph.weighted(pattern, draws.dropout(k, weights, rate))
+            for k in jax.random.split(key)
         )
         return to_users, to_items.flip()
 
     def tables(self) -> base.Tables:
-        """Users (P(e_u) | e_u) [U, 2D] and items (e_i | P(e_i)) [I, 2D]."""
+        """Return users (P(e_u) | e_u) and items (e_i | P(e_i)).
+
+        They are [U, 2D] and [I, 2D].
+        """
         users, items = self._encode(self._graphs(self._weights()))
         return (
             jnp.concatenate([self.predictor(users), users], axis=1),

@@ -1,4 +1,4 @@
-"""SGL: LightGCN that also tells apart nodes between two damaged views of the graph."""
+"""SGL: LightGCN with a contrast of two augmented views of the graph."""
 
 from typing import Any
 
@@ -16,16 +16,19 @@ VIEWS = ("edges", "nodes", "layers")
 
 
 class SGL(nnx.Module):
-    """Wu et al., SIGIR 2021: s = <e_u, e_i>, e the mean of LightGCN's states 0..L, and the loss
+    """SGL: LightGCN with a contrast between two graph views.
+
+    Wu et al., SIGIR 2021: s = <e_u, e_i>, e the mean of LightGCN's states 0..L. The loss is
 
         sum over the batch of  -log sigmoid(s_ui - s_uj) + l_w (|x_u|^2 + |x_i|^2 + |x_j|^2) / 2
                                + cl_weight (C(u) + C(i)),
-        C(u) = -log exp(cos(e'_u, e''_u) / t) / sum over all users v of exp(cos(e'_u, e''_v) / t)
+        C(u) = -log [exp(cos(e'_u, e''_u) / t) / sum over all users v of exp(cos(e'_u, e''_v) / t)]
 
-    with x the tables before propagation, and C(i) the same over all items. e' and e'' are states
-    on two views of the graph, drawn anew each epoch, without round(drop E) of its edges (`weighted_graph`,
-    the authors' ED), without round(drop U) users and round(drop I) items and their edges (`nodes`,
-    ND), or without other edges in each layer (`layers`, RW). What is left is normalised again.
+    with x the tables before propagation, t the temperature, and C(i) the same over all items. e'
+    and e'' are states on two views of the graph, drawn anew each epoch, without round(drop E) of
+    its edges (`edges`, the authors' ED), without round(drop U) users and round(drop I) items and
+    their edges (`nodes`, ND), or without other edges in each layer (`layers`, RW). The rest is
+    normalised again.
 
     Elliot and the authors' code agree. It is a sum, not a mean, so the loss grows with B, but for
     Adam that changes nothing. SELFRec contrasts the batch's nodes among themselves instead.
@@ -51,17 +54,20 @@ class SGL(nnx.Module):
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        whole = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
-        self.whole = base.Frozen(whole)
+        pattern = weighted_graph.pattern(catalog.train_user, catalog.train_item, catalog.shape)
+        self.whole = base.Frozen(pattern)
 
     def epoch(self, key: jax.Array) -> dict[str, Any]:
-        """The whole graph, and two views: one graph each, or one for each layer."""
-        whole = self.whole.get_value()
+        """Return the whole graph and two views of it.
+
+        A view is a list of one graph, or of one for each layer (`views="layers"`).
+        """
+        pattern = self.whole.get_value()
         draw = self._without_nodes if self.views == "nodes" else self._without_edges
         count = self.layers if self.views == "layers" else 1
         keys = jax.random.split(key, (2, count))
-        views = [[draw(whole, k) for k in of_view] for of_view in keys]
-        return {"whole": self._normalised(whole), "views": views}
+        views = [[draw(pattern, k) for k in of_view] for of_view in keys]
+        return {"whole": self._normalised(pattern), "views": views}
 
     def _without_edges(self, whole: weighted_graph.Pattern, key: jax.Array) -> graph.Graph:
         total = len(whole.forward.rows)
@@ -73,23 +79,26 @@ class SGL(nnx.Module):
         )
 
     def _without_nodes(self, whole: weighted_graph.Pattern, key: jax.Array) -> graph.Graph:
-        """Dropped edges stay with a weight of zero, since how many there are depends on the key."""
+        """Drop nodes with their edges and normalise the rest again.
+
+        Dropped edges stay with a weight of zero, since their number depends on the key.
+        """
         dtype = self.user[...].dtype
         users, items = (
             jnp.ones(n, dtype).at[jax.random.permutation(k, n)[: round(self.drop * n)]].set(0)
             for k, n in zip(jax.random.split(key), whole.shape, strict=True)
         )
         forward, transpose = whole
-        left = users[forward.rows] * items[forward.columns]  # [E] 1 or 0
+        kept = users[forward.rows] * items[forward.columns]  # [E] 1 or 0
         sums = [
             jax.ops.segment_sum(values, side.rows, count, indices_are_sorted=True)
             for values, side, count in zip(
-                (left, left[transpose.order]), whole, whole.shape, strict=True
+                (kept, kept[transpose.order]), whole, whole.shape, strict=True
             )
         ]
         of_user, of_item = (jax.lax.rsqrt(jnp.maximum(degree, 1)) for degree in sums)
         return weighted_graph.weighted(
-            whole, left * of_user[forward.rows] * of_item[forward.columns]
+            whole, kept * of_user[forward.rows] * of_item[forward.columns]
         )
 
     def _normalised(self, pattern: weighted_graph.Pattern) -> graph.Graph:
@@ -110,10 +119,10 @@ class SGL(nnx.Module):
         tables = propagation.light_gcn(epoch["whole"], *ego, self.layers)
         mean = losses.bpr(losses.margin(tables, batch), "softplus")
         mean += l_w * losses.penalty(losses.rows(ego, batch), "squares")
-        both = [self._states(view) for view in epoch["views"]]
-        for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
-            each = jnp.full(size, cl_weight / size)
-            mean += contrastive.against_all(one, other, nodes, temperature, each)
+        states = [self._states(view) for view in epoch["views"]]
+        for first, second, nodes in zip(*states, (batch["user"], batch["pos"]), strict=True):
+            weights = jnp.full(size, cl_weight / size)
+            mean += contrastive.against_all(first, second, nodes, temperature, weights)
         return size * mean
 
     def _states(self, view: list[graph.Graph]) -> base.Tables:
@@ -122,9 +131,9 @@ class SGL(nnx.Module):
         return propagation.light_gcn_over(pairs, self.user[...], self.item[...])
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D] on the whole graph."""
-        whole = self._normalised(self.whole.get_value())
-        return propagation.light_gcn(whole, self.user[...], self.item[...], self.layers)
+        """Return users [U, D] and items [I, D] on the whole graph."""
+        adjacency = self._normalised(self.whole.get_value())
+        return propagation.light_gcn(adjacency, self.user[...], self.item[...], self.layers)
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         return tables[0][batch["user"]] @ tables[1].T  # [B, I]

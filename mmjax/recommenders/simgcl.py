@@ -1,4 +1,4 @@
-"""SimGCL: LightGCN that tells apart nodes between two noisy copies of their states."""
+"""SimGCL: LightGCN with a contrast of two noisy copies of its states."""
 
 from typing import Any
 
@@ -8,21 +8,23 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 from mmjax.core.names import choice
-from mmjax.ops import contrastive, graph
-from mmjax.ops.dropout import uniform
+from mmjax.ops import contrastive, draws, graph
 from mmjax.ops.normalize import unit
 from mmjax.recommenders import base, losses
 from mmjax.recommenders.layers import initializers, propagation
 
 
 class SimGCL(nnx.Module):
-    """Yu et al., SIGIR 2022: s = <e_u, e_i>, e the mean of LightGCN's states 1..L, without 0.
+    """SimGCL: LightGCN with a contrast between noisy states.
+
+    Yu et al., SIGIR 2022: s = <e_u, e_i>, e the mean of LightGCN's states 1..L, without 0.
 
         BPR(e) + l_w (|e_u| + |e_i|) / B + cl_weight (C(users) + C(positives))
-        C = mean of -log exp(cos(e'_a, e''_a) / t) / sum_b exp(cos(e'_a, e''_b) / t)
+        C = mean of -log [exp(cos(e'_a, e''_a) / t) / sum_b exp(cos(e'_a, e''_b) / t)]
 
-    over the distinct users (or positives) a, b of the batch. e' and e'' have noise in each layer:
-    x + `noise` sign(x) * n(r), r uniform in [0, 1), n unit vectors; the next layer takes the sum.
+    over the distinct users (or positives) a, b of the batch, t the temperature. e' and e'' have
+    noise in each layer: x + `noise` sign(x) * n(r), r uniform in [0, 1), n unit vectors; the next
+    layer takes the sum.
 
     This is Elliot's: its BPR is -log(1e-5 + sigmoid) (`ranking_loss="offset"`), its penalty the
     Frobenius norms, not squared, of the propagated rows of users and positives. The authors'
@@ -77,13 +79,16 @@ class SimGCL(nnx.Module):
         total = losses.bpr(losses.margin(tables, batch), self.ranking_loss, self.offset)
         user, pos, _ = losses.rows(tables, batch)
         total += l_w * losses.penalty((user, pos), self.regulariser)
-        both = [self._tables(k, noise) for k in jax.random.split(key)]
-        for one, other, nodes in zip(*both, (batch["user"], batch["pos"]), strict=True):
-            total += cl_weight * distinct_nce(one, other, nodes, temperature)
+        states = [self._tables(k, noise) for k in jax.random.split(key)]
+        for first, second, nodes in zip(*states, (batch["user"], batch["pos"]), strict=True):
+            total += cl_weight * distinct_nce(first, second, nodes, temperature)
         return total
 
     def _tables(self, key: jax.Array | None = None, noise: jax.Array | float = 0.0) -> base.Tables:
-        """The mean of the states 1..L; without a key there is no noise."""
+        """Return the mean of the states 1..L.
+
+        Without a key there is no noise.
+        """
         adjacency, states = self.graph.get_value(), []
         state = self.user[...], self.item[...]
         for layer in range(self.layers):
@@ -96,7 +101,7 @@ class SimGCL(nnx.Module):
         return propagation.average(users), propagation.average(items)
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D]."""
+        """Return users [U, D] and items [I, D]."""
         return self._tables()
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
@@ -104,18 +109,22 @@ class SimGCL(nnx.Module):
 
 
 def disturbed(key: jax.Array, x: jax.Array, noise: jax.Array | float) -> jax.Array:
-    """Rows moved by a distance of `noise`, within their own orthant."""
-    return x + noise * jnp.sign(x) * unit(uniform(key, x.shape, x.dtype))
+    """Move each row by a distance of `noise`, within its orthant."""
+    return x + noise * jnp.sign(x) * unit(draws.uniform(key, x.shape, x.dtype))
 
 
 def distinct_nce(
     p: jax.Array, q: jax.Array, nodes: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
-    """`contrastive.info_nce` of the rows of nodes [B], each node once however often it is there."""
+    """Return the InfoNCE of the distinct nodes of a batch.
+
+    It is `contrastive.info_nce` of the rows of p and q at nodes [B], each node once however often
+    it occurs.
+    """
     nodes = jnp.sort(nodes)
     first = jnp.append(True, nodes[1:] != nodes[:-1])  # [B]
     a, b = unit(p[nodes]) / temperature, unit(q[nodes])
-    # One more column takes the repeated ones out of the sums: their logits are far below all.
+    # An extra column puts the logits of repeated nodes far below all, so no sum counts them.
     a = jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
     b = jnp.concatenate([b, jnp.where(first, 0, -1e9)[:, None].astype(b.dtype)], axis=1)
     weights = (first / first.sum()).astype(a.dtype)

@@ -1,4 +1,4 @@
-"""SLMRec: one LightGCN a modality beside that of the ids, fused, its items held together."""
+"""SLMRec: one LightGCN per modality and one of ids, fused."""
 
 import dataclasses
 import functools
@@ -16,24 +16,26 @@ from mmjax.recommenders.layers import dense, initializers, projection
 
 
 class SLMRec(nnx.Module):
-    """Tao et al., TMM 2022, task FAC: s = <u, i>, u = W_u [z_u^0 | ... | z_u^M] + b_u, i likewise.
+    """SLMRec: fused modality towers with a self-supervised contrast.
+
+    Tao et al., TMM 2022, task FAC: s = <u, i>, u = W_u [z_u^0 | ... | z_u^M] + b_u, i likewise.
 
     z^m are LightGCN's states of tower m. All towers start from one user table; the items start from
     their id embeddings (m = 0) or from x_m = W_m f_m + b_m, f_m the modality's features made unit,
-    frozen. With CE(X, Y) = -log softmax of X Y^T at its diagonal, over the pairs of a batch,
+    frozen. With CE(X, Y) = -log softmax of X Y^T at its diagonal, mean over the pairs of a batch,
 
         loss = CE(n(u) / temperature, n(i)) + ssl_weight sum_k CE(y_k / ssl_temperature, H_m z_i^m),
 
-    n making rows unit, y_0 = z_i^0, y_k = G_k y_(k-1): "fine to coarse". Level k > 0 is compared
-    with the k-th modality m, in their order; the last level has half the width. As in the paper
-    for three modalities, and in MMRec for two: there a level without a modality lies before the
-    last. One modality has one level, of full width. An item without a modality takes no part in its
-    comparison, but is one of the others that it distinguishes from.
+    n making rows unit, y_0 = z_i^0, y_k = G_k y_(k-1) + g_k: "fine to coarse". Level k > 0 is
+    compared with the k-th modality m, in their order; the last level has half the width. As in the
+    paper for three modalities, and in MMRec for two: there a level without a modality lies before
+    the last. One modality has one level, of full width. An item without a modality takes no part in
+    its comparison, but is one of the others that it distinguishes from.
 
-    MMRec's scores are sigma(s), of the last batch's tables: here of the trained ones, and sigma,
-    which in float32 ties all large s, is the option `sigmoid`. Its Adam has a weight decay of 1e-4;
-    its `reg` has no effect, its g_a_iva and the biases of its H_m no gradient: they are not here.
-    Its FD and FM tasks read settings that it does not have.
+    MMRec's scores are sigma(s) of the last batch's tables. Here they are of the trained tables, and
+    sigma, which in float32 ties all large s, is the option `sigmoid`. Its Adam has a weight decay
+    of 1e-4; its `reg` has no effect, its g_a_iva and the biases of its H_m no gradient: they are
+    not here. Its FD and FM tasks read settings that it does not have.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class SLMRec(nnx.Module):
         widths[1:] = widths[1:-1] + [dim // 2] * (count > 1)
         self.steps = nnx.List([linear(dim, width) for width in widths])
         compared = zip(self.of_level, widths, strict=True)
-        # A bias of theirs would cancel in the softmax.
+        # A bias of the heads would cancel in the softmax.
         self.heads = nnx.List(
             [linear(dim, width, bias=False) for m, width in compared if m is not None]
         )
@@ -91,18 +93,19 @@ class SLMRec(nnx.Module):
             y = step(y)
             if modality is None:
                 continue
-            there = self.contents[modality].weight_of(batch["pos"])
-            others, rows = self.heads[modality](towers[modality]), jnp.arange(len(there))
+            present = self.contents[modality].weight_of(batch["pos"])
+            projected, rows = self.heads[modality](towers[modality]), jnp.arange(len(present))
             total += contrastive.cross_entropy(
-                y / ssl_temperature, others, rows, ssl_weight * there / len(there)
+                y / ssl_temperature, projected, rows, ssl_weight * present / len(present)
             )
         return total
 
     def _states(self) -> base.Tables:
-        """All towers side by side: users [U, (M + 1) D], items [I, (M + 1) D].
+        """Return all towers side by side.
 
-        Propagation is linear: what the users send out, the same in every tower, is propagated
-        once, and what the items send, of all towers at once; each of them only where it is.
+        They are users [U, (M + 1) D] and items [I, (M + 1) D]. Propagation is linear: what starts
+        from the users, the same in every tower, is propagated once, and what starts from the items,
+        of all towers at once; each of them is computed only on the side where it is nonzero.
         """
         adjacency = self.graph.get_value()
         starts = [self.item[...]] + [content() for content in self.contents]
@@ -113,16 +116,22 @@ class SLMRec(nnx.Module):
         return (of_users + to_users) / count, (of_items + to_items) / count
 
     def _spread(self, adjacency: graph.Graph, x: jax.Array) -> base.Tables:
-        """Sums of the states 0..L that start from x on one side alone: that side's, the other's."""
-        own, other = x, jnp.zeros((adjacency.shape[0], x.shape[1]), x.dtype)
+        """Return the sums of states 0..L that start on one side.
+
+        x is the start of one side; the other side starts from zeros. The sums are those of the side
+        of x, then those of the other.
+        """
+        start_side, other_side = x, jnp.zeros((adjacency.shape[0], x.shape[1]), x.dtype)
         for layer in range(self.layers):
             x = graph.propagate(adjacency, x)
-            own, other = (own + x, other) if layer % 2 else (own, other + x)
+            start_side, other_side = (
+                (start_side + x, other_side) if layer % 2 else (start_side, other_side + x)
+            )
             adjacency = adjacency.flip()
-        return own, other
+        return start_side, other_side
 
     def tables(self) -> base.Tables:
-        """Users [U, D] and items [I, D]."""
+        """Return users [U, D] and items [I, D]."""
         users, items = self._states()
         return self.fuse_users(users), self.fuse_items(items)
 

@@ -1,4 +1,4 @@
-"""UserKNN: what users similar in what they interacted with have chosen; nothing is trained."""
+"""UserKNN: user neighbours by interactions; nothing is trained."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,12 +11,14 @@ SIDES = {"user": "history", "neighbour": "candidate"}
 
 
 class UserKNN(itemknn.ItemKNN):
-    """Resnick et al., CSCW 1994: s(u, i) = sum of w(u, v) r_vi over the neighbours v of u.
+    """UserKNN: k nearest users by their interactions.
+
+    Resnick et al., CSCW 1994: s(u, i) = sum of w(u, v) r_vi over the neighbours v of u.
 
     w compares two rows of R, x = row u and y = row v, by the similarities of ItemKNN. (Elliot's
-    `aiolli` code has x and y the other way round: alpha here is its 1 - alpha.) Ratings are neither
-    centred nor is the sum divided by that of the weights, as in all codes of top-n recommendation;
-    the latter would not change a user's list.
+    `aiolli` code has x and y the other way round: alpha here is its 1 - alpha.) Ratings are not
+    centred, and the sum is not divided by that of the weights, as in all codes of top-n
+    recommendation; the latter would not change a user's list.
 
     `neighbours_of="user"` keeps for each scored user their top-k (the textbook's rule, and
     similaripy's with `keep_self`). `"neighbour"` keeps the top-k of each v: of u's neighbours only
@@ -55,11 +57,13 @@ class UserKNN(itemknn.ItemKNN):
 def similar_users(
     users: sp.csr_matrix | np.ndarray, *, neighbours_of: str, **options
 ) -> sp.csr_matrix:
-    """The weights [user, neighbour] of users that are rows of [U, N], see `itemknn.similar_items`.
+    """Return the neighbours' weights [user, neighbour].
+
+    Users are rows of [U, N]; see `itemknn.similar_items`.
 
     Raises:
       InputError: as there.
     """
     choice("neighbours_of", neighbours_of, SIDES)
-    # Rows of these weights are the scored users; of items they are the history's.
+    # Rows of these weights are the scored users; rows of item weights are history items.
     return itemknn.similar_items(users, neighbours_of=SIDES[neighbours_of], **options)

@@ -1,4 +1,4 @@
-"""VBPR: matrix factorisation with a second, content space for each user and item."""
+"""VBPR: matrix factorisation with a second space for item content."""
 
 from typing import Any
 
@@ -13,15 +13,18 @@ from mmjax.recommenders.layers import initializers, projection
 
 
 class VBPR(nnx.Module):
-    """He and McAuley, AAAI 2016: s(u, i) = <g_u, g_i> + <t_u, p_i>, p_i = W f_i + b.
+    """VBPR: matrix factorisation with a second space for content.
+
+    He and McAuley, AAAI 2016: s(u, i) = <g_u, g_i> + <t_u, p_i>, p_i = W f_i + b.
 
     f_i are the frozen features of all modalities side by side; where an item has none, p = 0. As in
     both toolboxes, and unlike the paper, there is no item or visual bias. The user table is
-    [U, 2D], (g | t); an item row is (g_i | p_i). Elliot: `normalize` p to unit length, softplus,
-    half squares; t drawn from N(0, 1) by a slip of its code (`content_init="normal"`),
-    Xavier-uniform in its later repository. MMRec: no normalisation, offset loss, Frobenius norms,
-    the whole user table Xavier-uniform as one (`content_init="joint"`), W Xavier-normal with zero
-    bias.
+    [U, 2D], (g | t); an item row is (g_i | p_i).
+
+    Elliot: `normalize` makes p unit vectors; softplus, half squares; t drawn from N(0, 1) by a slip
+    of its code (`content_init="normal"`), Xavier-uniform in its later repository. MMRec: no
+    normalisation, offset loss, Frobenius norms, the user table drawn Xavier-uniform as one
+    (`content_init="joint"`), W Xavier-normal with zero bias.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class VBPR(nnx.Module):
         return losses.bpr(margin, self.ranking_loss) + l_w * reg
 
     def _items(self, rows: jax.Array | None = None) -> jax.Array:
-        """(g | p) of the given items, or of all."""
+        """Return (g | p), [N, 2D], of some items or all."""
         item, content = self.item[...], self.content(rows)
         content = unit(content) if self.normalize else content
         return jnp.concatenate([item if rows is None else item[rows], content], axis=1)

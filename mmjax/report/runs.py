@@ -1,4 +1,7 @@
-"""Results for people: one run's card, and the comparison of several as Markdown, CSV and a PNG."""
+"""Format results of runs for terminals, tables and pictures.
+
+One run is shown as a card; several are compared as Markdown, CSV and a PNG.
+"""
 
 import csv
 import io
@@ -25,7 +28,7 @@ INK, QUIET, BEST, REST = "#1f2937", "#6b7280", "#2563eb", "#a9c1f5"
 
 
 def load(workdirs: Sequence[str | Path]) -> list[Results]:
-    """Reads the results.json of each run.
+    """Read the results.json of each run.
 
     Raises:
       InputError: a run has none, or a damaged one; two runs are on different data or protocols,
@@ -42,20 +45,23 @@ def load(workdirs: Sequence[str | Path]) -> list[Results]:
         if lacking:
             raise InputError(f"{path} has no {lacking[0]!r}; it is not what train.py writes")
         runs.append(run)
-    for what, read in (
+    for field, value_of in (
         ("data", lambda run: run["data"]["interaction_hash"]),
         ("protocol", lambda run: (run["config"]["protocol"], run["config"]["threshold"])),
     ):
-        if len({str(read(run)) for run in runs}) > 1:
-            raise InputError(f"these runs differ in their {what}; report them apart")
+        if len({str(value_of(run)) for run in runs}) > 1:
+            raise InputError(f"these runs differ in their {field}; report them apart")
     return runs
 
 
 def chosen(runs: Sequence[Results], columns: Sequence[str] = ()) -> list[str]:
-    """The metrics to show: `columns`, or unless given the usual ones at 20 or the longest cutoff.
+    """Return the metrics to show.
+
+    They are `columns`, or by default the usual ones at 20 or, without it, at the longest cutoff.
 
     Raises:
-      InputError: a column that not every run has; the sentence suggests one.
+      InputError: not every run has a column (the sentence suggests one), or the runs share no
+        cutoff.
     """
     common = [name for name in runs[0]["test"] if all(name in run["test"] for run in runs)]
     if columns:
@@ -71,7 +77,10 @@ def chosen(runs: Sequence[Results], columns: Sequence[str] = ()) -> list[str]:
 
 
 def card(run: Results) -> str:
-    """A run in a few lines for a terminal: metrics of both splits, epoch, time and memory."""
+    """Format a run in a few lines for a terminal.
+
+    They hold the metrics of both splits, epoch, time and memory.
+    """
     shown = chosen([run])
     rows = [["", *shown]]
     rows += [[split, *(_number(run[split][c]) for c in shown)] for split in ("valid", "test")]
@@ -87,7 +96,10 @@ def card(run: Results) -> str:
 
 
 def listing(metrics: dict[str, float]) -> str:
-    """Metrics as a grid for a terminal: a row a metric, a column a cutoff."""
+    """Format metrics as a grid for a terminal.
+
+    One row a metric, one column a cutoff.
+    """
     names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
     cutoffs = sorted({int(name.split("@")[1]) for name in metrics})
     lines = [" " * 10 + "".join(f"@{k}".rjust(10) for k in cutoffs)]
@@ -98,7 +110,7 @@ def listing(metrics: dict[str, float]) -> str:
 
 
 def by_seed(runs: Sequence[Results]) -> list[list[Results]]:
-    """Runs that differ in nothing but their seed, together; in the order given."""
+    """Group runs that differ only in their seed, in their order."""
     groups: dict[str, list[Results]] = {}
     for run in runs:
         config = {key: value for key, value in run["config"].items() if key != "seed"}
@@ -107,7 +119,10 @@ def by_seed(runs: Sequence[Results]) -> list[list[Results]]:
 
 
 def labels(groups: Sequence[Sequence[Results]]) -> list[str]:
-    """What to call each group: its recommender; where that is not enough, its folder as well."""
+    """Return a label for each group of runs.
+
+    It is the recommender's name, with the folder where several groups have one name.
+    """
     names = [same[0]["recommender"].rsplit(".", 1)[-1] for same in groups]
     return [
         f"{name} ({same[0]['folder']})" if names.count(name) > 1 else name
@@ -116,7 +131,10 @@ def labels(groups: Sequence[Sequence[Results]]) -> list[str]:
 
 
 def rows(runs: Sequence[Results], columns: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the comparison table: a row a config, mean ± sd over its seeds."""
+    """Return header and rows of the comparison table.
+
+    One row a config, mean ± standard deviation over its seeds.
+    """
     shown = chosen(runs, columns)
     metric = runs[0]["config"]["metric"]
     head = ["recommender", "seed", "epoch", *shown, f"valid {metric}", "s/epoch", "total s"]
@@ -143,7 +161,10 @@ def rows(runs: Sequence[Results], columns: Sequence[str] = ()) -> tuple[list[str
 
 
 def markdown(runs: Sequence[Results], columns: Sequence[str] = ()) -> str:
-    """The comparison as a Markdown table, numbers to the right, and how it was made below it."""
+    """Return the comparison as a Markdown table with a note.
+
+    Numbers stand to the right. The note says how the table was made.
+    """
     head, body = rows(runs, columns)
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
 
@@ -154,18 +175,18 @@ def markdown(runs: Sequence[Results], columns: Sequence[str] = ()) -> str:
 
     rule = [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])]
     run = runs[0]
-    made = ", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
     protocol, threshold = run["config"]["protocol"], run["config"]["threshold"]
     note = f"Test split of {run['dataset']}, protocol {protocol}"
     note += f" with threshold {threshold:g}" if threshold else ""
     note += f", epoch chosen on valid {run['config']['metric']}"
     note += "; mean ± sd over seeds" if len(body) < len(runs) else ""
-    note += f". {run['device']}; {made}."
+    note += f". {run['device']}; {versions}."
     return "\n".join([line(head), line(rule), *map(line, body), "", note, ""])
 
 
 def as_csv(runs: Sequence[Results]) -> str:
-    """All metrics of both splits, one row a run."""
+    """Return all metrics of both splits, one row a run."""
     out = io.StringIO()
     names = [f"{s}/{k}" for s in ("valid", "test") for k in runs[0][s]]
     writer = csv.writer(out, lineterminator="\n")
@@ -178,9 +199,12 @@ def as_csv(runs: Sequence[Results]) -> str:
 
 
 def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) -> None:
-    """Bars of the first two metrics, a panel each, a row a config, the best one darker."""
+    """Draw bars of the first two metrics into a PNG.
+
+    One panel a metric, one row a config; the best bar is darker.
+    """
     groups = by_seed(runs)
-    metrics, places = chosen(runs, columns)[:2], range(len(groups))
+    metrics, positions = chosen(runs, columns)[:2], range(len(groups))
     size = (1.2 + 4.0 * len(metrics), 1.0 + 0.4 * len(groups))
     style = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK}
     with plt.rc_context(style):
@@ -189,30 +213,34 @@ def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) ->
         )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         for axis, metric in zip(axes[0], metrics, strict=True):
-            found = [[run["test"][metric] for run in same] for same in groups]
-            values = [statistics.mean(each) for each in found]
+            group_values = [[run["test"][metric] for run in same] for same in groups]
+            values = [statistics.mean(each) for each in group_values]
             colors = [BEST if value == max(values) else REST for value in values]
-            bars = axis.barh(places, values, color=colors, height=0.66)
-            # Every bar says its number, so an axis of numbers would only repeat them.
-            axis.bar_label(bars, [_spread(each, values) for each in found], padding=5)
+            bars = axis.barh(positions, values, color=colors, height=0.66)
+            # Every bar is labelled with its number, so an axis of numbers would only repeat them.
+            axis.bar_label(bars, [_spread(each, values) for each in group_values], padding=5)
             room = 1.25 if len(groups) == len(runs) else 1.6
             axis.set_xlim(0, max([*values, 1e-9]) * room)
             axis.set_xticks([])
-            axis.set_yticks(places, labels(groups))
+            axis.set_yticks(positions, labels(groups))
             axis.set_title(metric, loc="left", fontsize=11, fontweight="bold", pad=8)
             axis.tick_params(length=0, colors=INK)
             axis.spines[:].set_visible(False)
         axes[0][0].invert_yaxis()
-        about = f"{runs[0]['dataset']}, test split, protocol {runs[0]['config']['protocol']}"
-        figure.supxlabel(about, fontsize=9, color=QUIET, x=0.01, ha="left")
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=150, facecolor="white")
+        caption = f"{runs[0]['dataset']}, test split, protocol {runs[0]['config']['protocol']}"
+        figure.supxlabel(caption, fontsize=9, color=QUIET, x=0.01, ha="left")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white")
         plt.close(figure)
-    files.write_bytes(path, drawn.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def write(runs: Sequence[Results], out: str | Path, columns: Sequence[str] = ()) -> list[Path]:
-    """Writes table.md, table.csv and table.png into `out`; returns their paths."""
+    """Write table.md, table.csv and table.png into `out`.
+
+    Returns:
+      Their paths.
+    """
     paths = [storage.path(out) / f"table.{kind}" for kind in ("md", "csv", "png")]
     files.write_bytes(paths[0], markdown(runs, columns).encode())
     files.write_bytes(paths[1], as_csv(runs).encode())
@@ -221,11 +249,14 @@ def write(runs: Sequence[Results], out: str | Path, columns: Sequence[str] = ())
 
 
 def _spread(values: Sequence[float], beside: Sequence[float] = ()) -> str:
-    """A number, or the mean ± standard deviation of several."""
+    """Format a number, or mean ± standard deviation of several."""
     mean = _number(statistics.mean(values), beside)
     return mean if len(values) == 1 else f"{mean} ± {_number(statistics.stdev(values), beside)}"
 
 
 def _number(value: float, beside: Sequence[float] = ()) -> str:
-    """Four decimals, or one where it or a number of its column is large (ARP counts ratings)."""
+    """Format a number with four decimals, or one if large.
+
+    It is large where it or a number of its column is at least 10 (ARP counts ratings).
+    """
     return f"{value:.4f}" if max(map(abs, [value, *beside])) < 10 else f"{value:.1f}"

@@ -1,4 +1,7 @@
-"""Embeddings of other tools: MMRec's one `.npy`, Ducho's folder of one `.npy` an item."""
+"""Convert embeddings from and to MMRec's and Ducho's files.
+
+MMRec has one `.npy`, Ducho a folder with one `.npy` per item.
+"""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +17,9 @@ from mmjax.store.read import Store
 
 
 def export_npy(store: Store, path: str | Path, *, overwrite: bool = False) -> None:
-    """Writes one array [I, F] in item order, absent rows as zeros, as MMRec reads it.
+    """Write one array [I, F] in item order, as MMRec reads it.
+
+    Absent rows are zeros.
 
     Raises:
       InputError: the file is there already, or the store is damaged.
@@ -23,37 +28,40 @@ def export_npy(store: Store, path: str | Path, *, overwrite: bool = False) -> No
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another name or pass --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        out = np.lib.format.open_memmap(aside, "w+", _plain(store.dtype), store.shape)
+        out = np.lib.format.open_memmap(partial, "w+", _plain(store.dtype), store.shape)
         for start, rows, _ in store.blocks():
             out[start : start + len(rows)] = rows
         out.flush()
-        aside.replace(path)
+        partial.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def export_folder(store: Store, folder: str | Path, *, overwrite: bool = False) -> None:
-    """Writes `<id>.npy`, each of shape (1, F), for every present item, as Ducho does.
+    """Write `<id>.npy` for every present item, as Ducho does.
+
+    Each array has the shape (1, F).
 
     Raises:
       InputError: the folder is not empty, an id cannot name a file, or the store is damaged.
     """
     item_ids = store.item_ids()
-    with files.atomic_folder(folder, overwrite=overwrite) as aside:
+    with files.atomic_folder(folder, overwrite=overwrite) as partial:
         for start, rows, present in store.blocks():
             for i in np.flatnonzero(present):
                 name = item_ids[start + i]
                 if "/" in name or "\0" in name or len(name.encode()) > 250:
                     raise InputError(f"item id {name!r} cannot name a file; use export_npy")
-                np.save(aside / f"{name}.npy", rows[i : i + 1].astype(_plain(store.dtype)))
+                np.save(partial / f"{name}.npy", rows[i : i + 1].astype(_plain(store.dtype)))
 
 
 def import_npy(path: str | Path, url: str | Path, item_ids: Sequence[str], **about: Any) -> None:
-    """Makes a store of an array [I, F] in item order; a row of zeros counts as an absent item.
+    """Create a store from an array [I, F] in item order.
 
-    `about` goes to `create`: what the features are, `dtype`, `overwrite`.
+    A row of zeros counts as an absent item. `about` goes to `create`: what the features are,
+    `dtype`, `overwrite`.
 
     Raises:
       InputError: no such array, another item count, a NaN, or what `create` raises.
@@ -76,13 +84,14 @@ def import_npy(path: str | Path, url: str | Path, item_ids: Sequence[str], **abo
 def import_folder(
     folder: str | Path, url: str | Path, item_ids: Sequence[str], **about: Any
 ) -> None:
-    """Makes a store of a folder of `<id>.npy`, each (1, F) or (F,); items without one are absent.
+    """Create a store from a folder of `<id>.npy` files.
 
-    `about` goes to `create`: what the features are, `dtype`, `overwrite`.
+    Each array is (1, F) or (F,). Items without a file are absent. `about` goes to `create`: what
+    the features are, `dtype`, `overwrite`.
 
     Raises:
-      InputError: a file of no item, one that is no vector of the same width, none at all, a NaN,
-        or what `create` raises.
+      InputError: a file of no item, a file that is not a vector of the same width, no file at all,
+        a NaN, or what `create` raises.
     """
     folder = storage.local(folder)
     names = {path.name.removesuffix(".npy") for path in folder.glob("*.npy")}
@@ -95,20 +104,20 @@ def import_folder(
             f"{len(unknown) - 1} others of {len(names)}); give the folder of this dataset"
         )
     first = next(name for name in item_ids if name in names)
-    like = _load(folder / f"{first}.npy")
-    width = like.size
-    dtype = about.pop("dtype", _float(like.dtype))
+    example = _load(folder / f"{first}.npy")
+    width = example.size
+    dtype = about.pop("dtype", _float(example.dtype))
     shape = (len(item_ids), width)
     with create(url, shape=shape, dtype=dtype, item_ids=item_ids, **about) as writer:
         for start, stop in writer.store.spans():
-            rows = np.zeros((stop - start, width), like.dtype)
+            rows = np.zeros((stop - start, width), example.dtype)
             present = np.array([name in names for name in item_ids[start:stop]])
             for i in np.flatnonzero(present):
                 path = folder / f"{item_ids[start + i]}.npy"
                 vector = _load(path)
                 if vector.shape not in {(width,), (1, width)}:
                     raise InputError(
-                        f"{path} has shape {vector.shape}, {first}.npy has {like.shape}: one "
+                        f"{path} has shape {vector.shape}, {first}.npy has {example.shape}: one "
                         "vector of the same width an item is needed"
                     )
                 rows[i] = vector.reshape(width)
@@ -116,7 +125,7 @@ def import_folder(
 
 
 def _load(path: Path) -> np.ndarray:
-    """Maps a numeric `.npy` file; a pickle inside is refused."""
+    """Memory-map a numeric `.npy` file; refuse a pickle inside."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -129,10 +138,16 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _float(dtype: np.dtype) -> np.dtype:
-    """The dtype a store keeps numbers of `dtype` in: attributes as 0 and 1 become float32."""
+    """Return the dtype in which a store keeps such numbers.
+
+    Floats of up to 8 bytes keep their dtype. Others become float32, such as attributes as 0 and 1.
+    """
     return dtype if dtype.kind == "f" and dtype.itemsize <= 8 else np.dtype(np.float32)
 
 
 def _plain(dtype: np.dtype) -> np.dtype:
-    """A dtype every NumPy knows: `.npy` has no bfloat16, float32 holds it exactly."""
+    """Return a dtype that every NumPy knows.
+
+    `.npy` has no bfloat16; float32 holds it exactly.
+    """
     return dtype if dtype.kind == "f" else np.dtype(np.float32)

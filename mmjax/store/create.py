@@ -1,4 +1,4 @@
-"""Beginning a store, or going on with one that a kill left unfinished."""
+"""Create a store, or resume one that a kill left unfinished."""
 
 import json
 from collections.abc import Sequence
@@ -31,29 +31,31 @@ def create(
     context: ts.Context | None = None,
     **about: Any,
 ) -> Writer:
-    """Starts an unfinished store of `shape` [I, F]; its rows come through the returned Writer.
+    """Create or resume an unfinished store of `shape` [I, F].
+
+    The rows are written through the returned Writer.
 
     Args:
-      chunk_rows: rows a chunk; about 4 MiB worth of them unless given.
-      overwrite: replace a store that is there already; it is gone from now on.
-      resume: go on with a store that was begun with the very same arguments: the Writer knows
-        which chunks it has, all of them if it is finished. An exception then leaves what there is.
-      joining: write chunks of a store that another process of this program has begun, with the
-        very same arguments, and will finish; it must have begun no chunk before all have joined.
+      chunk_rows: rows per chunk; by default about 4 MiB of them.
+      overwrite: replace an existing store; it is deleted at once.
+      resume: continue a store that was begun with the very same arguments. The Writer knows which
+        chunks it has, all of them if it is finished. After an exception the store keeps its chunks.
+      joining: write chunks of a store that another process of this program has begun, with the very
+        same arguments, and will finish. That process must begin no chunk before all have joined.
       context: TensorStore context, for credentials, caches and concurrency.
       about: JSON values for the manifest; `encoder`, `revision`, `preprocessing`, `layer` and
-        `pooling` have a place of their own, the rest becomes `settings`.
+        `pooling` are keys of their own, the rest becomes `settings`.
 
     Raises:
       InputError: something else is there already, or a store begun with other arguments; another
-        process is writing it; a dtype that is no float; another item count.
+        process is writing it; the dtype is not a float; the item count differs.
     """
     name = str(np.dtype(dtype))
     if name not in layout.DTYPES:
         raise InputError(
             f"{url} cannot hold {name}; embeddings are one of {', '.join(layout.DTYPES)}"
         )
-    count, width = (int(n) for n in shape)
+    count, width = (int(size) for size in shape)
     if count != len(item_ids):
         raise InputError(f"{url}: {count} rows of features but {len(item_ids)} items")
     if count < 1 or width < 1:
@@ -85,7 +87,7 @@ def create(
     if begun is None:
         refuse_existing(url, overwrite=overwrite, context=context)
         lock = _lock(url, kv)
-        # The manifest goes first: from here on an older store under this name cannot be opened.
+        # The manifest is written first: from now on no older store of this name can be opened.
         layout.write_manifest(kv, manifest)
         layout.delete_contents(kv)
         rows = manifest["chunk_rows"]
@@ -102,7 +104,7 @@ def create(
         begun = {**begun, "complete": False}
     try:
         arrays = tuple(layout.zarr(kv, part, context) for part in layout.ARRAYS)
-    except ValueError:  # killed between the manifest and the arrays: nothing to go on with
+    except ValueError:  # killed between manifest and arrays: nothing to resume
         if lock is not None:
             lock.close()
         return create(
@@ -128,24 +130,28 @@ def write_array(
     present: np.ndarray | None = None,
     **about: Any,
 ) -> None:
-    """Writes `features` [I, F] as a finished store; `about` and the errors are those of `create`.
+    """Write `features` [I, F] as a finished store.
+
+    `about` and the errors are those of `create`.
 
     Args:
-      present: bool [I]; every item unless given.
+      present: bool [I]; by default all items.
     """
     if features.ndim != 2 or (present is not None and present.shape != features.shape[:1]):
         raise InputError(f"{url}: features must be [I, F] and present [I], not {features.shape}")
     dtype = about.pop("dtype", features.dtype)
     with create(url, shape=features.shape, dtype=dtype, item_ids=item_ids, **about) as writer:
         for start, stop in writer.store.spans():
-            there = np.ones(stop - start, bool) if present is None else present[start:stop]
-            writer.write(start, features[start:stop], there)
+            mask = np.ones(stop - start, bool) if present is None else present[start:stop]
+            writer.write(start, features[start:stop], mask)
 
 
 def refuse_existing(
     url: str | Path, *, overwrite: bool = False, context: ts.Context | None = None
 ) -> None:
-    """Checks that a store may be created here, before the work that will fill it.
+    """Check that a store may be created here.
+
+    Call it before the work that will fill the store.
 
     Raises:
       InputError: a store is there and `overwrite` is not set, or something else is there.
@@ -167,15 +173,18 @@ def _begun(url: str | Path, kv: ts.KvStore) -> dict[str, Any] | None:
 
 
 def _refuse_other(url: str | Path, begun: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Rows made in two ways must not meet in one store; the first difference is named."""
+    """Refuse a store that was begun with other options.
+
+    Rows made in two ways must not be mixed in one store. The error names the first difference.
+    """
     flat = [
-        {**one, **{f"settings.{key}": value for key, value in one.get("settings", {}).items()}}
-        for one in (begun, manifest)
+        {**entry, **{f"settings.{key}": value for key, value in entry.get("settings", {}).items()}}
+        for entry in (begun, manifest)
     ]
     for key in [key for key in {**flat[1], **flat[0]} if key not in ("complete", "settings")]:
         if key in ("content_hash", "digests", "outcome"):
             continue
-        before, now = (one.get(key) for one in flat)
+        before, now = (entry.get(key) for entry in flat)
         if before != now:
             raise InputError(
                 f"{url} was begun with {key} {before!r}, not {now!r}; give the same options to go "
@@ -184,9 +193,10 @@ def _refuse_other(url: str | Path, begun: dict[str, Any], manifest: dict[str, An
 
 
 def _lock(url: str | Path, kv: ts.KvStore) -> layout.Lock | None:
-    """Holds a store on a file system for this process; the system lets go when it dies.
+    """Lock a store on a file system for this process.
 
-    Buckets have no locks: there the last to begin takes a store over (see `Writer`).
+    The system releases the lock when the process dies. Buckets have no locks: there the last
+    process to begin takes a store over (see `Writer`).
     """
     spec = kv.spec().to_json()
     if spec["driver"] != "file":

@@ -1,4 +1,4 @@
-"""How a store lies on disk: key-value store, zarr arrays, manifest, digests."""
+"""Disk layout of a store: key-value store, zarr arrays, manifest, digests."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,13 @@ DTYPES = {
 
 
 def kvstore(url: str | Path, context: ts.Context | None) -> ts.KvStore:
-    """The place a path or URL names: files of a folder, objects of a bucket, one interface."""
+    """Open the key-value store at a path or URL.
+
+    Files of a folder and objects of a bucket have the same interface.
+
+    Raises:
+      InputError: the path is a file, or the URL cannot hold a store.
+    """
     spec: Any = str(url)  # memory:// and other kinds of TensorStore
     if storage.remote(url) or "://" not in spec:
         spec = storage.key_values(url)
@@ -41,10 +47,10 @@ def kvstore(url: str | Path, context: ts.Context | None) -> ts.KvStore:
 
 
 def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
-    """The value of a key, None where there is none.
+    """Return the value of a key, None if there is none.
 
     Raises:
-      InputError: the place cannot be reached or its contents not be read.
+      InputError: the store cannot be reached or its contents cannot be read.
     """
     try:
         answer = kv.read(key).result()
@@ -54,13 +60,16 @@ def read(url: str | Path, kv: ts.KvStore, key: str) -> bytes | None:
 
 
 def write_manifest(kv: ts.KvStore, manifest: dict[str, Any]) -> None:
-    """Writes the manifest as one value, which no reader ever sees in part."""
+    """Write the manifest as one value.
+
+    A reader never sees a part of it.
+    """
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write(kv, "manifest.json", text.encode())
 
 
 def write(kv: ts.KvStore, key: str, value: bytes) -> None:
-    """Writes one value whole.
+    """Write one value as a whole.
 
     Raises:
       InputError: it cannot be written, as on a full disk.
@@ -74,7 +83,10 @@ def write(kv: ts.KvStore, key: str, value: bytes) -> None:
 def zarr(
     kv: ts.KvStore, part: str, context: ts.Context | None, dtype: str = "", *shapes: tuple
 ) -> ts.TensorStore:
-    """Opens an array of the store or, with a dtype, shape and chunk shape, creates it."""
+    """Open or create an array of the store.
+
+    It is created if a dtype, a shape and a chunk shape are given.
+    """
     inner = kv.spec()
     inner.path += part
     spec = storage.zarr(inner.to_json())
@@ -84,16 +96,18 @@ def zarr(
 
 
 def digest(rows: np.ndarray, present: np.ndarray) -> str:
-    """Names a chunk by its contents."""
+    """Return the digest of a chunk's contents."""
     return hashlib.sha256(rows.tobytes() + present.tobytes()).hexdigest()[:32]
 
 
 class Lock:
-    """A lock file in a folder, held until closed or until its holder or the process is gone.
+    """Lock file in a folder.
+
+    It is held until it is closed or until its holder or the process is gone.
 
     Raises:
-      BlockingIOError: somebody holds it.
-      OSError: the folder or the file cannot be made.
+      BlockingIOError: another holder has it.
+      OSError: the folder or the file cannot be created.
     """
 
     def __init__(self, folder: str):
@@ -106,7 +120,7 @@ class Lock:
             except OSError:
                 os.close(handle)
                 raise
-            # Who held it before may have taken the file away since it was opened.
+            # The previous holder may have removed the file since it was opened.
             if os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path)):
                 break
             os.close(handle)
@@ -120,7 +134,10 @@ class Lock:
 
 
 def delete_contents(kv: ts.KvStore) -> None:
-    """Deletes all that a store holds besides its manifest, nothing else that may lie there."""
+    """Delete the contents of a store, but not its manifest.
+
+    Other files in the same place stay.
+    """
     for part in (*ARRAYS, "parts/"):
         after = part[:-1] + chr(ord("/") + 1)
         kv.delete_range(ts.KvStore.KeyRange(part, after)).result()
@@ -129,7 +146,10 @@ def delete_contents(kv: ts.KvStore) -> None:
 
 
 def prune(kv: ts.KvStore) -> None:
-    """Removes the empty folders that deleting files leaves behind; buckets have none."""
+    """Remove the empty folders that deleted files leave behind.
+
+    Buckets have no folders.
+    """
     spec = kv.spec().to_json()
     if spec["driver"] == "file":
         for folder, _, _ in os.walk(spec["path"], topdown=False):

@@ -1,4 +1,4 @@
-"""Opening a store and reading it straight into any sharding."""
+"""Open a store and read it straight into any sharding."""
 
 import functools
 import json
@@ -26,14 +26,15 @@ def open_store(
     n_items: int | None = None,
     context: ts.Context | None = None,
 ) -> "Store":
-    """Opens a finished store.
+    """Open a finished store.
 
     Args:
-      item_hash: what the manifest's must equal (`Dataset.item_hash()`).
-      n_items: the dataset's count, for a better sentence when the hash differs.
+      item_hash: the hash that the manifest must have (`Dataset.item_hash()`).
+      n_items: the number of items that the store must have; checked before the hash, for a better
+        error message.
 
     Raises:
-      InputError: no store, an unfinished or damaged one, or one of other items.
+      InputError: there is no store, it is unfinished or damaged, or it has other items.
     """
     kv = layout.kvstore(url, context)
     text = layout.read(url, kv, "manifest.json")
@@ -72,7 +73,10 @@ def open_store(
 
 @dataclass(frozen=True)
 class Store:
-    """A store's manifest and handles; nothing is read before `read`."""
+    """Manifest and handles of a store.
+
+    No rows are read on opening.
+    """
 
     url: str
     manifest: dict[str, Any]
@@ -82,7 +86,7 @@ class Store:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(I, F)"""
+        """Return the shape (I, F)."""
         return tuple(self.manifest["shape"])
 
     @property
@@ -90,10 +94,10 @@ class Store:
         return layout.DTYPES[self.manifest["dtype"]]
 
     def item_ids(self) -> list[str]:
-        """The rows' ids [I].
+        """Return the ids of the rows [I].
 
         Raises:
-          InputError: they are not kept here (stores of before they were) or are others.
+          InputError: the store has no ids (older stores have none) or other ids.
         """
         content = layout.read(self.url, self.kv, "items.txt")
         ids = (content or b"").decode().split("\n")[:-1]
@@ -102,34 +106,43 @@ class Store:
         return ids
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each chunk's rows."""
+        """Yield (start, stop) of each chunk's rows."""
         for start in range(0, self.shape[0], self.manifest["chunk_rows"]):
             yield start, min(start + self.manifest["chunk_rows"], self.shape[0])
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Chunk by chunk: first row, features [n, F], present [n]. Errors are those of `read`."""
+        """Yield each chunk's first row, features and mask.
+
+        Features are [n, F], present is [n]. Errors are those of `read`.
+        """
         for start, stop in self.spans():
             yield start, *self.block(start, stop)
 
     def block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features [n, F] and present [n] of some rows. Errors are those of `read`."""
+        """Return features [n, F] and present [n] of some rows.
+
+        Errors are those of `read`.
+        """
         read = self._start((start, stop), (0, self.shape[1]), self.dtype)
         return read(), self._mask(start, stop)
 
     def read(
         self, sharding: Sharding | None = None, dtype: Any = None, *, pad_rows_to: int | None = None
     ) -> tuple[Any, Any]:
-        """Features [I, F] and present [I], as NumPy arrays or straight into a sharding.
+        """Read features [I, F] and present [I].
 
-        With a sharding each process reads the rows and columns of its own devices only, and those
-        once however many of its devices hold the same.
+        They are NumPy arrays or, with a sharding, sharded arrays. Then each process reads only the
+        rows and columns of its own devices, and those once even if several of its devices hold
+        them.
 
         Args:
-          dtype: what to convert to; the store's own unless given.
-          pad_rows_to: total number of rows, at least I; those added are zeros and absent.
+          sharding: of the features; None returns NumPy arrays.
+          dtype: what to convert to; by default the store's own.
+          pad_rows_to: total number of rows, at least I; added rows are zeros and absent.
 
         Raises:
           InputError: a missing or corrupt chunk, or a NaN or infinite value.
+          ValueError: the sharding does not fit the shape.
         """
         dtype = np.dtype(dtype or self.dtype)
         rows, width = max(pad_rows_to or 0, self.shape[0]), self.shape[1]
@@ -144,9 +157,9 @@ class Store:
         def bounds(at: tuple[slice, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
             return at[0].indices(rows)[:2], at[1].indices(width)[:2]
 
-        wanted = sharding.addressable_devices_indices_map((rows, width)).values()
-        # All reads start before the first is waited for: against a bucket, latency is what counts.
-        blocks = {at: self._start(*at, dtype) for at in {bounds(index) for index in wanted}}
+        device_indices = sharding.addressable_devices_indices_map((rows, width)).values()
+        # All reads start before the first wait: with a bucket, latency dominates.
+        blocks = {at: self._start(*at, dtype) for at in {bounds(index) for index in device_indices}}
         features = jax.make_array_from_callback(
             (rows, width), sharding, lambda at: blocks[bounds(at)](), dtype=dtype
         )
@@ -156,24 +169,30 @@ class Store:
         return features, present
 
     def mask(self) -> np.ndarray:
-        """Present [I]."""
+        """Return the mask of present items [I]."""
         return self._mask(0, self.shape[0])
 
     def unread(self, dtype: Any) -> LazyFeatures:
-        """The features for a mesh, not read yet; `read`'s errors come when they are."""
+        """Return the features for a mesh, to be read later.
+
+        The errors of `read` are raised when they are read.
+        """
         return LazyFeatures(
             self.shape,
             np.dtype(dtype),
             lambda where, count: self.read(where, dtype, pad_rows_to=count)[0],
-            # Ends with the first chunk that has a value.
+            # Stops at the first chunk with a non-zero value.
             some=lambda: any(rows.any() for _, rows, _ in self.blocks()),
             digest=self.manifest["content_hash"],
         )
 
     def verify(self) -> None:
-        """Reads everything and compares the chunks with the manifest's digests.
+        """Read all chunks and check them against the manifest's digests.
 
         crc32c, checked by every read, finds a damaged chunk; this also finds an exchanged one.
+
+        Raises:
+          InputError: a chunk differs from its digest, or an error of `read`.
         """
         for (start, rows, present), digest in zip(
             self.blocks(), self.manifest["digests"], strict=True
@@ -184,7 +203,10 @@ class Store:
     def _start(
         self, rows: tuple[int, int], columns: tuple[int, int], dtype: np.dtype
     ) -> Callable[[], np.ndarray]:
-        """Starts to read a block; the function returned waits for it, once, and pads it."""
+        """Start to read a block; return a function that waits.
+
+        The function waits for the block once and pads it.
+        """
         start, stop = (min(row, self.shape[0]) for row in rows)
         future = self.features[start:stop, slice(*columns)].read() if start < stop else None
 
@@ -211,7 +233,10 @@ class Store:
         return mask
 
     def _result(self, future: ts.Future, start: int, stop: int) -> np.ndarray:
-        """Waits for a read of these rows; a failure is traced to its chunk."""
+        """Wait for a read of these rows.
+
+        A failure is traced to its chunk.
+        """
         try:
             return future.result()
         except ValueError as error:
@@ -226,19 +251,19 @@ class Store:
             (f"features/c/{number}/0", self.features),
             (f"present/c/{number}", self.present),
         ):
-            where = f"{self.url}: chunk {key} (rows {start} to {stop - 1})"
+            label = f"{self.url}: chunk {key} (rows {start} to {stop - 1})"
             if self.kv.read(key).result().state != "value":
-                raise InputError(f"{where} is missing; extract the store again")
+                raise InputError(f"{label} is missing; extract the store again")
             try:
                 array[start:stop].read().result()
             except ValueError:
                 raise InputError(
-                    f"{where} is corrupt: its checksum or length is wrong; extract the store again"
+                    f"{label} is corrupt: its checksum or length is wrong; extract the store again"
                 ) from None
 
 
 def _of_rows(sharding: Sharding) -> Sharding:
-    """The sharding of a vector of rows that goes with the sharding of a matrix."""
+    """Return the sharding of row vectors for a matrix sharding."""
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     if isinstance(sharding, SingleDeviceSharding):

@@ -1,4 +1,7 @@
-"""Filling a store chunk by chunk, so that a kill loses at most the chunks in flight."""
+"""Fill a store chunk by chunk.
+
+A kill loses at most the chunks in flight.
+"""
 
 import hashlib
 import json
@@ -19,14 +22,16 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Fills a store that `create` began, chunk by chunk, in any order.
+    """Writer of the chunks of a store that `create` began.
 
-    As a context manager it finishes the store, or takes it away when the block raises; one that
-    may be gone on with (`keep`) stays then, as soon as it holds a chunk. One that `joined` another
-    process's store writes chunks and leaves all else to that process.
+    Chunks may come in any order. As a context manager it finishes the store, or deletes it when the
+    block raises. With `keep` the store can be resumed: it then stays if it holds a chunk. With
+    `joined` the store belongs to another process: the Writer writes chunks and leaves all else to
+    that process.
 
-    Every chunk leaves a record `parts/<first row>.json` once its arrays are on disk: who goes on
-    with the store knows by them what is done. `finish` gathers them into the manifest.
+    Every chunk leaves a record `parts/<first row>.json` once its arrays are on disk. A Writer that
+    resumes the store knows from the records which chunks are done. `finish` gathers them into the
+    manifest.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class Writer:
             elif self._keep:
                 self.settle()
         finally:
-            # Afresh: others may have written chunks of it.
+            # Read again: other writers may have written chunks of it.
             if not self.store.manifest["complete"] and not (self._keep and self._read_done()):
                 self.discard()
             self._unlock()
@@ -73,7 +78,7 @@ class Writer:
     def write(
         self, start_row: int, rows: np.ndarray, present: np.ndarray, notes: Sequence[Any] = ()
     ) -> None:
-        """Writes whole chunks, asynchronously; absent rows are written as zeros.
+        """Write whole chunks asynchronously; absent rows become zeros.
 
         Args:
           start_row: first row, at the start of a chunk.
@@ -84,7 +89,7 @@ class Writer:
         Raises:
           InputError: a present row with a NaN or infinite value; the disk is full; another
             process has begun to write this store.
-          ValueError: rows that are no whole chunks.
+          ValueError: the shapes do not match, or the rows are not whole chunks.
         """
         (count, width), step = self.store.shape, self.store.manifest["chunk_rows"]
         stop = start_row + len(rows)
@@ -94,10 +99,10 @@ class Writer:
             raise ValueError(f"rows {start_row} to {stop} are no whole chunks of {step} rows")
         for first in range(start_row, stop, step):
             chunk = slice(first - start_row, first - start_row + step)
-            there = np.array(present[chunk], bool)
-            block = np.zeros((len(there), width), self.store.dtype)
+            mask = np.array(present[chunk], bool)
+            block = np.zeros((len(mask), width), self.store.dtype)
             with np.errstate(over="ignore"):  # what overflows the dtype is reported below
-                block[there] = rows[chunk][there]
+                block[mask] = rows[chunk][mask]
             bad = ~np.isfinite(block).all(axis=1)
             if bad.any():
                 row = first + int(bad.argmax())
@@ -106,25 +111,30 @@ class Writer:
                     f"hold a NaN or infinite value as {block.dtype}"
                 )
             last = first + len(block)
-            part = {"digest": layout.digest(block, there), "notes": list(notes)}
-            notes = ()  # of a write of several chunks the first carries them
-            writes = (self.store.features, block), (self.store.present, there)
+            part = {"digest": layout.digest(block, mask), "notes": list(notes)}
+            notes = ()  # if several chunks are written, the first has the notes
+            writes = (self.store.features, block), (self.store.present, mask)
             futures = [array[first:last].write(values) for array, values in writes]
             self._pending.append((first, part, futures))
             while len(self._pending) > 4:  # bounds the memory of chunks in flight
                 self._wait()
 
     def notes(self) -> list[Any]:
-        """What was noted of all rows, in their order, by this writer and those before it."""
+        """Return the notes about all rows, in row order.
+
+        They include those of earlier writers.
+        """
         self.settle()
         return [note for start, _ in self.store.spans() for note in self._part(start)["notes"]]
 
     def attach(self, name: str, content: bytes) -> None:
-        """Puts a file of this name beside the arrays."""
+        """Write a file of this name beside the arrays."""
         layout.write(self.store.kv, name, content)
 
     def finish(self, **outcome: Any) -> "Store":
-        """Completes the manifest; `outcome` are JSON values that only the end could tell.
+        """Complete the manifest.
+
+        `outcome` are JSON values that are known only at the end.
 
         Raises:
           InputError: a chunk was never written.
@@ -135,8 +145,8 @@ class Writer:
             self._tidy()
             return store
         digests = [self._part(start)["digest"] for start, _ in store.spans()]
-        about = json.dumps([store.dtype.name, store.shape, store.manifest["item_hash"], digests])
-        content_hash = hashlib.sha256(about.encode()).hexdigest()[:32]
+        identity = json.dumps([store.dtype.name, store.shape, store.manifest["item_hash"], digests])
+        content_hash = hashlib.sha256(identity.encode()).hexdigest()[:32]
         store.manifest.update(complete=True, content_hash=content_hash, digests=digests)
         if outcome:
             store.manifest["outcome"] = outcome
@@ -149,7 +159,7 @@ class Writer:
         return store
 
     def discard(self) -> None:
-        """Takes the unfinished store away again; its manifest last."""
+        """Delete the unfinished store, its manifest last."""
         for _, _, futures in self._pending:
             for future in futures:
                 future.commit.exception()
@@ -174,7 +184,7 @@ class Writer:
         return self._parts[start]
 
     def settle(self) -> None:
-        """Returns when all chunks are on disk, with their records."""
+        """Wait until all chunks and their records are on disk."""
         while self._pending:
             self._wait()
 
@@ -194,7 +204,7 @@ class Writer:
         self.done.add(start)
 
     def _tidy(self) -> None:
-        """What only an unfinished store needs goes."""
+        """Delete what only an unfinished store needs."""
         self.store.kv.delete_range(ts.KvStore.KeyRange("parts/", "parts0")).result()
         self.store.kv.write("writer", None).result()
         self._unlock()

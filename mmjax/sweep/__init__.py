@@ -1,12 +1,16 @@
-"""Ablations: axes over training configs, trained as few programs, chosen on validation.
+"""Sweeps: axes over training configs, trained as few programs.
 
-space      a sweep's config to cells and trials
-ledger     what has been done: one append-only file
-leases     who is doing what, among processes and hosts
-search     which points a cell tries: grid, random, TPE
-packing    trials to programs, as many at a time as memory holds
-survey     what is left, and the choice on validation
-running    the loop: train a pack, then look again
-testing    the test split, read once for what was chosen
-resources      datasets and stores, opened once
+Choices are made on validation.
+
+space       from a sweep's config to cells and trials
+resources   datasets and stores, each opened once
+ledger      finished work: one append-only file
+leases      which process holds which task, across processes and hosts
+search      the points of a cell: grid, random, TPE
+batching    from trials to programs, as many trials at a time as memory holds
+plan        the remaining trials, and the choice on validation
+worker      the loop: train a pack, then look again
+final_test  the test split, read once for the chosen points
+estimate    time, memory and disk of a sweep, before it starts
+precompile  all programs of a sweep, compiled before it starts
 """

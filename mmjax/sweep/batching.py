@@ -1,4 +1,7 @@
-"""Trials to programs: which train together, how many at a time, and their ensemble."""
+"""Group trials into programs and build their ensembles.
+
+It also finds how many trials train at a time.
+"""
 
 import json
 import math
@@ -15,11 +18,11 @@ from mmjax.sweep import space
 from mmjax.sweep.resources import Resources
 from mmjax.training import early_stopping, ensemble, experiment, settings
 
-SHARE = 0.6  # of the free memory that a program may take; the rest is evaluation and the host's
+SHARE = 0.6  # share of free memory for a program; evaluation and the host need the rest
 
 
 class Packer:
-    """Groups trials by program and builds their ensembles.
+    """Builder of ensembles that groups trials by program.
 
     Trials that differ in traced values share a program. So do those on features of the same shapes
     where trials run side by side or are split over devices, unless a recommender makes something of
@@ -29,19 +32,28 @@ class Packer:
     """
 
     def __init__(self, resources: Resources, most: int = 0):
-        """`most` trials of a program at a time; 0 for as many as memory holds."""
+        """Keep the resources and the number of trials per program.
+
+        Args:
+          most: trials of a program at a time; 0 for as many as memory holds.
+        """
         self._shelf, self._most = resources, most
         self._sizes: dict[str, int] = {}  # by program
-        self._apart: set[str] = set()  # programs that cannot share their features
-        self._meshes: dict[str, Mesh] = {}  # by what configs say
+        self._apart: set[str] = set()  # keys of programs that several features cannot share
+        self._meshes: dict[str, Mesh] = {}  # by a config's `mesh`
         self._last: tuple[str, tuple[str, ...], ensemble.Ensemble] | None = None
 
     def groups(self, trials: Sequence[space.Trial]) -> list[list[space.Trial]]:
-        """Trials that one program trains, together; each trial once, in the order given."""
+        """Group trials by the program that trains them.
+
+        Each trial comes once, in the order given.
+        """
         return by_program(trials, self._key)
 
     def size(self, group: Sequence[space.Trial]) -> int:
-        """How many trials of a group to train at a time; all where the config does not even build.
+        """Return how many trials of a group to train at once.
+
+        It is all of them if the config does not even build.
 
         Raises:
           trial_axis.Unlike: as `build`.
@@ -52,17 +64,19 @@ class Packer:
                 self._sizes[key] = most_at_once(self.build, group)
             except trial_axis.Unlike:
                 raise
-            except (ValueError, TypeError):  # its training will say what is wrong, and note it
+            except (ValueError, TypeError):  # training reports the error and notes it in the ledger
                 self._sizes[key] = len(group)
         return self._most or self._sizes[key]
 
     def build(self, trials: Sequence[space.Trial]) -> ensemble.Ensemble:
-        """The ensemble of these trials, and copies of the last one where the mesh's `trial` axis
-        wants more; what was built last is kept, and given other points if it can be.
+        """Build the ensemble of these trials.
+
+        Copies of the last trial are added where the mesh's `trial` axis wants more. The last
+        ensemble is kept, and given other points if it can be.
 
         Raises:
           trial_axis.Unlike: their features need programs of their own, or do not fit into memory
-            together; ask for the groups again.
+            in one program; ask for the groups again.
         """
         config, key = trials[0].config, self._key(trials[0])
         settings.check(config)
@@ -73,16 +87,18 @@ class Packer:
         lacking = -len(trials) % grid.shape["trial"]
         points, variant = points + points[-1:] * lacking, variant + variant[-1:] * lacking
         if self._last is not None and self._last[:2] == (key, texts):
-            given = experiment.seeds_and_hypers(config, points)
-            return self._last[2].given(**given, variant=variant)
-        self._last = None  # its arrays go before others come
+            seeds_and_hypers = experiment.seeds_and_hypers(config, points)
+            return self._last[2].given(**seeds_and_hypers, variant=variant)
+        self._last = None  # frees its arrays before others are made
         stores = [self._shelf.open(config | {"features": text})[1] for text in texts]
         try:
-            size = sum(4 * math.prod(one.shape) for each in stores for one in each.values())
+            size = sum(
+                4 * math.prod(store.shape) for features in stores for store in features.values()
+            )
             if len(texts) > 1 and 2 * size > SHARE * meshes.free_memory(grid):
                 raise trial_axis.Unlike("their features do not fit into memory together")
             built = experiment.trials(config, self.data(config), stores, points, variant)
-        except ValueError as error:  # whichever of them it is that cannot be built, if one cannot
+        except ValueError as error:  # at least one of them cannot be built
             if len(texts) == 1:
                 raise
             self._apart.add(key)
@@ -94,7 +110,7 @@ class Packer:
         return self._shelf.dataset(config)
 
     def _key(self, trial: space.Trial) -> str:
-        """What trials of a program share, as text."""
+        """Return the part of a config that one program's trials share."""
         shared, _ = space.program(trial.config | {"features": ""})
         key = json.dumps([shared, self._shelf.shapes(trial.config)])
         grid = self._grid(trial.config)
@@ -110,7 +126,10 @@ class Packer:
 def by_program(
     trials: Sequence[space.Trial], key: Callable[[space.Trial], str]
 ) -> list[list[space.Trial]]:
-    """Trials of the same key together; each trial once, in the order given."""
+    """Group trials of the same key.
+
+    Each trial comes once, in the order given.
+    """
     groups: dict[str, dict[str, space.Trial]] = {}
     for trial in trials:
         groups.setdefault(key(trial), {})[trial.id] = trial
@@ -120,7 +139,10 @@ def by_program(
 def most_at_once(
     build: Callable[[Sequence[space.Trial]], ensemble.Ensemble], group: Sequence[space.Trial]
 ) -> int:
-    """The largest of T, T / 2, ... trials of a group whose program fits into the free memory."""
+    """Return the most trials whose program fits into free memory.
+
+    It is the largest of T, T / 2, ... trials of the group.
+    """
     count = len(group)
     while count > 1:
         trials = build(group[:count])
@@ -131,11 +153,11 @@ def most_at_once(
 
 
 def needed(trials: ensemble.Ensemble) -> int:
-    """Bytes that training these trials takes on a device, by the compiled program and the arrays
-    beside it.
+    """Return the bytes that training these trials takes per device.
 
-    The program's own arrays and scratch as XLA counts them, the best weights so far, and one copy
-    of all that for the checkpoint that is being written.
+    They are the program's own arguments, scratch and outputs (less outputs in donated memory), as
+    XLA counts them, and beside them one more state and one set of weights: the best weights so far,
+    and the copy for the checkpoint that is being written.
     """
     state, memory = trials.shapes(), trials.program.memory_analysis()
     kept = (nbytes(state) + nbytes(early_stopping.weights(state))) // trials.mesh.shape["trial"]

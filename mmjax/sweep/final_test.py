@@ -1,4 +1,7 @@
-"""The test split: read once for what a cell has chosen, and nowhere else."""
+"""Read the test split once for each cell's choice.
+
+Nothing else in a sweep reads it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,11 @@ from mmjax.training.checkpoint import Checkpoints
 def test(
     plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger: Ledger, leases: Leases
 ) -> list[space.Trial]:
-    """Reads the test split for the next trials that share a program; those that were tested."""
+    """Read the test split for the next trials that share a program.
+
+    Returns:
+      The trials that were tested.
+    """
     for group in packer.groups(trials):
         names = leases.take([trial.id for trial in group], len(group))
         mine = [trial for trial in group if trial.id in names]
@@ -38,7 +45,9 @@ def test(
 
 
 def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger: Ledger) -> None:
-    """Ranks the test split for chosen trials of one program and writes their runs.
+    """Rank the test split for chosen trials and write their runs.
+
+    The trials share one program.
 
     Raises:
       InputError: a trial's point is not what its cell chose, or its test split was read before;
@@ -51,33 +60,35 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
         if trial.id in ledger.tested:
             raise InputError(f"the test split was read for trial {trial.id} already")
     config = trials[0].config
-    together, data = packer.build(trials), packer.data(config)
-    shapes, whole = early_stopping.weights(together.shapes()), meshes.replicated(together.mesh)
+    ensemble, data = packer.build(trials), packer.data(config)
+    shapes, replicated = early_stopping.weights(ensemble.shapes()), meshes.replicated(ensemble.mesh)
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=whole), shapes
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=replicated), shapes
     )
     loaded = [_load(plan.workdir / "weights" / trial.id, like) for trial in trials]
-    loaded += loaded[-1:] * (len(together.keys) - len(trials))
+    loaded += loaded[-1:] * (len(ensemble.keys) - len(trials))
     state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loaded)
     state = jax.device_put(state, table_sharding.shardings(shapes))
     evaluate = evaluator.Evaluator(
-        together, experiment.tasks(config, data), config, data, {"compile_s": 0}
+        ensemble, experiment.tasks(config, data), config, data, {"compile_s": 0}
     )
     valid, test = evaluate(state, "valid"), evaluate(state, "test")
-    for place, trial in enumerate(trials):
+    for index, trial in enumerate(trials):
         line = ledger.done[trial.id]
-        if abs(evaluate.select(valid[place]) - line["valid"]) > 1e-6:
+        if abs(evaluate.select(valid[index]) - line["valid"]) > 1e-6:
             raise InputError(
-                f"weights/{trial.id} rank valid at {evaluate.select(valid[place]):.6f}, not at the "
+                f"weights/{trial.id} rank valid at {evaluate.select(valid[index]):.6f}, not at the "
                 f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
             )
         _, stores = plan.resources.open(trial.config)
-        found = results.record(trial.config, data, stores, together.mesh, valid[place], test[place])
-        found |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
+        record = results.record(
+            trial.config, data, stores, ensemble.mesh, valid[index], test[index]
+        )
+        record |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
         folder = plan.workdir / "runs" / trial.id
         folder.mkdir(parents=True, exist_ok=True)
-        results.save_users(folder / "per_user.npz", {"valid": valid[place], "test": test[place]})
-        files.write_json(folder / "results.json", found)
+        results.save_users(folder / "per_user.npz", {"valid": valid[index], "test": test[index]})
+        files.write_json(folder / "results.json", record)
     ledger.append(event("tested", trial) for trial in trials)
 
 

@@ -1,8 +1,9 @@
-"""Who is doing what: a file a task, held by one process among many hosts on one folder.
+"""Task leases as files, for processes on hosts that share a folder.
 
-A holder touches its leases now and then. One that was not touched for `expiry` seconds, or whose
-process is gone from this host, may be taken over. Time is the file server's, read off a file that
-is touched for it, so hosts' clocks may differ.
+A lease is one file per task, and one process holds it. A holder touches its leases now and then.
+A lease that was not touched for `expiry` seconds, or whose process is gone from this host, may be
+taken over. Time is the file server's, read off a file that is touched for it, so hosts' clocks may
+differ.
 """
 
 import contextlib
@@ -16,7 +17,10 @@ from mmjax.sweep.ledger import me
 
 
 class Leases:
-    """Leases in one folder; `locked` is the lock under which they are taken."""
+    """Leases in one folder.
+
+    `locked` is the lock under which they are taken.
+    """
 
     def __init__(
         self, folder: Path, locked: Callable[[], AbstractContextManager], expiry: float = 300.0
@@ -25,7 +29,11 @@ class Leases:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, names: Sequence[str], most: int) -> list[str]:
-        """At most so many of the names, free or abandoned, that this process now holds."""
+        """Take at most `most` of the names that are free or abandoned.
+
+        Returns:
+          The names that this process now holds.
+        """
         mine: list[str] = []
         with self._locked():
             for name in names:
@@ -36,7 +44,10 @@ class Leases:
 
     @contextlib.contextmanager
     def kept(self, names: Sequence[str]) -> Iterator[None]:
-        """Touches leases while the block runs, and gives back at its end those still held."""
+        """Touch leases while the block runs, then release them.
+
+        Only those that this process still holds are released.
+        """
         stop = threading.Event()
 
         def touch() -> None:
@@ -55,16 +66,22 @@ class Leases:
             self.release(names)
 
     def release(self, names: Sequence[str]) -> None:
-        """Gives back those of the names that this process still holds."""
+        """Release those of the names that this process still holds."""
         for name in filter(self.mine, names):
             (self.folder / name).unlink(missing_ok=True)
 
     def mine(self, name: str) -> bool:
-        """Whether this process holds it: one that slept too long may have lost it."""
+        """Return True if this process holds the lease.
+
+        A process that slept too long may have lost it.
+        """
         return self._holder(name) == me()
 
     def held(self, name: str) -> bool:
-        """Whether somebody, alive as far as one can see from here, holds it."""
+        """Return True if a process that seems alive holds the lease.
+
+        A process on another host seems alive until its lease expires.
+        """
         try:
             touched = (self.folder / name).stat().st_mtime
         except FileNotFoundError:
@@ -94,6 +111,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process is another user's
         return True
     return True

@@ -1,12 +1,14 @@
-"""What a sweep has done: ledger.jsonl, one line an event, only ever appended to.
+"""Append-only event file of a sweep: ledger.jsonl.
+
+Each line is one event:
 
     done     a trial's best value on validation, its epoch, the pack that trained it
     failed   a trial and the error that its own config caused
-    chosen   a cell's point; a cell has one, for good
+    chosen   a cell's point; the last one counts, and it is final once its test split was read
     tested   a trial whose test split was read; a trial has one
 
-A line counts once it is whole. Several processes and hosts append under a file lock; the last line
-that a kill or a full disk cut off is dropped by who comes next.
+A line counts once it is whole. Several processes and hosts append under a file lock. If a kill or a
+full disk cut off the last line, the next process to append drops it.
 """
 
 import fcntl
@@ -25,7 +27,10 @@ Line = dict[str, Any]
 
 
 class Ledger:
-    """The events of one workdir by kind; `refresh` reads what others have added."""
+    """Events of one workdir by kind.
+
+    `refresh` reads the events that others have added.
+    """
 
     def __init__(self, workdir: Path):
         self.path = Path(workdir) / "ledger.jsonl"
@@ -38,7 +43,7 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the lines that were added since the last time.
+        """Read the lines that were added since the last time.
 
         Raises:
           InputError: a line, not the last, that is no event.
@@ -49,13 +54,13 @@ class Ledger:
             file.seek(self._read)
             added = file.read()
         lines = added[: added.rfind(b"\n") + 1].splitlines(keepends=True)
-        for place, line in enumerate(lines):
+        for index, line in enumerate(lines):
             try:
                 event = json.loads(line)
                 key = event["cell" if event["event"] == "chosen" else "trial"]
                 getattr(self, event["event"])[key] = event
             except (ValueError, KeyError, TypeError, AttributeError):
-                if place == len(lines) - 1:  # the next to append drops it
+                if index == len(lines) - 1:  # the next to append drops it
                     return
                 raise InputError(
                     f"{self.path}: line {self._lines + 1} is damaged; remove that line, its trial "
@@ -65,8 +70,10 @@ class Ledger:
             self._lines += 1
 
     def append(self, events: Iterable[Line]) -> None:
-        """Adds events in one write, on disk when this returns. What was noted is not repeated, so
-        that whoever comes second with the same trial or choice changes nothing.
+        """Append events in one write, on disk when this returns.
+
+        Events that the ledger has are not repeated, so that a process that comes second with the
+        same trial or choice changes nothing.
 
         Raises:
           InputError: the disk is full or the folder cannot be written; nothing is added then.
@@ -91,7 +98,7 @@ class Ledger:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the sweep's lock, against threads of other processes and hosts."""
+        """Hold the sweep's lock against other processes and hosts."""
         try:
             lock = open(self.path.with_name(".ledger.lock"), "a")  # noqa: SIM115
         except OSError as error:
@@ -101,13 +108,19 @@ class Ledger:
             yield
 
     def _has(self, event: Line) -> bool:
-        """Whether it was noted before; a choice may change and a trial fail again."""
+        """Return True if the event is in the ledger.
+
+        A choice may change and a trial fail again.
+        """
         if event["event"] == "chosen":
             return self.chosen.get(event["cell"], {}).get("trial") == event["trial"]
         return event["event"] != "failed" and event["trial"] in getattr(self, event["event"])
 
     def _whole(self) -> int:
-        """Bytes of the whole lines; what a kill left behind them is dropped, and said."""
+        """Return the bytes of the whole lines.
+
+        A line that a kill cut off is dropped, and a message printed.
+        """
         self.refresh()
         if self.path.exists() and self.path.stat().st_size > self._read:
             print(f"{self.path}: dropped its last line, which is damaged", flush=True)
@@ -120,5 +133,5 @@ class Ledger:
 
 
 def me() -> str:
-    """This process among those that share a workdir."""
+    """Return this process's name among those that share a workdir."""
     return f"{socket.gethostname()}:{os.getpid()}"

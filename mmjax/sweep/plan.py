@@ -1,4 +1,7 @@
-"""What of a sweep is left: trials to train, choices to make, test splits to read."""
+"""Find the remaining work of a sweep.
+
+That is trials to train, choices to make and test splits to read.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -13,7 +16,7 @@ from mmjax.training import settings
 
 
 class Plan(NamedTuple):
-    """A sweep that can be worked on: its cells' stores are there."""
+    """Sweep whose cells have their stores."""
 
     sweep: space.Config
     cells: list[space.Cell]
@@ -22,33 +25,39 @@ class Plan(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What is not done yet."""
+    """Remaining work of a sweep."""
 
     train: list[space.Trial]
     test: list[space.Trial]
-    trials: int  # all that there will be
-    done: int  # of them
+    trials: int  # all trials of the sweep
+    done: int  # of these
 
 
 def claim(plan: Plan) -> None:
-    """Writes sweep.json, unless the workdir's datasets were others.
+    """Write sweep.json to claim the workdir for a sweep.
 
-    A changed config is taken: trials that it shares with the earlier one are not done again.
+    A changed config is accepted: trials that it shares with the earlier one are not done again.
+
+    Raises:
+      InputError: the workdir was begun with other interactions of a dataset.
     """
-    path, mine = plan.workdir / "sweep.json", plan.resources.data_hashes()
+    path, hashes = plan.workdir / "sweep.json", plan.resources.data_hashes()
     if path.exists():
         for name, digest in files.read_json(path)["data"].items():
-            if mine.get(name, digest) != digest:
+            if hashes.get(name, digest) != digest:
                 raise InputError(
                     f"{plan.workdir} was begun when {name} held other interactions ({digest}, now "
-                    f"{mine[name]}); give a new --workdir"
+                    f"{hashes[name]}); give a new --workdir"
                 )
     cells = {cell.name: {"model": cell.model, "levels": cell.levels} for cell in plan.cells}
-    files.write_json(path, {"sweep": settings.plain(plan.sweep), "cells": cells, "data": mine})
+    files.write_json(path, {"sweep": settings.plain(plan.sweep), "cells": cells, "data": hashes})
 
 
 def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
-    """What is left; notes in the ledger what a cell has chosen once all its points are done."""
+    """Return the remaining work, and note choices in the ledger.
+
+    A cell's choice is noted once all its points are done.
+    """
     to_train, to_test, total, settled = [], [], 0, 0
     seeds = plan.sweep["seeds"]
     for cell in plan.cells:
@@ -58,7 +67,7 @@ def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
 
         points, count = search.points(cell, plan.sweep, plan.workdir, ledger, lambda p: of(p).id)
         trials = {trial.id: trial for trial in map(of, points)}
-        undone = [t for t in trials.values() if _undone(t, ledger, retried)]
+        undone = [candidate for candidate in trials.values() if _undone(candidate, ledger, retried)]
         total += max(count, len(trials)) + len(seeds) - 1
         settled += len(trials) - len(undone)
         to_train += undone
@@ -71,8 +80,10 @@ def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
             settled += len(seeds) - 1
             continue
         for trial in (of(best.point, seed) for seed in seeds):
-            known = plan.workdir / "weights" / trial.id
-            lost = trial.id in ledger.done and trial.id not in ledger.tested and not known.exists()
+            weights = plan.workdir / "weights" / trial.id
+            lost = (
+                trial.id in ledger.done and trial.id not in ledger.tested and not weights.exists()
+            )
             if lost or _undone(trial, ledger, retried):
                 to_train.append(trial)
                 continue
@@ -93,34 +104,39 @@ def choose(
     repeats: Callable[[space.Point], list[space.Trial]],
     ledger: Ledger,
 ) -> space.Trial | None:
-    """The trial that is best on validation, the first of equals; the ledger keeps it.
+    """Choose the best trial on validation; the ledger keeps it.
+
+    Of equal trials the first is chosen.
 
     Args:
-      repeats: the trials of a point over all seeds.
+      repeats: returns the trials of a point over all seeds.
+
+    Returns:
+      The chosen trial, or None if none is done.
 
     Raises:
       InputError: the test split was read for another point already, for this cell or for another
         that names the same trials, so that a choice after it would not be blind.
     """
-    known = [trial for trial in trials if trial.id in ledger.done]
-    if not known:
+    finished = [trial for trial in trials if trial.id in ledger.done]
+    if not finished:
         return None
-    best = max(known, key=lambda trial: ledger.done[trial.id]["valid"])
-    before = ledger.chosen.get(cell.name)
-    if before is not None and before["trial"] == best.id:
+    best = max(finished, key=lambda trial: ledger.done[trial.id]["valid"])
+    previous = ledger.chosen.get(cell.name)
+    if previous is not None and previous["trial"] == best.id:
         return best
-    if before is not None:
-        spent = {trial.id for trial in repeats(before["point"])} & ledger.tested.keys()
+    if previous is not None:
+        spent = {trial.id for trial in repeats(previous["point"])} & ledger.tested.keys()
         if spent or any(line["cell"] == cell.name for line in ledger.tested.values()):
             raise InputError(
                 f"{cell.name}: validation now prefers {best.point}, but the test split was read "
-                f"for {before['point']}; give a new --workdir to choose again"
+                f"for {previous['point']}; give a new --workdir to choose again"
             )
-    event = {"event": "chosen", "cell": cell.name, "trial": best.id}
-    ledger.append([event | {"point": best.point, "valid": ledger.done[best.id]["valid"]}])
+    choice = {"event": "chosen", "cell": cell.name, "trial": best.id}
+    ledger.append([choice | {"point": best.point, "valid": ledger.done[best.id]["valid"]}])
     return best
 
 
 def event(kind: str, trial: space.Trial) -> dict[str, Any]:
-    about = {"event": kind, "trial": trial.id, "cell": trial.cell}
-    return about | {"point": trial.point, "seed": trial.seed}
+    record = {"event": kind, "trial": trial.id, "cell": trial.cell}
+    return record | {"point": trial.point, "seed": trial.seed}

@@ -1,4 +1,7 @@
-"""All programs of a sweep, compiled before it starts, into the cache that its processes read."""
+"""Compile all programs of a sweep before it starts.
+
+They go into the cache that its processes read.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,13 +14,17 @@ from mmjax.training import epochs, evaluator, experiment
 
 
 def compile_all(plan: Plan, most: int = 0) -> int:
-    """Compiles what a process that does the whole sweep will run: initialisation, an epoch, and the
-    evaluations, for every number of trials at a time; returns how many packs that were.
+    """Compile the programs of a whole sweep.
 
-    Processes that share the work may hold smaller packs at its end, and compile those themselves.
+    They are those that one process runs if it does the whole sweep: initialisation, an epoch, and
+    the evaluations, for every number of trials at a time. Processes that share the work may hold
+    smaller packs at its end, and compile those themselves.
 
     Args:
       most: as of `worker.run`.
+
+    Returns:
+      The number of packs.
     """
     packer, done = Packer(plan.resources, most), set()
     tuned, repeated = estimate.phases(plan)
@@ -32,7 +39,7 @@ def compile_all(plan: Plan, most: int = 0) -> int:
                         done.add(key)
                         progress.add(1, pack[0].cell)
             return len(done)
-        except trial_axis.Unlike:  # the packer knows it now, and groups them otherwise
+        except trial_axis.Unlike:  # the packer now groups the trials differently
             continue
 
 
@@ -45,11 +52,11 @@ def _packs(trials: Sequence[space.Trial], packer: Packer) -> Iterator[list[space
 
 def _compile(plan: Plan, pack: Sequence[space.Trial], packer: Packer) -> None:
     config = pack[0].config
-    whole, data = packer.build(pack), packer.data(config)
-    whole.init()
+    ensemble, data = packer.build(pack), packer.data(config)
+    ensemble.init()
     tasks = experiment.tasks(config, data)
-    for width in trial_axis.widths(len(whole.keys), whole.mesh):
-        trials = whole if width == len(whole.keys) else whole.take(range(width))
+    for width in trial_axis.widths(len(ensemble.keys), ensemble.mesh):
+        trials = ensemble if width == len(ensemble.keys) else ensemble.take(range(width))
         evaluate = evaluator.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})
         if trials.trainable:
             epochs.compile_programs(trials, {"compile_s": 0.0})

@@ -1,4 +1,7 @@
-"""The datasets and stores of a sweep, each opened once, and the cells that they allow."""
+"""Datasets and stores of a sweep, each opened once.
+
+`Resources.resolve` finds the cells that they allow.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +17,20 @@ from mmjax.training import experiment, settings
 
 
 class Resources:
-    """Opens what configs name, and remembers it."""
+    """Datasets and stores that configs name, opened once and cached."""
 
     def __init__(self, sweep: Mapping[str, Any]):
-        """`sweep` has `stores`, `features` and `datasets`; see configs/common.py."""
+        """Keep the sweep's `stores`, `features` and `datasets`.
+
+        See configs/common.py.
+        """
         self._stores, self._all = sweep["stores"], sweep["features"]
         self._folders = expressions.pairs(sweep["datasets"])
         self._data: dict[str, datasets.Dataset] = {}
         self._features: dict[tuple[str, str], dict[str, store.Store]] = {}
 
     def open(self, config: space.Config) -> tuple[datasets.Dataset, dict[str, store.Store]]:
-        """The dataset and the stores of a config."""
+        """Return the dataset and the stores of a config."""
         data, key = self.dataset(config), (config["dataset"], config["features"])
         if key not in self._features:
             self._features[key] = experiment.features(config, data)
@@ -37,22 +43,25 @@ class Resources:
         return self._data[folder]
 
     def hashes(self, config: space.Config) -> dict[str, Any]:
-        """The content that a config names: of its interactions, and of each modality."""
+        """Return content hashes of a config's interactions and modalities."""
         data, stores = self.open(config)
-        of_stores = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
-        return {"data": data.interaction_hash(), "features": of_stores}
+        feature_hashes = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
+        return {"data": data.interaction_hash(), "features": feature_hashes}
 
     def shapes(self, config: space.Config) -> dict[str, tuple[int, ...]]:
-        """The shape of each modality that a config names."""
+        """Return the shape of each modality that a config names."""
         return {name: opened.shape for name, opened in self.open(config)[1].items()}
 
     def data_hashes(self) -> dict[str, str]:
-        """The interactions' hash of every dataset that was opened, by its folder."""
+        """Return the interactions' hash of each opened dataset, by folder."""
         return {folder: data.interaction_hash() for folder, data in self._data.items()}
 
     def resolve(self, cells: list[space.Cell]) -> tuple[list[space.Cell], dict[str, str]]:
-        """The cells with folders in place of names, their derived stores made; and of each cell
-        that lacks a store or a dataset, its name.
+        """Replace names in cells by folders, and make derived stores.
+
+        Returns:
+          The cells that have their dataset and stores; and of each other cell the name of what it
+          lacks.
 
         Raises:
           InputError: no cell is left, or what `expressions.resolve` raises.
@@ -70,9 +79,9 @@ class Resources:
                 continue
             folder = storage.path(cell.config["dataset"])
             stores = expressions.named(self._stores, folder)
-            everything = self._all or ",".join(f"{name}={name}" for name in stores)
+            all_features = self._all or ",".join(f"{name}={name}" for name in stores)
             if text == "auto" or text.startswith("*"):
-                text = expressions.marked(everything, text.removeprefix("auto").removeprefix("*"))
+                text = expressions.marked(all_features, text.removeprefix("auto").removeprefix("*"))
             if not text:
                 without[cell.name] = "features"
                 continue

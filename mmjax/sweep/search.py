@@ -1,9 +1,10 @@
-"""Which points a cell tries: a grid, random draws, or TPE by Optuna in batches.
+"""Choose the points that a cell tries: grid, random or TPE.
 
-A grid and random draws are known before anything is trained. TPE learns from what is done: it is
-asked for a batch, which trains as one program, and told together. Its study lies in Optuna's
-journal file in the workdir; a point that was asked for stays there until it is told, so a kill
-loses none and hosts that share the folder share the study.
+A grid and random draws are known before anything is trained. TPE, by Optuna, learns from finished
+trials: it asks for a batch, which trains as one program, and gets all its values before it asks for
+the next. Its study lies in a file in the workdir (`studies.journal`). A point that was asked for
+stays there until its value is known, so a kill loses none and hosts that share the folder share the
+study.
 """
 
 from collections.abc import Mapping
@@ -20,15 +21,15 @@ STARTUP = 10  # random points before TPE models anything, Optuna's own default
 def points(
     cell: space.Cell, sweep: space.Config, workdir: Path, ledger: Ledger, trial_of: Any
 ) -> tuple[list[space.Point], int]:
-    """The points of a cell that are known so far, and how many there will be.
+    """Return the known points of a cell and their final number.
 
     Args:
-      trial_of: the id of a point's trial.
+      trial_of: returns the id of a point's trial.
     """
     if not cell.axes:
         return [{}], 1
     if cell.search == "grid":
-        return (every := space.grid(cell)), len(every)
+        return (all_points := space.grid(cell)), len(all_points)
     if cell.search == "random":
         return space.drawn(cell, sweep["trials"], sweep["search_seed"]), sweep["trials"]
     with ledger.locked():
@@ -38,7 +39,10 @@ def points(
 def _tpe(
     cell: space.Cell, sweep: space.Config, workdir: Path, ledger: Ledger, trial_of: Any
 ) -> tuple[list[space.Point], int]:
-    """Tells the study what is done; asks for the next batch once all that was asked is told."""
+    """Report finished points to the study and ask for more.
+
+    The next batch is asked for once all points before it are reported.
+    """
     optuna = _optuna()
     study = _study(optuna, cell, sweep, workdir)
     waiting = False
@@ -54,7 +58,7 @@ def _tpe(
             waiting = True
     known = len(study.trials)
     if not waiting and known < sweep["trials"]:
-        # A seed for each batch: a process that goes on would else draw its first points again.
+        # A new seed for each batch: a resumed process would else draw its first points again.
         study.sampler = optuna.samplers.TPESampler(
             seed=sweep["search_seed"] + known, n_startup_trials=STARTUP, constant_liar=True
         )
@@ -84,20 +88,24 @@ def _study(optuna: Any, cell: space.Cell, sweep: space.Config, workdir: Path) ->
 
 
 def _distributions(optuna: Any, axes: Mapping[str, space.Axis]) -> dict[str, Any]:
-    made = {}
+    distributions = {}
     for name, axis in axes.items():
-        if not isinstance(axis, space.Range):  # by their places: values may be of any type
-            made[name] = optuna.distributions.CategoricalDistribution(tuple(range(len(axis))))
+        if not isinstance(axis, space.Range):  # by index: values may be of any type
+            distributions[name] = optuna.distributions.CategoricalDistribution(
+                tuple(range(len(axis)))
+            )
         elif axis.integer:
             low, high = int(axis.low), int(axis.high)
-            made[name] = optuna.distributions.IntDistribution(low, high, log=axis.log)
+            distributions[name] = optuna.distributions.IntDistribution(low, high, log=axis.log)
         else:
-            made[name] = optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
-    return made
+            distributions[name] = optuna.distributions.FloatDistribution(
+                axis.low, axis.high, log=axis.log
+            )
+    return distributions
 
 
 def _point(params: Mapping[str, Any], cell: space.Cell) -> space.Point:
-    """What Optuna suggests as the values of a config, in the axes' order."""
+    """Return Optuna's suggestion as config values, in the axes' order."""
     return {
         name: params[name] if isinstance(axis, space.Range) else axis[params[name]]
         for name, axis in cell.axes.items()

@@ -1,4 +1,4 @@
-"""From a sweep's config to cells and trials.
+"""Turn a sweep's config into cells and trials.
 
 A sweep asks: which level of a factor (features, prompt, imputation) is better, for which models?
 
@@ -8,8 +8,8 @@ A sweep asks: which level of a factor (features, prompt, imputation) is better, 
     seeds     the first tunes, all repeat what was chosen
 
 A *cell* is a model at one level of each factor. Within a cell hyper-parameters are tuned on the
-validation split; what is chosen there is repeated over the seeds, and its test split read. So
-every cell gets the same chance, and what is compared is never tuned on what is reported.
+validation split; the chosen point is repeated over the seeds, and its test split read. So every
+cell gets the same chance, and nothing is tuned on the split that is reported.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ Point = dict[str, Any]  # dotted key of a training config -> value
 
 
 class Range(NamedTuple):
-    """An axis of numbers between two ends, for `random` and `tpe`."""
+    """Axis of numbers between two ends, for `random` and `tpe`."""
 
     low: float
     high: float
@@ -51,7 +51,10 @@ Axis = tuple[Any, ...] | Range
 
 
 class Cell(NamedTuple):
-    """A model at one level of each factor: what gets a choice of its own."""
+    """Model at one level of each factor.
+
+    Each cell gets a choice of its own.
+    """
 
     name: str  # "vbpr features=real"
     model: str
@@ -62,9 +65,9 @@ class Cell(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One training: a point of a cell and a seed."""
+    """One training run: a point of a cell and a seed."""
 
-    id: str  # of the resolved config and of the content it names
+    id: str  # digest of the resolved config and of the content it names
     cell: str
     point: Point
     config: Config
@@ -75,7 +78,7 @@ class Trial(NamedTuple):
 
 
 def cells(sweep: Config) -> list[Cell]:
-    """All cells of a sweep, models outermost.
+    """Return all cells of a sweep, models outermost.
 
     Raises:
       InputError: an axis that names no key of its config or has no values, two axes on one key, a
@@ -85,7 +88,7 @@ def cells(sweep: Config) -> list[Cell]:
         raise InputError("seeds=(): a sweep needs at least one seed")
     if not sweep["models"]:
         raise InputError("the sweep names no model")
-    found = []
+    all_cells = []
     for model, entry in sweep["models"].items():
         factors = entry.get("compare", sweep["compare"])
         base = entry["config"] | {"seed": sweep["seeds"][0]}
@@ -105,14 +108,17 @@ def cells(sweep: Config) -> list[Cell]:
                         )
                     taken[key] = f"compare.{factor}"
                     config = changed(config, {_known(model, key, config): value})
-            named = {factor: name for factor, (name, _) in zip(factors, levels, strict=True)}
-            label = " ".join([model, *(f"{factor}={level}" for factor, level in named.items())])
-            found.append(Cell(label, model, named, config, axes, search))
-    return found
+            names = {factor: name for factor, (name, _) in zip(factors, levels, strict=True)}
+            label = " ".join([model, *(f"{factor}={level}" for factor, level in names.items())])
+            all_cells.append(Cell(label, model, names, config, axes, search))
+    return all_cells
 
 
 def _axes(model: str, tune: Mapping[str, Any], base: Config, search: str) -> dict[str, Axis]:
-    """The axes of `tune`, which is nested as the config is, by dotted key."""
+    """Return the axes of `tune` by dotted key.
+
+    `tune` is nested as the config is.
+    """
     axes: dict[str, Axis] = {}
 
     def walk(tree: Mapping[str, Any], prefix: str) -> None:
@@ -138,7 +144,10 @@ def _axes(model: str, tune: Mapping[str, Any], base: Config, search: str) -> dic
 
 
 def _known(model: str, key: str, config: Config) -> str:
-    """The key, if the config has it or its recommender takes it as an option."""
+    """Return the key if it is known, or raise InputError.
+
+    A key of the config is known, and an option of its recommender.
+    """
     known = list(settings.flatten(config))
     group, _, option = key.partition(".")
     if key in known or key in config or (group == "model" and option in config["model"]):
@@ -152,7 +161,10 @@ def _known(model: str, key: str, config: Config) -> str:
 
 
 def changed(config: Config, point: Point) -> Config:
-    """A config with the values of a point, by dotted keys; the given one stays as it is."""
+    """Return a config with the values of a point, by dotted keys.
+
+    The given config is not changed.
+    """
     for key, value in point.items():
         group, _, rest = key.partition(".")
         config = {**config, group: changed(config[group], {rest: value}) if rest else value}
@@ -160,7 +172,7 @@ def changed(config: Config, point: Point) -> Config:
 
 
 def grid(cell: Cell) -> list[Point]:
-    """Every combination of the axes' values, the last axis fastest."""
+    """Return every combination of the axes' values, the last axis fastest."""
     names = list(cell.axes)
     return [
         dict(zip(names, values, strict=True)) for values in itertools.product(*cell.axes.values())
@@ -168,8 +180,10 @@ def grid(cell: Cell) -> list[Point]:
 
 
 def drawn(cell: Cell, count: int, seed: int) -> list[Point]:
-    """`count` random points: the same for all cells of a model, so that what differs between them
-    is the level alone."""
+    """Draw `count` random points.
+
+    They are the same for all cells of a model, so that only the level differs between cells.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(cell.model.encode())])
     return [{name: _draw(axis, rng) for name, axis in cell.axes.items()} for _ in range(count)]
 
@@ -179,25 +193,33 @@ def _draw(axis: Axis, rng: np.random.Generator) -> Any:
 
 
 def trial(cell: Cell, point: Point, seed: int, hashes: Callable[[Config], Any]) -> Trial:
-    """The trial of a point; `hashes` gives the content that a config names, as JSON."""
+    """Return the trial of a point.
+
+    Args:
+      hashes: returns the content that a config names, as JSON.
+    """
     config = changed(cell.config, point | {"seed": seed})
-    what = {
+    identity = {
         key: value for key, value in settings.plain(config).items() if key not in settings.PLACES
     }
-    text = json.dumps([what, hashes(config)], sort_keys=True)
-    # The point as the ledger gives it back, so that the two compare.
+    text = json.dumps([identity, hashes(config)], sort_keys=True)
+    # The point as the ledger's JSON returns it, so that the two compare equal.
     return Trial(
         hashlib.sha256(text.encode()).hexdigest()[:12], cell.name, settings.plain(point), config
     )
 
 
 def program(config: Config) -> tuple[str, dict[str, float]]:
-    """What trials of one program share, as text, and what may differ between them."""
+    """Split a config into its shared and its traced part.
+
+    Returns:
+      What trials of one program share, as text, and what may differ between them.
+    """
     recommender = registry.find(config["recommender"])
     _, traced = registry.split_options(recommender, config["model"])
-    own = {"lr": config["lr"], "seed": config["seed"], **traced}
-    if not hasattr(recommender, "loss"):  # nothing is traced, and nothing is trained
-        own = {}
-    model = {name: value for name, value in config["model"].items() if name not in own}
-    shared = {key: value for key, value in config.items() if key not in own} | {"model": model}
-    return json.dumps(shared, sort_keys=True, default=str), own
+    varying = {"lr": config["lr"], "seed": config["seed"], **traced}
+    if not hasattr(recommender, "loss"):  # it has no traced values and is not trained
+        varying = {}
+    model = {name: value for name, value in config["model"].items() if name not in varying}
+    shared = {key: value for key, value in config.items() if key not in varying} | {"model": model}
+    return json.dumps(shared, sort_keys=True, default=str), varying

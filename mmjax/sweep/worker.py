@@ -1,10 +1,11 @@
-"""The sweep itself: look what is left, train a pack of it or read a test split, look again.
+"""Main loop of a sweep: train packs and read test splits.
 
-Nothing is remembered between two turns of the loop but what lies in the workdir, so a killed sweep
-goes on with the same command, and several processes or hosts share one workdir:
+Each turn looks at what is left, then trains a pack of it or reads a test split. The loop's state
+lies in the workdir, so a killed sweep goes on with the same command, and several processes or hosts
+share one workdir:
 
     sweep.json          the config, and the hashes of its datasets
-    ledger.jsonl        what is done (`ledger`); leases/ who does what (`leases`)
+    ledger.jsonl        finished work (`ledger`); leases/ has the work in progress (`leases`)
     packs/ID/           trials that train as one program: members, checkpoints, metrics.jsonl
     weights/TRIAL/      the best weights of a pack's best trials, until they are tested
     runs/TRIAL/         of every trial that was tested, what train.py writes of a run
@@ -14,6 +15,7 @@ Training a trial never sees the test split: only `final_test.read_test` does, fo
 """
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,12 +36,12 @@ from mmjax.training.checkpoint import Checkpoints
 
 
 def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float = 300.0) -> None:
-    """Works until the sweep is done.
+    """Work until the sweep is done.
 
     Args:
       most: trials of a program at a time; 0 for as many as memory holds.
-      retry_failed: trains once more what failed.
-      expiry: seconds after which what another process left lying may be taken over.
+      retry_failed: trains failed trials once more.
+      expiry: seconds after which an abandoned lease of another process may be taken over.
 
     Raises:
       InputError: the workdir is another sweep's or its data changed, or it cannot be written.
@@ -58,7 +60,7 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
                         _train(plan, pack, packer, ledger, leases)
                         retried -= {trial.id for trial in pack}
                 worked = pack or final_test.test(plan, left.test, packer, ledger, leases)
-            except trial_axis.Unlike:  # the packer knows it now, and groups them otherwise
+            except trial_axis.Unlike:  # the packer now groups the trials differently
                 continue
             if not worked:
                 if not waiting:
@@ -69,7 +71,7 @@ def run(plan: Plan, *, most: int = 0, retry_failed: bool = False, expiry: float 
             left = survey(plan, ledger, retried)
             progress.total = left.trials
             progress.add(left.done - progress.done)
-    for folder in plan.workdir.glob("weights/*"):  # of trials that were best of a pack only
+    for folder in plan.workdir.glob("weights/*"):  # of trials that were only best of a pack
         if folder.name not in ledger.tested:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -81,9 +83,10 @@ def _next_pack(
     ledger: Ledger,
     leases: Leases,
 ) -> list[space.Trial]:
-    """Trials of one program that this process now holds; none if others hold all.
+    """Lease the next trials that share one program.
 
-    A pack that a kill left behind comes first, whole, so that it goes on from its checkpoint.
+    A pack that a kill left behind comes first, and as a whole, so that it goes on from its
+    checkpoint. The result is empty if other processes hold all trials.
     """
     by_id, groups = {trial.id: trial for trial in undone}, packer.groups(undone)
     for folder in sorted(plan.workdir.glob("packs/*/checkpoints")):
@@ -101,8 +104,10 @@ def _next_pack(
 
 
 def _taken(names: Sequence[str], most: int, ledger: Ledger, leases: Leases) -> list[str]:
-    """At most so many of the names, now held, but for those that another process settled and gave
-    back since the ledger was last read."""
+    """Lease at most `most` of the names.
+
+    Names that another process settled and gave back since the ledger was last read are left out.
+    """
     before = ledger.done.keys() | ledger.failed.keys()
     taken = leases.take(names, most)
     ledger.refresh()
@@ -114,7 +119,9 @@ def _taken(names: Sequence[str], most: int, ledger: Ledger, leases: Leases) -> l
 def _train(
     plan: Plan, pack: Sequence[space.Trial], packer: Packer, ledger: Ledger, leases: Leases
 ) -> None:
-    """Trains a pack; its results, or the error that its config causes, go to the ledger.
+    """Train a pack and append its results to the ledger.
+
+    An error that its config causes is appended instead.
 
     Raises:
       trial_axis.Unlike: as `Packer.build`.
@@ -135,8 +142,8 @@ def _train(
             trials, trials.init(), evaluate, checkpoints, config, folder, timing
         )
         if not trials.trainable:
-            found = evaluate(best, "valid", lists=False)
-            progress["best"] = [evaluate.select(one) for one in found]
+            rankings = evaluate(best, "valid", lists=False)
+            progress["best"] = [evaluate.select(ranking) for ranking in rankings]
     except trial_axis.Unlike:
         shutil.rmtree(folder)
         raise
@@ -149,23 +156,24 @@ def _train(
         checkpoints.close()
     timing = fit.summary(timing, begin)
     events = []
-    for place, trial in enumerate(pack):
-        value, diverged = progress["best"][place], progress["diverged"][place]
+    for index, trial in enumerate(pack):
+        value, diverged = progress["best"][index], progress["diverged"][index]
         if value is None:
             events.append(event("failed", trial) | {"error": f"diverged in epoch {diverged}"})
             continue
         events.append(
             event("done", trial)
-            | {"valid": value, "best_epoch": progress["best_epoch"][place]}
+            | {"valid": value, "best_epoch": progress["best_epoch"][index]}
             | {"epochs": progress["epoch"], "diverged": diverged}
-            | {"pack": identity, "place": place, "of": len(pack), "timing": timing}
+            | {"pack": identity, "place": index, "of": len(pack), "timing": timing}
         )
-    for place in _worth_keeping(pack, progress["best"][: len(pack)], ledger):
-        kept = jax.tree.map(lambda x, place=place: jnp.copy(x[place : place + 1]), best)
-        weights = Checkpoints(plan.workdir / "weights" / pack[place].id)
+    for index in _worth_keeping(pack, progress["best"][: len(pack)], ledger):
+        kept = jax.tree.map(lambda x, index=index: jnp.copy(x[index : index + 1]), best)
+        weights = Checkpoints(plan.workdir / "weights" / pack[index].id)
         weights.save(0, kept, {})
         weights.close()
-    if all(leases.mine(name) for name in names):  # else another took over, and trains the same
+    # If a lease is lost, another process took over and trains the same.
+    if all(leases.mine(name) for name in names):
         ledger.append(events)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -173,16 +181,16 @@ def _train(
 def _worth_keeping(
     pack: Sequence[space.Trial], values: Sequence[float | None], ledger: Ledger
 ) -> list[int]:
-    """Places of the trials that may be tested: the best of each cell, and repeats of a choice."""
-    places = []
-    for place, trial in enumerate(pack):
-        if values[place] is None:
+    """Return indices of the trials that may be tested.
+
+    They are the best of each cell in the pack, and repeats of a choice.
+    """
+    indices = []
+    for index, trial in enumerate(pack):
+        if values[index] is None:
             continue
-        chosen = ledger.chosen.get(trial.cell, {}).get("point") == trial.point
-        rivals = [
-            v for t, v in zip(pack, values, strict=True) if t.cell == trial.cell and v is not None
-        ]
-        first = values.index(max(rivals)) if not chosen else place
-        if chosen or first == place:
-            places.append(place)
-    return places
+        rivals = {n: values[n] for n, rival in enumerate(pack) if rival.cell == trial.cell}
+        best = max(rivals, key=lambda n: -math.inf if rivals[n] is None else rivals[n])
+        if index == best or ledger.chosen.get(trial.cell, {}).get("point") == trial.point:
+            indices.append(index)
+    return indices

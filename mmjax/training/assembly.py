@@ -1,4 +1,7 @@
-"""From a recommender and its catalogues to an ensemble of trials, laid out on a mesh."""
+"""Build an ensemble of trials from a recommender and its catalogues.
+
+The ensemble is laid out on a mesh.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,88 +35,97 @@ def build(
     variant: Sequence[int] | None = None,
     put: meshes.Put = meshes.put,
 ) -> ensemble.Ensemble:
-    """Builds T = len(seeds) trials.
+    """Build an ensemble of T = len(seeds) trials.
 
     Args:
-      recommender: a class that fulfils the contract of `recommenders.core`.
-      catalog: one, or several that differ in nothing but the values of their features.
-      options: keyword arguments of its `__init__`.
-      hypers: "lr" and the keyword arguments of its `loss`, T values each.
-      variant: the number of each trial's catalogue.
-      put: or `meshes.plan`, which puts nothing on devices: what is built then can compile its
+      recommender: a class that fulfils the contract of `recommenders.base`.
+      catalog: one, or several that differ only in the values of their features.
+      options: keyword arguments of the recommender's `__init__`.
+      hypers: "lr" and the keyword arguments of the recommender's `loss`, T values each.
+      variant: the index of each trial's catalogue.
+      put: or `meshes.plan`, which puts nothing on devices: the ensemble can then compile its
         programs and not run them.
 
     Raises:
       InputError: an unknown sampler or optimiser, unusable interactions, or a mesh that cannot
         split T trials.
-      ValueError: not T values of a hyper-parameter.
+      ValueError: a hyper-parameter or `variant` does not have T values.
       trial_axis.Unlike: the catalogues make different programs of the recommender.
     """
     catalogs = [catalog] if isinstance(catalog, base.Catalog) else list(catalog)
     choice("sampler", settings.sampler, sampling.SAMPLERS)
     chain = optimizer.parse(settings.optimizer)
     trainable, data = hasattr(recommender, "loss"), None
-    if trainable:  # what is not trained draws no negatives, and may have users without any
+    if trainable:  # without training there are no negatives, so users may have every item
         first = catalogs[0]
         data = sampling.positives(first.train_user, first.train_item, first.n_users)
         settings = replace(settings, batch_size=min(settings.batch_size, len(data.user)))
 
     def construct(catalog: base.Catalog) -> tuple:
-        """Traced once. What initialising reads of the catalogue (features of a hundred megabytes,
-        say) becomes an argument: inside the program such a constant takes XLA seconds and several
-        copies. So does what is unread."""
-        found: list[Any] = []  # what constructing one trial finds to be the same for all
-        unread = {k: x for k, x in catalog.features.items() if isinstance(x, LazyFeatures)}
+        """Trace the construction of one trial, once.
+
+        The arrays of the catalogue that initialising reads (features of a hundred megabytes, say)
+        become arguments. As constants inside the program they would take XLA seconds and several
+        copies. Lazy features become arguments as well.
+        """
+        shared: list[Any] = []  # graphdef and frozen arrays, the same for all trials
+        lazy = {k: x for k, x in catalog.features.items() if isinstance(x, LazyFeatures)}
 
         def draw(key: jax.Array, given: Mapping[str, jax.Array]) -> Tree:
             rngs = nnx.Rngs(params=jax.random.fold_in(key, 0))
-            known = {name: unread[name].within(x) for name, x in given.items()}
-            whole = replace(catalog, features={**catalog.features, **known})
-            model = recommender(whole, **options, rngs=rngs)
+            bound = {name: lazy[name].within(x) for name, x in given.items()}
+            bound_catalog = replace(catalog, features={**catalog.features, **bound})
+            model = recommender(bound_catalog, **options, rngs=rngs)
             graphdef, params, drawn, frozen = nnx.split(model, nnx.Param, base.Drawn, ...)
-            found[:] = graphdef, frozen
+            shared[:] = graphdef, frozen
             params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
             return {"params": params, "drawn": drawn, "opt": chain.init(params)}
 
-        given = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in unread.items()}
+        given = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in lazy.items()}
         traced, shapes = jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0), given)
-        return traced, shapes, _needed(traced, [unread[k] for k in sorted(unread)]), *found
+        return traced, shapes, _needed(traced, [lazy[k] for k in sorted(lazy)]), *shared
 
     users, items = catalogs[0].shape
     layout = table_sharding.Layout(mesh, frozenset((users, items, users + items)))
     with meshes.host_staging(mesh):
         drawn, like, needed, graphdefs, frozen = zip(*map(construct, catalogs), strict=True)
-        if any(one != graphdefs[0] for one in graphdefs) or len({str(d.jaxpr) for d in drawn}) > 1:
+        if (
+            any(entry != graphdefs[0] for entry in graphdefs)
+            or len({str(d.jaxpr) for d in drawn}) > 1
+        ):
             raise trial_axis.Unlike("these catalogues make different programs")
         frozen, varied = trial_axis.stack(frozen)
         frozen, like_frozen = graph.place(frozen, layout, varied, put)
         constants, varied_constants = trial_axis.stack(
-            [[*one.consts, *filter(None, given)] for one, given in zip(drawn, needed, strict=True)]
+            [
+                [*entry.consts, *filter(None, given)]
+                for entry, given in zip(drawn, needed, strict=True)
+            ]
         )
         constants, like_constants = graph.place(constants, layout, varied_constants, put)
 
     def redraw(key: jax.Array, variant: jax.Array, constants: Sequence[jax.Array]) -> Tree:
-        own = trial_axis.choose(constants, varied_constants, variant)
-        own = layout.unpad(own, like_constants)
-        if not trainable:  # a solver, not a table of noise: each device does the same
-            own = [layout.constrain(x) for x in own]
+        arrays = trial_axis.choose(constants, varied_constants, variant)
+        arrays = layout.unpad(arrays, like_constants)
+        if not trainable:  # a solver, not a random table: every device does the same
+            arrays = [layout.constrain(x) for x in arrays]
         count = len(drawn[0].consts)
-        rows = iter(own[count:])
+        rows = iter(arrays[count:])
         given = [next(rows) if x else 0 for x in needed[0]]
-        values = jax.core.eval_jaxpr(drawn[0].jaxpr, own[:count], key, *given)
+        values = jax.core.eval_jaxpr(drawn[0].jaxpr, arrays[:count], key, *given)
         if not trainable:
             values = [layout.constrain(x) for x in values]
         return layout.pad(jax.tree.structure(like[0]).unflatten(values))
 
-    lifted = trial_axis.over_trials(redraw, 2, mesh)
-    lifted = jax.jit(
-        lifted, out_shardings=table_sharding.shardings(layout.padded_shapes(like[0], 1))
+    mapped = trial_axis.over_trials(redraw, 2, mesh)
+    mapped = jax.jit(
+        mapped, out_shardings=table_sharding.shardings(layout.padded_shapes(like[0], 1))
     )
-    made = ensemble.Ensemble(
+    trials = ensemble.Ensemble(
         graphdef=graphdefs[0],
         frozen=frozen,
         varied=varied,
-        keys=jnp.zeros(0),  # `given` says
+        keys=jnp.zeros(0),  # set by `given` below
         hypers={},
         variant=jnp.zeros(0),
         data=put(data, meshes.replicated(mesh)),
@@ -122,13 +134,16 @@ def build(
         layout=layout,
         like=(like[0], like_frozen),
         trainable=trainable,
-        initialise=lambda keys, variant: lifted(keys, variant, constants),
+        initialise=lambda keys, variant: mapped(keys, variant, constants),
     )
-    return made.given(seeds, hypers, variant)
+    return trials.given(seeds, hypers, variant)
 
 
 def _needed(traced: Any, unread: Sequence[LazyFeatures]) -> list[LazyFeatures | None]:
-    """None for those that the program does not read, being its arguments from the second on."""
+    """Return the lazy features that the program reads.
+
+    The others are None. Lazy features are the program's arguments from the second on.
+    """
     used = {id(var) for eqn in traced.jaxpr.eqns for var in eqn.invars}
     used |= {id(var) for var in traced.jaxpr.outvars}
     return [

@@ -1,5 +1,8 @@
-"""Checkpoints of a run, written aside while training goes on, whole or not at all: by Orbax in a
-folder, and at a URL as `object_store_checkpoint` says."""
+"""Save and restore a run's checkpoints while training goes on.
+
+A checkpoint is complete or not there at all. Orbax writes it to a folder,
+`object_store_checkpoint` to a URL.
+"""
 
 import copy
 import operator
@@ -16,14 +19,15 @@ from mmjax.core.errors import InputError
 from mmjax.training.object_store_checkpoint import Bucket, by_place
 
 Tree = Any
-TEMPORARY = ".orbax-checkpoint-tmp"  # what orbax calls a checkpoint that is not whole yet
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of an incomplete Orbax checkpoint
 
 
 class Checkpoints:
-    """The checkpoints in one folder or under one URL; the last two are kept.
+    """Checkpoints in one folder or under one URL.
 
-    A checkpoint carries the last state and the best parameters so far, and as metadata the JSON
-    that the loop needs to go on, so any one of them is enough to resume or to evaluate.
+    The last two are kept. A checkpoint holds the last state and the best parameters so far, and as
+    metadata the JSON that the loop needs to continue. So any one of them is enough to resume or to
+    evaluate.
     """
 
     def __init__(self, folder: str | Path):
@@ -31,23 +35,30 @@ class Checkpoints:
         self._keeper = (Bucket if storage.remote(folder) else Folder)(self._folder)
 
     def save(self, step: int, tree: Tree, progress: dict[str, Any]) -> None:
-        """Starts to save; the arrays are copied before this returns, the files follow."""
+        """Start to save a checkpoint.
+
+        The arrays are copied before this returns; the files are written later.
+        """
         self._keeper.save(step, tree, progress)
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is on disk or in the bucket."""
+        """Wait until the current save, if any, is complete.
+
+        It is then on disk or in the bucket.
+        """
         self._keeper.wait()
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and progress of the last whole checkpoint, or None."""
+        """Return step and progress of the last complete checkpoint, or None."""
         return self._keeper.latest()
 
     def load(self, step: int, like: Tree, fits: Callable[..., bool] = operator.eq) -> Tree:
-        """Restores a checkpoint into the shapes, types and shardings of `like`.
+        """Restore a checkpoint into the form of `like`.
 
         Args:
-          fits: of an array's shape there and its shape in `like`, whether it may be cut, or filled
-            up with zeros, to that.
+          like: shapes, types and shardings of the result.
+          fits: takes the shape of an array in the checkpoint and its shape in `like`; returns
+            whether the array may be cut, or filled up with zeros, to that.
 
         Raises:
           InputError: the checkpoint has another structure or other shapes, or is damaged.
@@ -75,7 +86,10 @@ class Checkpoints:
 
 
 class Folder:
-    """Keeps checkpoints on a file system, which several processes share, by Orbax."""
+    """Checkpoint folder on a file system, written by Orbax.
+
+    Several processes share the file system.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -84,12 +98,12 @@ class Folder:
 
     def save(self, step: int, tree: Tree, progress: dict[str, Any]) -> None:
         if self._pending is None and jax.process_index() == 0:
-            # What a killed save left. Only who saves may do this: the save may be another's.
+            # Delete what a killed save left. A reader must not: the save may be another process's.
             for remains in self._folder.glob(f"*{TEMPORARY}*"):
                 shutil.rmtree(remains, ignore_errors=True)
         self.wait()
-        as_of_now = copy.deepcopy(progress)  # it is written later, and the loop goes on meanwhile
-        self._pending = self._open().save_async(step, tree, custom_metadata=as_of_now)
+        snapshot = copy.deepcopy(progress)  # written later, while the loop changes it
+        self._pending = self._open().save_async(step, tree, custom_metadata=snapshot)
 
     def wait(self) -> None:
         if self._pending is not None:
@@ -104,9 +118,9 @@ class Folder:
         return latest.step, metadata.custom_metadata
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        # Orbax would say a mismatch in thousands of words, and leave coroutines unawaited.
-        kept = self._open().metadata(step).metadata
-        return {name: tuple(array.shape) for name, array in by_place(kept).items()}
+        # Orbax reports a mismatch in thousands of words, and leaves coroutines unawaited.
+        stored = self._open().metadata(step).metadata
+        return {name: tuple(array.shape) for name, array in by_place(stored).items()}
 
     def restore(self, step: int, like: Tree) -> Tree:
         lenient = ocp.Context()
@@ -121,7 +135,10 @@ class Folder:
             self._orbax = None
 
     def _open(self) -> ocp.training.Checkpointer:
-        """Orbax, from the first use on: it makes the folder, which who only looks must not."""
+        """Return the Orbax checkpointer, opened on first use.
+
+        Opening makes the folder, which a process that only reads must not do.
+        """
         if self._orbax is None:
             keep = ocp.training.preservation_policies.LatestN(2)
             self._orbax = ocp.training.Checkpointer(

@@ -1,7 +1,7 @@
-"""Which of T trials go on, and what is kept of each: its best value, epoch and weights.
+"""Track the best epoch and early stopping of T trials.
 
-`Progress` is JSON, so that a checkpoint can hold it. Finished trials are derived from it, never
-noted.
+The best value, epoch and weights of each trial are kept. `Progress` is JSON, so that a checkpoint
+can hold it. Finished trials are derived from it and never stored.
 """
 
 import math
@@ -20,25 +20,40 @@ Progress = dict[str, Any]
 
 
 def begin(count: int) -> Progress:
-    """Of T trials before their first epoch; an epoch of divergence is 0 for never."""
+    """Return the progress of T trials before their first epoch.
+
+    In "diverged", epoch 0 means never.
+    """
     zeros = [0] * count
     return {"epoch": 0, "best": [None] * count, "best_epoch": zeros, "diverged": list(zeros)}
 
 
 def weights(state: Tree) -> Tree:
-    """What of a state scores items, and the epoch it is from: the rest is the optimiser's."""
+    """Return the part of a state that scores items, with its epoch.
+
+    The rest of the state belongs to the optimiser.
+    """
     return {name: state[name] for name in ("params", "drawn", "epoch")}
 
 
 def finished(progress: Progress, config: Mapping[str, Any]) -> list[bool]:
-    """Which trials diverged, or have not improved for `patience` evaluations (0: never)."""
+    """Return which of T trials diverged or stopped early.
+
+    A trial stops if it has not improved for `patience` evaluations (0: never).
+    """
     waited = [(progress["epoch"] - best) // config["eval_every"] for best in progress["best_epoch"]]
     late = [0 < config["patience"] <= times for times in waited]
-    return [a or b > 0 for a, b in zip(late, progress["diverged"], strict=True)]
+    return [
+        is_late or diverged > 0
+        for is_late, diverged in zip(late, progress["diverged"], strict=True)
+    ]
 
 
 def improve(best: Tree, state: Tree, values: Sequence[float], progress: Progress) -> Tree:
-    """Keeps the weights of the trials whose value is better (-inf is never), notes value, epoch."""
+    """Keep the weights of the trials whose value is better.
+
+    Their values and epochs go to `progress`. A value of -inf is never better.
+    """
     known = [-math.inf if best is None else best for best in progress["best"]]
     better = np.greater(values, known)
     for trial in np.flatnonzero(better):
@@ -47,17 +62,19 @@ def improve(best: Tree, state: Tree, values: Sequence[float], progress: Progress
 
 
 def drop_diverged(state: Tree, best: Tree, losses: np.ndarray, progress: Progress) -> Tree:
-    """The state with the best weights of each trial that has left the finite numbers, in its losses
-    [T, steps] or its parameters; notes them in `progress`.
+    """Reset diverged trials to their best weights.
+
+    A trial has diverged if its losses [T, steps] or its parameters are not finite. The epoch goes
+    to `progress`.
 
     Raises:
       InputError: no trial is left; it names the step.
     """
-    fine = np.isfinite(losses).all(axis=1) & np.asarray(_finite(state["params"]))
-    if fine.all():
+    finite = np.isfinite(losses).all(axis=1) & np.asarray(_finite(state["params"]))
+    if finite.all():
         return state
     epoch = progress["epoch"]
-    for trial in np.flatnonzero(~fine):
+    for trial in np.flatnonzero(~finite):
         progress["diverged"][trial] = epoch
         print(f"trial {trial} diverged in epoch {epoch}", flush=True)
     if all(progress["diverged"]):
@@ -74,18 +91,24 @@ def _fault(losses: np.ndarray) -> str:
 
 
 def _finite(params: Tree) -> jax.Array:
-    """Whether all values of a trial are finite, bool [T], for every process to read."""
+    """Return whether all parameters of each trial are finite, bool [T].
+
+    Every process can read the result.
+    """
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     return jax.jit(_finite_trials, out_shardings=meshes.replicated(mesh))(params)
 
 
 def _finite_trials(params: Tree) -> jax.Array:
-    each = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(params)]
-    return jnp.stack(each).all(axis=0)
+    flags = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(params)]
+    return jnp.stack(flags).all(axis=0)
 
 
 def _where(chosen: Sequence[bool], new: Tree, old: Tree) -> Tree:
-    """`new` of the chosen trials and `old` of the others; copies."""
+    """Return `new` for the chosen trials and `old` for the others.
+
+    The arrays are copies.
+    """
     if all(chosen):
         return jax.tree.map(jnp.copy, new)
 

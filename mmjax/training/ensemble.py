@@ -1,9 +1,9 @@
-"""T trials of one recommender as one program: initialise, train an epoch, evaluate.
+"""Initialise, train and evaluate T trials of a recommender as one program.
 
-A trial is a seed, a set of traced hyper-parameters and, where several are given, one of the
-catalogues; everything that shapes the program (model, width, layers, batch size, optimiser) is
-shared. State is a plain pytree with a leading trial axis, {"params", "drawn", "opt", "epoch"}; a
-single run is T = 1 and takes the same path.
+A trial is a seed, a set of traced hyper-parameters and, where there are several catalogues, one of
+them. All trials share what shapes the program (model, width, layers, batch size, optimiser). The
+state is a plain pytree with a leading trial axis, {"params", "drawn", "opt", "epoch"}. A single run
+is T = 1 and takes the same path.
 """
 
 import functools
@@ -29,32 +29,35 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes the training program beside the model."""
+    """Settings besides the model that shape the training program."""
 
     batch_size: int = 2048
     sampler: str = "interactions"
     optimizer: str = "scale_by_adam()"
     lr_decay: tuple[float, float] = (1.0, 50.0)  # rate times f0^(epoch / f1), MMRec's schedule
-    part_steps: int = 0  # an epoch runs, and can be saved, in parts of so many steps; 0: whole
+    part_steps: int = 0  # an epoch runs, and can be saved, in parts of so many steps; 0: one part
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The compiled parts share these; build one with `assembly.build`."""
+    """T trials of one recommender, with their compiled programs.
+
+    Build one with `assembly.build`.
+    """
 
     graphdef: nnx.GraphDef
-    frozen: Tree  # what no trial changes, on device
-    varied: frozenset[int]  # its leaves that have a leading axis of catalogues, by number
+    frozen: Tree  # arrays that no trial changes, on device
+    varied: frozenset[int]  # indices of its leaves that have a leading catalogue axis
     keys: jax.Array  # [T]
     hypers: dict[str, jax.Array]  # each [T]
-    variant: jax.Array  # [T] int32, which of the catalogues
-    data: sampling.Positives | None  # None where nothing is trained
+    variant: jax.Array  # [T] int32, index of the catalogue
+    data: sampling.Positives | None  # None for a recommender that is not trained
     optimizer: optax.GradientTransformation
     settings: Settings
-    layout: table_sharding.Layout  # how tables lie on the mesh
-    like: tuple[Tree, Tree]  # shapes of one trial's state without its epoch, and of what is frozen
+    layout: table_sharding.Layout  # how tables are split over the mesh
+    like: tuple[Tree, Tree]  # shapes of one trial's state without its epoch, and of `frozen`
     trainable: bool
-    initialise: Callable[[jax.Array, jax.Array], Tree]  # of keys and variants
+    initialise: Callable[[jax.Array, jax.Array], Tree]  # (keys, variants) -> state
     programs: dict[tuple[str, int], Any] = field(default_factory=dict)  # compiled, by name and T
 
     @property
@@ -66,21 +69,30 @@ class Ensemble:
         return sampling.steps(self.data, self.settings.batch_size)
 
     def init(self) -> Tree:
-        """The state before the first epoch, at rest: see `table_sharding`."""
+        """Return the state before the first epoch, with padded tables.
+
+        See `table_sharding` for the padding.
+        """
         with meshes.use(self.mesh):
             state = self.initialise(self.keys, self.variant)
         epoch = meshes.put(np.zeros(len(self.keys), np.int32), meshes.trials(self.mesh))
         return state | {"epoch": epoch}
 
     def merge(self, state: Tree, frozen: Tree) -> nnx.Module:
-        """The recommender of one trial; `frozen` is of one catalogue."""
+        """Build the recommender of one trial.
+
+        `frozen` is that of one catalogue.
+        """
         parts = (nnx.State(state["params"]), nnx.State(state["drawn"]), frozen)
         return nnx.merge(self.graphdef, *parts)
 
     def take(self, places: Sequence[int]) -> "Ensemble":
-        """The trials at these places; they compile anew, once for each number of them."""
-        own = (self.keys, self.hypers, self.variant)
-        keys, hypers, variant = trial_axis.take(own, np.asarray(places))
+        """Return the ensemble of the trials at these indices.
+
+        Its programs are compiled once for each number of trials.
+        """
+        per_trial = (self.keys, self.hypers, self.variant)
+        keys, hypers, variant = trial_axis.take(per_trial, np.asarray(places))
         return replace(self, keys=keys, hypers=hypers, variant=variant)
 
     def given(
@@ -89,11 +101,14 @@ class Ensemble:
         hypers: Mapping[str, Sequence[float]],
         variant: Sequence[int] | None = None,
     ) -> "Ensemble":
-        """As many trials as there are seeds, of the same recommender and catalogues.
+        """Return an ensemble with one trial for each seed.
+
+        The recommender and the catalogues stay the same.
 
         Raises:
-          ValueError: not as many values of a hyper-parameter, or of `variant`.
-          InputError: the mesh cannot split so many trials.
+          ValueError: the number of seeds is not the number of values of a hyper-parameter or of
+            `variant`.
+          InputError: the mesh cannot split this number of trials.
         """
         variant = [0] * len(seeds) if variant is None else variant
         for name, values in {**hypers, "variant": variant}.items():
@@ -104,24 +119,25 @@ class Ensemble:
                 f"the mesh splits trials over {self.mesh.shape['trial']} devices and there are "
                 f"{len(seeds)}; a single run needs trial=1"
             )
-        where = meshes.trials(self.mesh)
-        values = {name: np.asarray(each, np.float32) for name, each in hypers.items()}
-        keys = jax.jit(jax.vmap(jax.random.key), out_shardings=where)
+        sharding = meshes.trials(self.mesh)
+        values = {name: np.asarray(column, np.float32) for name, column in hypers.items()}
+        keys = jax.jit(jax.vmap(jax.random.key), out_shardings=sharding)
         return replace(
             self,
             keys=keys(np.asarray(seeds, np.uint32)),
-            hypers=meshes.put(values, where),
-            variant=meshes.put(np.asarray(variant, np.int32), where),
+            hypers=meshes.put(values, sharding),
+            variant=meshes.put(np.asarray(variant, np.int32), sharding),
         )
 
     def epoch(self, steps: int | None = None) -> Callable[..., tuple[Tree, jax.Array]]:
-        """A jitted `(state, own, active, frozen, data) -> (state, losses [T, steps])`.
+        """Return the jitted training program of one epoch.
 
-        Call it with `arguments(state)`; the state is donated. Of several trials, one that is not
-        active keeps its state, its losses are zeros, and a CPU spends no time on it.
+        It is `(state, own, active, frozen, data) -> (state, losses [T, steps])`. Call it with
+        `arguments(state)`; the state is donated. Of several trials, one that is not active keeps
+        its state, its losses are zeros, and a CPU spends no time on it.
 
         Args:
-          steps: the first ones of the epoch alone, to time them.
+          steps: run only the first steps of the epoch, to time them.
         """
         steps = steps or self.steps
 
@@ -138,18 +154,25 @@ class Ensemble:
 
             return trial_axis.run_if(active, turn, (state, jnp.zeros(steps)))
 
-        where = table_sharding.shardings(self.shapes()), meshes.replicated(self.mesh)
-        lifted = trial_axis.over_trials(one, 3, self.mesh)
-        return jax.jit(lifted, donate_argnums=0, out_shardings=where)
+        shardings = table_sharding.shardings(self.shapes()), meshes.replicated(self.mesh)
+        mapped = trial_axis.over_trials(one, 3, self.mesh)
+        return jax.jit(mapped, donate_argnums=0, out_shardings=shardings)
 
     def redraw(self) -> Callable[..., Tree]:
-        """A jitted `(state, own, frozen) -> redrawn`: what `part` keeps through an epoch."""
-        lifted = trial_axis.over_trials(self._redraw, 2, self.mesh)
-        return jax.jit(lifted, out_shardings=meshes.trials(self.mesh))
+        """Return the jitted program `(state, own, frozen) -> redrawn`.
+
+        `redrawn` holds what the recommenders draw or rebuild for an epoch; `part` keeps it through
+        the epoch.
+        """
+        mapped = trial_axis.over_trials(self._redraw, 2, self.mesh)
+        return jax.jit(mapped, out_shardings=meshes.trials(self.mesh))
 
     def part(self, steps: int) -> Callable[..., tuple[Tree, jax.Array]]:
-        """A jitted `(state, own, active, redrawn, first, frozen, data) -> (state, losses
-        [T, steps])`: so many steps of an epoch from its step `first` on; see `epoch`."""
+        """Return the jitted training program of a part of an epoch.
+
+        It is `(state, own, active, redrawn, first, frozen, data) -> (state, losses [T, steps])` for
+        `steps` steps of the epoch, from its step `first` on; see `epoch`.
+        """
 
         def one(state: Tree, own: tuple, active: jax.Array, redrawn: Tree, first, *shared: Tree):
             def train(carry: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
@@ -158,16 +181,16 @@ class Ensemble:
             carry = (state, jnp.zeros(steps))
             return train(carry) if len(self.keys) == 1 else trial_axis.run_if(active, train, carry)
 
-        where = table_sharding.shardings(self.shapes()), meshes.replicated(self.mesh)
-        lifted = trial_axis.over_trials(one, 4, self.mesh)
-        return jax.jit(lifted, donate_argnums=0, out_shardings=where)
+        shardings = table_sharding.shardings(self.shapes()), meshes.replicated(self.mesh)
+        mapped = trial_axis.over_trials(one, 4, self.mesh)
+        return jax.jit(mapped, donate_argnums=0, out_shardings=shardings)
 
     def _redraw(self, state: Tree, own: tuple, frozen: Tree) -> Tree:
-        """What one trial's recommender draws or rebuilds for an epoch."""
+        """Return what one trial's recommender draws or rebuilds for an epoch."""
         key, _, variant = own
         model = self.merge(self._whole(state), self._frozen(frozen, variant))
-        of_epoch = jax.random.split(jax.random.fold_in(key, state["epoch"]), 3)[1]
-        return model.epoch(of_epoch) if hasattr(model, "epoch") else {}
+        epoch_key = jax.random.split(jax.random.fold_in(key, state["epoch"]), 3)[1]
+        return model.epoch(epoch_key) if hasattr(model, "epoch") else {}
 
     def _run(
         self,
@@ -179,12 +202,18 @@ class Ensemble:
         frozen: Tree,
         data: sampling.Positives,
     ) -> tuple[Tree, jax.Array]:
-        """One trial's state after so many steps of an epoch from its step `first` on, and their
-        losses; with the last step the epoch is counted."""
+        """Train one trial for several steps of an epoch.
+
+        It takes `steps` steps from step `first` on. The last step of the epoch increases the
+        epoch's number.
+
+        Returns:
+          The state and the losses [steps].
+        """
         key, hyper, variant = own
         state, frozen = self._whole(state), self._frozen(frozen, variant)
         key = jax.random.fold_in(key, state["epoch"])
-        of_batches, _, of_loss = jax.random.split(key, 3)
+        batch_key, _, loss_key = jax.random.split(key, 3)
         factor, period = self.settings.lr_decay
         rate = hyper["lr"] * factor ** (state["epoch"] / period)
         options = {name: value for name, value in hyper.items() if name != "lr"}
@@ -192,13 +221,13 @@ class Ensemble:
         def step(carry: tuple[Tree, Tree], t: jax.Array) -> tuple[tuple[Tree, Tree], jax.Array]:
             params, opt = carry
             batch = sampling.batch(
-                of_batches, t, data, self.settings.batch_size, self.settings.sampler
+                batch_key, t, data, self.settings.batch_size, self.settings.sampler
             )
             batch = jax.tree.map(self.layout.constrain_batch, batch) | {"step": t}
 
             def objective(params: Tree) -> jax.Array:
                 model = self.merge(state | {"params": params}, frozen)
-                return model.loss(batch, redrawn, **options, key=jax.random.fold_in(of_loss, t))
+                return model.loss(batch, redrawn, **options, key=jax.random.fold_in(loss_key, t))
 
             loss, gradients = jax.value_and_grad(objective)(params)
             updates, opt = self.optimizer.update(gradients, opt, params)
@@ -206,51 +235,56 @@ class Ensemble:
             return (params, opt), loss
 
         carry = (state["params"], state["opt"])
-        count = first + jnp.arange(steps, dtype=jnp.uint32)
-        (params, opt), losses = jax.lax.scan(step, carry, count)
+        numbers = first + jnp.arange(steps, dtype=jnp.uint32)
+        (params, opt), losses = jax.lax.scan(step, carry, numbers)
         epoch = state["epoch"] + (first + steps == self.steps)
-        after = {"params": params, "opt": opt, "epoch": epoch}
-        return self.layout.pad(state | after), losses
+        trained = {"params": params, "opt": opt, "epoch": epoch}
+        return self.layout.pad(state | trained), losses
 
     def parts(self, done: int = 0) -> list[range]:
-        """The steps of the parts of an epoch of which so many are done; one part unless
-        `part_steps` says otherwise."""
-        most = self.settings.part_steps or self.steps
-        return [range(n, min(n + most, self.steps)) for n in range(done, self.steps, most)]
+        """Return the steps of each remaining part of an epoch.
+
+        `done` steps are done. There is one part unless `part_steps` is set.
+        """
+        length = self.settings.part_steps or self.steps
+        return [range(n, min(n + length, self.steps)) for n in range(done, self.steps, length)]
 
     @property
     def program(self) -> Any:
-        """`epoch`, compiled once for each T; nothing is allocated for it."""
+        """Return the compiled `epoch`, one for each T.
+
+        Nothing is allocated for it.
+        """
         return self._compiled("epoch", self.epoch, lambda: self.arguments(self.shapes()))
 
     @property
     def redraw_program(self) -> Any:
-        """`redraw`, compiled once for each T."""
+        """Return the compiled `redraw`, one for each T."""
         return self._compiled("redraw", self.redraw, self._of_redraw)
 
     def part_program(self, steps: int) -> Any:
-        """`part`, compiled once for each T and number of steps."""
+        """Return the compiled `part`, one for each T and `steps`."""
 
         def arguments() -> tuple:
-            state, own, active, *shared = self.arguments(self.shapes())
-            return (state, own, active, self.redrawn_shapes(), self.place(0), *shared)
+            state, per_trial, active, *shared = self.arguments(self.shapes())
+            return (state, per_trial, active, self.redrawn_shapes(), self.place(0), *shared)
 
         return self._compiled(f"part of {steps}", lambda: self.part(steps), arguments)
 
     def place(self, step: int) -> jax.Array:
-        """A step's number, on the devices."""
+        """Put the number of a step on the devices."""
         return meshes.put(np.uint32(step), meshes.replicated(self.mesh))
 
     def redrawn_shapes(self) -> Tree:
-        """What `redraw` gives, as shapes and where they lie."""
+        """Return shapes and shardings of the result of `redraw`."""
         with meshes.use(self.mesh):
             shapes = jax.eval_shape(self.redraw(), *self._of_redraw())
-        lie = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.trials(self.mesh))
-        return jax.tree.map(lambda x: lie(x.shape, x.dtype), shapes)
+        abstract = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.trials(self.mesh))
+        return jax.tree.map(lambda x: abstract(x.shape, x.dtype), shapes)
 
     def _of_redraw(self) -> tuple:
-        state, own, _, frozen, _ = self.arguments(self.shapes())
-        return state, own, frozen
+        state, per_trial, _, frozen, _ = self.arguments(self.shapes())
+        return state, per_trial, frozen
 
     def _compiled(self, name: str, make: Callable[[], Any], arguments: Callable[[], tuple]) -> Any:
         key = (name, len(self.keys))
@@ -260,32 +294,42 @@ class Ensemble:
         return self.programs[key]
 
     def shapes(self) -> Tree:
-        """The state that `init` gives, as shapes and where they lie."""
+        """Return shapes and shardings of the state from `init`."""
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         return self.layout.padded_shapes(self.like[0] | {"epoch": scalar}, len(self.keys))
 
     def _whole(self, state: Tree) -> Tree:
-        """One trial's state, or a part of it, as it is in programs."""
+        """Unpad one trial's state, or a part of it, for programs."""
         parts = {name: self.like[0][name] for name in state if name != "epoch"}
         return state | self.layout.unpad({name: state[name] for name in parts}, parts)
 
     def _frozen(self, frozen: Tree, variant: jax.Array) -> Tree:
-        """What is frozen for one trial, as it is in programs."""
+        """Return the frozen arrays of one trial, unpadded for programs."""
         return self.layout.unpad(trial_axis.choose(frozen, self.varied, variant), self.like[1])
 
     def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
-        """Of `epoch`; all T trials are active unless said otherwise."""
-        own = (self.keys, self.hypers, self.variant)
-        return state, own, self.flags(active), self.frozen, self.data
+        """Return the arguments of `epoch`; by default all trials are active.
+
+        The second argument, `own`, has the keys, the hyper-parameters and the variants of the
+        trials.
+        """
+        per_trial = (self.keys, self.hypers, self.variant)
+        return state, per_trial, self.flags(active), self.frozen, self.data
 
     def flags(self, active: Sequence[bool] | None = None) -> jax.Array:
-        """Which trials are active, [T], on the devices; all if not said otherwise."""
+        """Put the flags of the active trials [T] on the devices.
+
+        All trials are active by default.
+        """
         active = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
         return meshes.put(active, meshes.trials(self.mesh))
 
     def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> Callable[..., dict]:
-        """A jitted `(state, variant, active, frozen, chunks) -> ranking.rank's results`, each with
-        a trial axis. Of several trials, one that is not active has zeros, and costs a CPU nothing.
+        """Return the jitted ranking program of the trials.
+
+        It is `(state, variant, active, frozen, chunks) -> results`, where the results are those of
+        `ranking.rank`, each with a trial axis. Of several trials, one that is not active has zeros,
+        and costs a CPU no time.
         """
 
         def one(state: Tree, variant: jax.Array, active: jax.Array, frozen: Tree, chunks: Any):
@@ -302,13 +346,16 @@ class Ensemble:
 
             if len(self.keys) == 1:
                 return rank()
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rank))
-            return trial_axis.run_if(active, rank, nothing)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rank))
+            return trial_axis.run_if(active, rank, zeros)
 
-        lifted = trial_axis.over_trials(one, 3, self.mesh)
-        return jax.jit(lifted, out_shardings=meshes.replicated(self.mesh))
+        mapped = trial_axis.over_trials(one, 3, self.mesh)
+        return jax.jit(mapped, out_shardings=meshes.replicated(self.mesh))
 
 
 def pick(tree: Tree, trial: int) -> Tree:
-    """One trial's part of a tree with a trial axis, on the host."""
+    """Copy one trial's part of a tree to the host.
+
+    The tree has a leading trial axis.
+    """
     return jax.tree.map(lambda x: np.asarray(x[trial]), tree)

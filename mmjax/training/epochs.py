@@ -1,7 +1,8 @@
-"""An epoch of T trials: in one go or, so that a long one can be saved, in parts.
+"""Run an epoch of T trials, at once or in parts.
 
-Between two parts an epoch is its state, what was redrawn for it and the losses so far; a checkpoint
-then holds all of them, and what goes on from it ends bit for bit as it would have.
+Parts allow a long epoch to be saved. Between two parts an epoch is its state, the arrays that were
+redrawn for it and the losses so far. A checkpoint then holds all three, and a resumed epoch ends
+bit for bit as it would have.
 """
 
 import time
@@ -19,14 +20,14 @@ Tree = Any
 
 
 class Middle(NamedTuple):
-    """Where an epoch stands between two of its parts."""
+    """State of an epoch between two of its parts."""
 
     redrawn: Tree  # of the trials that are computed, which may be fewer than T
     losses: np.ndarray  # [T, steps so far]
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """Return the number of steps that are done."""
         return self.losses.shape[1]
 
 
@@ -37,33 +38,36 @@ def run(
     timing: dict[str, Any],
     middle: Middle | None = None,
 ) -> Iterator[tuple[Tree, np.ndarray, Middle | None]]:
-    """Yields the state after each part of an epoch of the active trials, the losses so far [T,
-    steps], zeros of the others, and where the epoch stands: None at its end.
+    """Yield the state after each part of an epoch.
 
-    A state that was given or yielded is donated to the next part.
+    A state that was passed in or yielded is donated to the next part.
+
+    Yields:
+      The state; the losses [T, steps], zeros for inactive trials and for steps to come; and the
+      `Middle` of the epoch, None at its end.
     """
-    few, places = _few(trials, active)
-    own = state if few is trials else trial_axis.take(state, places)
+    running, indices = _few(trials, active)
+    part_state = state if running is trials else trial_axis.take(state, indices)
     done = middle.step if middle else 0
     losses = np.zeros((len(active), trials.steps), np.float32)
     losses[:, :done] = middle.losses if middle else 0
-    compile_programs(few, timing, done)
+    compile_programs(running, timing, done)
     redrawn, spent = middle.redrawn if middle else None, 0.0
-    whole = middle is None and len(trials.parts()) == 1
+    one_part = middle is None and len(trials.parts()) == 1
     for part in trials.parts(done):
         begin = time.perf_counter()
         with jax.transfer_guard("disallow"):
-            arguments = few.arguments(own, active[places])
-            if whole:
-                own, found = few.program(*arguments)
+            arguments = running.arguments(part_state, active[indices])
+            if one_part:
+                part_state, part_losses = running.program(*arguments)
             else:
                 if redrawn is None:
-                    redrawn = few.redraw_program(*arguments[:2], arguments[3])
-                own, found = few.part_program(len(part))(
-                    *arguments[:3], redrawn, few.place(part.start), *arguments[3:]
+                    redrawn = running.redraw_program(*arguments[:2], arguments[3])
+                part_state, part_losses = running.part_program(len(part))(
+                    *arguments[:3], redrawn, running.place(part.start), *arguments[3:]
                 )
-        state = own if few is trials else trial_axis.put(state, places, own)
-        losses[places, part.start : part.stop] = jax.device_get(found)
+        state = part_state if running is trials else trial_axis.put(state, indices, part_state)
+        losses[indices, part.start : part.stop] = jax.device_get(part_losses)
         spent += time.perf_counter() - begin
         if part.stop < trials.steps:
             yield state, losses, Middle(redrawn, losses[:, : part.stop])
@@ -72,8 +76,10 @@ def run(
 
 
 def compile_programs(trials: ensemble.Ensemble, timing: dict[str, Any], done: int = 0) -> None:
-    """Makes the programs of an epoch, of which so many steps are done, if they are not there yet,
-    and notes the time it takes."""
+    """Compile the programs of an epoch that are missing.
+
+    `done` steps of the epoch are done. The time goes to `timing`.
+    """
     begin = time.perf_counter()
     if done == 0 and len(trials.parts()) == 1:
         _ = trials.program
@@ -85,7 +91,7 @@ def compile_programs(trials: ensemble.Ensemble, timing: dict[str, Any], done: in
 
 
 def kept(trials: ensemble.Ensemble, state: Tree, best: Tree, middle: Middle | None) -> Tree:
-    """What a checkpoint holds."""
+    """Return the tree that a checkpoint holds."""
     tree = {"state": state, "best": best}
     if middle is None:
         return tree
@@ -95,7 +101,7 @@ def kept(trials: ensemble.Ensemble, state: Tree, best: Tree, middle: Middle | No
 
 
 def like(trials: ensemble.Ensemble, progress: early_stopping.Progress, active: np.ndarray) -> Tree:
-    """The shapes of what a checkpoint with this progress holds, and where they lie."""
+    """Return shapes and shardings of a checkpoint with this progress."""
     state = trials.shapes()
     tree = {"state": state, "best": early_stopping.weights(state)}
     if not progress.get("step"):
@@ -108,7 +114,10 @@ def like(trials: ensemble.Ensemble, progress: early_stopping.Progress, active: n
 
 
 def resumed(trials: ensemble.Ensemble, restored: Tree, active: np.ndarray) -> Middle | None:
-    """Where the epoch of a restored checkpoint stands; None if it is between two epochs."""
+    """Return the `Middle` of a restored checkpoint.
+
+    It is None if the checkpoint is between two epochs.
+    """
     if "losses" not in restored:
         return None
     structure = jax.tree.structure(_few(trials, active)[0].redrawn_shapes())
@@ -117,6 +126,9 @@ def resumed(trials: ensemble.Ensemble, restored: Tree, active: np.ndarray) -> Mi
 
 
 def _few(trials: ensemble.Ensemble, active: np.ndarray) -> tuple[ensemble.Ensemble, np.ndarray]:
-    """The trials that are computed, and their places: see `trial_axis.trials_to_run`."""
-    places = trial_axis.trials_to_run(active, trials.mesh)
-    return (trials if len(places) == len(active) else trials.take(places)), places
+    """Return the trials to compute, and their indices.
+
+    See `trial_axis.trials_to_run`.
+    """
+    indices = trial_axis.trials_to_run(active, trials.mesh)
+    return (trials if len(indices) == len(active) else trials.take(indices)), indices

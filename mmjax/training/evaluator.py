@@ -1,4 +1,4 @@
-"""Ranking of a split while training and after it."""
+"""Rank items for the users of a split, during and after training."""
 
 import math
 import time
@@ -17,8 +17,10 @@ from mmjax.training import early_stopping, ensemble, settings
 
 
 class Evaluator:
-    """Ranks the trials of a state on one split; compiles once for a split and a number of trials,
-    and keeps the times."""
+    """Callable that ranks a split with the trials of a state.
+
+    It compiles one program for each split and number of trials, and stores the times in `timing`.
+    """
 
     def __init__(
         self,
@@ -44,22 +46,29 @@ class Evaluator:
         *,
         lists: bool = True,
     ) -> list[ranking.Ranking | None]:
-        """A ranking of each trial, None of one that is not active (all are if not said otherwise);
-        `lists=False` leaves out the metrics of the lists' make-up."""
+        """Rank a split with each active trial.
+
+        Args:
+          active: which trials to rank, [T]; all by default.
+          lists: False leaves out the metrics of the lists' composition.
+
+        Returns:
+          A ranking for each trial, None for a trial that is not active.
+        """
         trials, state = self._trials, early_stopping.weights(state)
         active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
-        places = trial_axis.trials_to_run(active, trials.mesh)
-        if len(places) < len(active):
-            trials, state = trials.take(places), trial_axis.take(state, places)
+        indices = trial_axis.trials_to_run(active, trials.mesh)
+        if len(indices) < len(active):
+            trials, state = trials.take(indices), trial_axis.take(state, indices)
         program, chunks = self._compile(trials, state, split)
         begin = time.perf_counter()
-        arguments = (state, trials.variant, trials.flags(active[places]), trials.frozen, chunks)
+        arguments = (state, trials.variant, trials.flags(active[indices]), trials.frozen, chunks)
         result = jax.device_get(program(*arguments))
         rankings: list[ranking.Ranking | None] = [None] * len(active)
-        for place, trial in enumerate(places):
+        for position, trial in enumerate(indices):
             if active[trial]:
                 rankings[trial] = ranking.summarise(
-                    ensemble.pick(result, place),
+                    ensemble.pick(result, position),
                     self._tasks[split],
                     popularity=self._popularity,
                     n_users=self._n_users,
@@ -69,11 +78,14 @@ class Evaluator:
         return rankings
 
     def compile(self, split: str) -> None:
-        """Makes the program of a split; nothing is ranked."""
+        """Compile the program of a split, without ranking."""
         self._compile(self._trials, early_stopping.weights(self._trials.shapes()), split)
 
     def select(self, found: ranking.Ranking | None) -> float:
-        """The value that chooses the epoch, rounded where the protocol rounds it."""
+        """Return the metric value that selects the best epoch.
+
+        It is rounded where the protocol rounds it, and -inf where there is no ranking.
+        """
         if found is None:
             return -math.inf
         value, digits = found.overall[self._config["metric"]], self._protocol.round_selection
@@ -82,7 +94,10 @@ class Evaluator:
     def _compile(
         self, trials: ensemble.Ensemble, state: ensemble.Tree, split: str
     ) -> tuple[Any, ranking.Chunks]:
-        """The program of so many trials and the users of a split, made when first asked for."""
+        """Return the program and the user chunks of a split.
+
+        The program is compiled on first use, once for each split and number of trials.
+        """
         grid, spread = trials.mesh, trials.mesh.shape["data"]
         if split not in self._chunks:
             scores = (

@@ -1,4 +1,4 @@
-"""The run of a config: its catalogue, features, trials and tasks."""
+"""Build the catalogue, features, trials and tasks of a config."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,9 +27,15 @@ def trials(
     variant: Sequence[int] | None = None,
     put: meshes.Put = meshes.put,
 ) -> ensemble.Ensemble:
-    """The ensemble that a config describes: a trial for each point, which is what differs in it of
-    `lr`, `seed` and the options of the recommender's `loss`; and where there are several sets of
-    stores, `variant` says which is whose. `put` may be `meshes.plan`: see `assembly.build`."""
+    """Build the ensemble of trials that a config describes.
+
+    Args:
+      stores: the feature stores by name, or several sets of them.
+      points: one for each trial: its values of `lr`, `seed` and the options of the recommender's
+        `loss`, where they differ from the config.
+      variant: the index of each trial's set of stores, where there are several sets.
+      put: or `meshes.plan`: see `assembly.build`.
+    """
     grid = meshes.make(config["mesh"])
     recommender = registry.find(config["recommender"])
     options, _ = registry.split_options(recommender, config["model"])
@@ -37,11 +43,11 @@ def trials(
         **{name: config[name] for name in ("batch_size", "sampler", "optimizer", "part_steps")},
         lr_decay=tuple(config["lr_decay"]),
     )
-    every = [stores] if isinstance(stores, Mapping) else stores
-    shared = len(every) == 1 and table_sharding.shard_count(grid) > 1
+    store_sets = [stores] if isinstance(stores, Mapping) else stores
+    shared = len(store_sets) == 1 and table_sharding.shard_count(grid) > 1
     return assembly.build(
         recommender,
-        [catalog(config, data, each, grid, shared) for each in every],
+        [catalog(config, data, store_set, grid, shared) for store_set in store_sets],
         options,
         **seeds_and_hypers(config, points),
         settings=settings,
@@ -54,7 +60,7 @@ def trials(
 def seeds_and_hypers(
     config: settings.Config, points: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Seeds and hyper-parameters of points, as an ensemble is given them."""
+    """Return the seeds and hyper-parameters of points for `assembly.build`."""
     _, traced = registry.split_options(registry.find(config["recommender"]), config["model"])
     values = {"lr": config["lr"], **traced}
     return {
@@ -70,29 +76,35 @@ def catalog(
     grid: Mesh,
     shared: bool,
 ) -> base.Catalog:
-    """What a recommender may know of a dataset; features go from disk straight to the devices, to
-    one at once, to several that share their rows when they are asked for.
+    """Build the catalogue that a recommender sees of a dataset.
+
+    With a single device, features go from disk straight to it, at once. If several devices share
+    the rows (`shared`), they go straight to the devices when they are asked for. Otherwise they are
+    NumPy arrays on the host.
 
     Graphs of the features are kept in the dataset's folder, under derived/.
     """
     dtype = jnp.dtype(choice("features_dtype", config["features_dtype"], ("float32", "bfloat16")))
-    where = meshes.replicated(grid) if grid.size == 1 else None
+    sharding = meshes.replicated(grid) if grid.size == 1 else None
     rows, present = {}, {}
     for name, opened in stores.items():
         if shared:
             rows[name], present[name] = opened.unread(dtype), opened.mask()
         else:
-            rows[name], present[name] = opened.read(where, dtype)
+            rows[name], present[name] = opened.read(sharding, dtype)
     return base.Catalog.of(
         data, rows, present, str(storage.path(config["dataset"]) / "derived"), grid
     )
 
 
 def features(config: settings.Config, data: datasets.Dataset) -> dict[str, store.Store]:
-    """Open the stores of `config.features`, every one of them in item order.
+    """Open the feature stores of `config.features`, in item order.
 
-    "visual=STORE,textual=STORE", or "auto" for all under the dataset's own features/, images
-    before texts, see `modality.ordered`.
+    The text is "visual=STORE,textual=STORE", or "auto" for all stores under the dataset's own
+    features/, images before texts (see `modality.ordered`).
+
+    Raises:
+      InputError: with "auto", the folder holds no features.
     """
     text = config["features"]
     if text == "auto":
@@ -105,14 +117,14 @@ def features(config: settings.Config, data: datasets.Dataset) -> dict[str, store
             )
     else:
         pairs = expressions.pairs(text)
-    mine = {"item_hash": data.item_hash(), "n_items": data.n_items}
-    return {name: store.open_store(url, **mine) for name, url in pairs.items()}
+    expected = {"item_hash": data.item_hash(), "n_items": data.n_items}
+    return {name: store.open_store(url, **expected) for name, url in pairs.items()}
 
 
 def tasks(
     config: settings.Config, data: datasets.Dataset, splits: Sequence[str] = ("valid", "test")
 ) -> protocols.Tasks:
-    """The ranking tasks of the splits under the config's protocol."""
+    """Return the ranking tasks of the splits under the config's protocol."""
     protocol = protocols.find(config["protocol"], config["threshold"])
     out = {}
     for split in splits:

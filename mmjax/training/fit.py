@@ -1,4 +1,7 @@
-"""The loop: epochs of T trials together, their ranking on valid, what is kept of each."""
+"""Train T trials with evaluation, early stopping and checkpoints.
+
+The loop trains epochs of all trials, ranks them on valid, and keeps the best weights of each.
+"""
 
 import math
 import statistics
@@ -35,15 +38,22 @@ def fit(
     workdir: Path,
     timing: dict[str, Any],
 ) -> tuple[Tree, dict[str, Any]]:
-    """Trains T trials together, each until it is finished; returns the best states.
+    """Train T trials, each until it is finished.
 
-    Of several trials, one that diverges ends there with the best state it had; when none is left,
-    InputError. Asked to end (`distributed.Notice`) it saves after the epoch in flight, or the part of
-    one (`part_steps`): Preempted.
+    Of several trials, one that diverges ends with the best state it had. When asked to end
+    (`distributed.Notice`), the loop saves after the epoch in progress, or after the part of it in
+    progress (`part_steps`).
 
-    The loop's whole memory is `progress` and the two states, which is what a checkpoint holds, and
-    every random draw is a function of seed, epoch and step: a resumed run repeats the lost epochs
-    bit for bit.
+    The loop's whole memory is `progress` and the two states, and between two parts of an epoch also
+    its `epochs.Middle`. A checkpoint holds all of it, and every random draw is a function of seed,
+    epoch and step. So a resumed run repeats the lost epochs bit for bit.
+
+    Returns:
+      The best weights of each trial (`early_stopping.weights`), and the progress.
+
+    Raises:
+      InputError: no trial is left.
+      Preempted: the loop was asked to end, and has saved.
     """
     total = config["epochs"] if trials.trainable else 0
     best = jax.tree.map(jnp.copy, early_stopping.weights(state))
@@ -93,19 +103,19 @@ def fit(
             epoch = progress["epoch"] = progress["epoch"] + 1
             state = early_stopping.drop_diverged(state, best, losses, progress)
             active &= np.equal(progress["diverged"], 0)
-            first = int(np.argmax(active))  # the one that is spoken of
+            first = int(np.argmax(active))  # the trial that is logged
             record = {"loss": float(losses[first].mean()), "epoch_s": timing["epoch_s"][-1]}
-            say = f"loss {record['loss']:.4f}"
+            text = f"loss {record['loss']:.4f}"
             if active.any() and (epoch % config["eval_every"] == 0 or epoch == total):
-                found = evaluate(state, "valid", active, lists=False)
-                values = [evaluate.select(one) for one in found]
+                rankings = evaluate(state, "valid", active, lists=False)
+                values = [evaluate.select(ranking) for ranking in rankings]
                 best = early_stopping.improve(best, state, values, progress)
-                record |= {f"valid/{k}": v for k, v in found[first].overall.items()}
+                record |= {f"valid/{k}": v for k, v in rankings[first].overall.items()}
                 if len(values) > 1:
                     record["values"] = [v if math.isfinite(v) else None for v in values]
-                say += f" valid {config['metric']} {found[first].overall[config['metric']]:.4f}"
-                say += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
-            log.epoch(epoch, record, say)
+                text += f" valid {config['metric']} {rankings[first].overall[config['metric']]:.4f}"
+                text += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
+            log.epoch(epoch, record, text)
             last = epoch == total or all(early_stopping.finished(progress, config))
             ends = notice.given() and not last
             wanted = due()
@@ -127,27 +137,34 @@ def load(
     progress: early_stopping.Progress,
     config: Config,
 ) -> Tree:
-    """A checkpoint of `fit`, which has this progress: "state", "best" and, from the middle of an
-    epoch, what `epochs.resumed` wants."""
+    """Load a checkpoint of `fit` that has this progress.
+
+    Returns:
+      "state", "best" and, in the middle of an epoch, what `epochs.resumed` needs.
+    """
     like = epochs.like(trials, progress, active_of(progress, config))
     return checkpoints.load(number, like, trials.layout.fits)
 
 
 def active_of(progress: early_stopping.Progress, config: Config) -> np.ndarray:
-    """Which trials go on, bool [T]."""
+    """Return which trials are not finished, bool [T]."""
     return np.logical_not(early_stopping.finished(progress, config))
 
 
 def summary(timing: dict[str, Any], begin: float) -> dict[str, float | None]:
-    """Medians of what `fit` and an Evaluator timed, without their first; `begin` of the whole."""
+    """Summarise the times of `fit` and an Evaluator, in seconds.
+
+    Epoch and evaluation times are medians without the first value, if there are others. Compilation
+    is a sum; the total counts from `begin`.
+    """
 
     def median(values: list[float]) -> float | None:
         return round(statistics.median(values), 4) if values else None
 
-    epochs = timing["epoch_s"]
+    epoch_times = timing["epoch_s"]
     return {
         "compile_s": round(timing["compile_s"], 3),
-        "epoch_s": median(epochs[1:] or epochs),
+        "epoch_s": median(epoch_times[1:] or epoch_times),
         "eval_s": median(timing["eval_s"][1:] or timing["eval_s"]),
         "total_s": round(time.perf_counter() - begin, 3),
     }

@@ -1,4 +1,7 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, a bar on a terminal or plain lines."""
+"""Log a run to metrics.jsonl, TensorBoard and the terminal.
+
+Progress is a bar on a terminal, and plain lines elsewhere.
+"""
 
 import json
 import sys
@@ -13,15 +16,20 @@ from mmjax.parallel import distributed
 
 
 class MetricLogger:
-    """Writes one JSON line an epoch, the same numbers to TensorBoard, and progress for people; of
-    several processes only the first does.
+    """Logger of the metrics of each epoch.
 
-    Of a workdir in a bucket, whose objects do not grow, they are kept aside and copied whole by
-    `keep`.
+    It writes one JSON line per epoch, the same numbers to TensorBoard, and progress for people. Of
+    several processes only the first one logs.
+
+    Objects in a bucket do not grow. So for a workdir in a bucket the files are in a temporary
+    folder, and `keep` copies them as a whole.
     """
 
     def __init__(self, workdir: Path, total: int, done: int = 0):
-        """Goes on after `done` epochs; lines of later epochs, from before a kill, are dropped."""
+        """Continue the log after `done` epochs.
+
+        Lines of later epochs, from before a kill, are dropped.
+        """
         self._writes = distributed.is_primary()
         self._progress = Progress("epoch", total, unit="epoch", done=done, silent=not self._writes)
         if not self._writes:
@@ -41,7 +49,13 @@ class MetricLogger:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def epoch(self, epoch: int, record: dict[str, Any], say: str) -> None:
-        """Records one epoch, lists (a value a trial) as lines only; `say` is short, for people."""
+        """Record one epoch.
+
+        Args:
+          record: values by name. A list has one value per trial and is written to metrics.jsonl
+            only.
+          say: a short text for people.
+        """
         if not self._writes:
             return
         self._lines.write(json.dumps({"epoch": epoch, **record}) + "\n")
@@ -53,7 +67,10 @@ class MetricLogger:
         self._progress.add(epoch - self._progress.done, say)
 
     def keep(self) -> None:
-        """Returns when all that was said is where a run that goes on will look for it."""
+        """Copy the log to its workdir, if that is in a bucket.
+
+        On return, all that was logged is where a resumed run will read it.
+        """
         if self._writes and self._aside is not None:
             self._board.flush()
             files.copy(Path(self._aside.name), self._workdir, last="metrics.jsonl")
@@ -72,7 +89,10 @@ class MetricLogger:
 
 
 def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; a last line cut off by a kill is left out."""
+    """Return the complete lines of a file.
+
+    A last line that a kill cut off is left out.
+    """
     if not files.exists(path):
         return []
     return [
@@ -83,6 +103,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def versions(*names: str) -> dict[str, Any]:
-    """Versions of the packages that numbers depend on."""
-    found = {name: metadata.version(name) for name in names}
-    return {"python": sys.version.split()[0], **found}
+    """Return the versions of Python and of the named packages.
+
+    Numbers depend on these packages.
+    """
+    packages = {name: metadata.version(name) for name in names}
+    return {"python": sys.version.split()[0], **packages}

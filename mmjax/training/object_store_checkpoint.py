@@ -1,9 +1,10 @@
-"""Checkpoints of a run in a bucket, where Orbax cannot write (it knows files and Google's alone).
+"""Save and restore a run's checkpoints in a bucket.
 
-Every process writes the shards that it holds, by TensorStore, while training goes on:
+Orbax cannot write there (it supports only files and Google's buckets). Every process writes the
+shards that it holds, by TensorStore, while training goes on:
 
   <step>/<array>/         zarr3, its chunks no larger than a shard, with checksums
-  <step>/checkpoint.json  last, once all processes have written: shapes, and what the loop knows
+  <step>/checkpoint.json  shapes and progress, written last, once all processes have written
 """
 
 import json
@@ -26,7 +27,7 @@ KEPT = 2
 
 
 class Bucket:
-    """Keeps the checkpoints of `checkpoint.Checkpoints` at a URL."""
+    """Checkpoint folder at a bucket URL, used by `checkpoint.Checkpoints`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -34,20 +35,23 @@ class Bucket:
         self._manager: GlobalAsyncCheckpointManager | None = None
 
     def save(self, step: int, tree: Tree, progress: dict[str, Any]) -> None:
-        """Starts to save; the arrays are copied before this returns, the objects follow."""
+        """Start to save a checkpoint.
+
+        The arrays are copied before this returns; the objects are written later.
+        """
         self.wait()
         if self._manager is None:
-            # What a killed save left may have other chunks; nobody writes before it is gone.
+            # A killed save may have left other chunks; delete them before any process writes.
             distributed.run_on_primary(self._delete_remains)
             self._manager = GlobalAsyncCheckpointManager(LONGEST)
         named = by_place(tree)
-        # As of now: it is written later, and the loop goes on meanwhile.
+        # A snapshot of `progress`: it is written later, while the loop goes on.
         shapes = {name: list(array.shape) for name, array in named.items()}
-        about = json.dumps({"progress": progress, "shapes": shapes}).encode()
+        record = json.dumps({"progress": progress, "shapes": shapes}).encode()
         specs = [self._spec(step, name) | _layout(array) for name, array in named.items()]
 
         def commit() -> None:
-            self._kv().write(f"{step}/{MARK}", about).result()
+            self._kv().write(f"{step}/{MARK}", record).result()
             for old in self._steps()[:-KEPT]:
                 self._delete(old)
 
@@ -57,7 +61,7 @@ class Bucket:
             raise self._unwritable(error) from None
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is in the bucket, whole."""
+        """Wait until the current save, if any, is complete."""
         if self._manager is not None:
             try:
                 self._manager.wait_until_finished()
@@ -65,16 +69,18 @@ class Bucket:
                 raise self._unwritable(error) from None
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and progress of the last whole checkpoint, or None."""
+        """Return step and progress of the last complete checkpoint, or None."""
         steps = self._steps()
         return (steps[-1], self._about(steps[-1])["progress"]) if steps else None
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each array of a checkpoint by its place."""
+        """Return the shape of each array of a checkpoint by path."""
         return {name: tuple(shape) for name, shape in self._about(step)["shapes"].items()}
 
     def restore(self, step: int, like: Tree) -> Tree:
-        """The arrays in the shapes, types and shardings of `like`: cut, or filled up with zeros.
+        """Read arrays into the shapes, types and shardings of `like`.
+
+        They are cut, or filled up with zeros.
 
         Raises:
           ValueError: an object is missing or damaged.
@@ -105,32 +111,35 @@ class Bucket:
             raise InputError(f"{self._folder} cannot be read: {text}") from None
 
     def _steps(self) -> list[int]:
-        """The whole checkpoints' steps, ascending."""
+        """Return the steps of the complete checkpoints, ascending."""
         return sorted(int(key[0]) for key in self._keys() if key[1:] == [MARK])
 
     def _about(self, step: int) -> dict[str, Any]:
         return json.loads(self._kv().read(f"{step}/{MARK}").result().value)
 
     def _delete(self, step: int) -> None:
-        """Its mark first, so that no reader takes it for whole."""
+        """Delete a checkpoint, its mark first.
+
+        Then no reader takes it for a complete one.
+        """
         self._kv().write(f"{step}/{MARK}", None).result()
         self._kv().delete_range(ts.KvStore.KeyRange(f"{step}/", f"{step}0")).result()
 
     def _delete_remains(self) -> None:
-        whole = {str(step) for step in self._steps()}
-        for step in {key[0] for key in self._keys()} - whole:
+        complete = {str(step) for step in self._steps()}
+        for step in {key[0] for key in self._keys()} - complete:
             self._delete(int(step))
 
     def _spec(self, step: int, name: str) -> dict[str, Any]:
-        place = storage.key_values(self._folder)
-        return storage.zarr(place | {"path": f"{place['path']}{step}/{name}/"})
+        location = storage.key_values(self._folder)
+        return storage.zarr(location | {"path": f"{location['path']}{step}/{name}/"})
 
     def _unwritable(self, error: Exception) -> InputError:
         return InputError(f"{self._folder} cannot be written: {storage.first_line(error)}")
 
 
 def by_place(tree: Tree) -> dict[str, Any]:
-    """The arrays by their places, e.g. `opt.0.mu.user`."""
+    """Return the arrays of a tree by path, e.g. `opt.0.mu.user`."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -138,11 +147,14 @@ def by_place(tree: Tree) -> dict[str, Any]:
 
 
 def _layout(array: jax.Array) -> dict[str, Any]:
-    """zarr3's metadata: chunks are shards, or equal parts of one, so no two processes share one."""
+    """Return the zarr3 metadata of an array, with its chunks.
+
+    Chunks are shards, or equal parts of one, so no two processes share a chunk.
+    """
     chunk = [max(1, size) for size in array.sharding.shard_shape(array.shape)]
-    row = array.dtype.itemsize
+    row_bytes = array.dtype.itemsize
     for size in chunk[1:]:
-        row *= size
-    while chunk and chunk[0] * row > CHUNK_BYTES and chunk[0] % 2 == 0:
+        row_bytes *= size
+    while chunk and chunk[0] * row_bytes > CHUNK_BYTES and chunk[0] % 2 == 0:
         chunk[0] //= 2
     return {"metadata": storage.zarr_metadata(array.shape, array.dtype.name, chunk)}

@@ -1,4 +1,4 @@
-"""The optimiser from a config's text."""
+"""Build the optimiser from a config's text."""
 
 import ast
 
@@ -8,10 +8,11 @@ from mmjax.core.errors import InputError
 
 
 def parse(text: str) -> optax.GradientTransformation:
-    """An optax chain from e.g. `"clip_by_global_norm(1.0), scale_by_adam(b1=0.9)"`.
+    """Build an optax chain from a text.
 
-    The loop multiplies the chain's result by minus the learning rate, so the parts are optax's
-    transformations (`scale_by_...`, `clip_by_...`, `add_decayed_weights`), not whole optimisers.
+    An example is `"clip_by_global_norm(1.0), scale_by_adam(b1=0.9)"`. The loop multiplies the
+    chain's result by minus the learning rate, so the parts are optax's transformations
+    (`scale_by_...`, `clip_by_...`, `add_decayed_weights`), not whole optimisers.
 
     Raises:
       InputError: the text is no list of calls with literal arguments, or optax lacks a name.
@@ -20,8 +21,8 @@ def parse(text: str) -> optax.GradientTransformation:
         tree = ast.parse(f"({text},)", mode="eval").body
         parts = []
         for call in tree.elts:
-            positional = [ast.literal_eval(a) for a in call.args]
-            named = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+            positional = [ast.literal_eval(argument) for argument in call.args]
+            named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
             parts.append(getattr(optax, call.func.id)(*positional, **named))
         if not all(isinstance(part, optax.GradientTransformation) for part in parts):
             raise TypeError("not a gradient transformation")

@@ -1,4 +1,4 @@
-"""What a run leaves: results.json, and the metrics of every user."""
+"""Build results.json and save the metrics of every user."""
 
 import io
 import resource
@@ -27,7 +27,7 @@ def record(
     valid: ranking.Ranking,
     test: ranking.Ranking,
 ) -> dict[str, Any]:
-    """What results.json says of a run, but for its epochs and times."""
+    """Return the contents of results.json, without epochs and times."""
     return {
         "dataset": data.name,
         "recommender": config["recommender"],
@@ -48,17 +48,23 @@ def record(
 
 
 def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:
-    """Per-user values for significance tests: {split}/users, {split}/ranked, {split}/metric@k."""
+    """Save the metrics of each user for significance tests.
+
+    The keys are {split}/users, {split}/ranked and {split}/metric@k.
+    """
     arrays = {}
-    for split, one in found.items():
-        arrays |= {f"{split}/users": one.users, f"{split}/ranked": one.ranked}
-        arrays |= {f"{split}/{k}": v.astype(np.float32) for k, v in one.per_user.items()}
-    made = io.BytesIO()
-    np.savez_compressed(made, **arrays)
-    files.write_bytes(path, made.getvalue())
+    for split, split_ranking in found.items():
+        arrays |= {f"{split}/users": split_ranking.users, f"{split}/ranked": split_ranking.ranked}
+        arrays |= {
+            f"{split}/{name}": values.astype(np.float32)
+            for name, values in split_ranking.per_user.items()
+        }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    files.write_bytes(path, buffer.getvalue())
 
 
 def peak_rss_mb() -> float:
-    """The most memory this process has held, in MB (1e6 bytes)."""
+    """Return the peak memory of this process, in MB (1e6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

@@ -1,9 +1,9 @@
-"""Training batches drawn on device: shuffling and negatives as functions of seed, epoch and step.
+"""Draw training batches on device from seed, epoch and step.
 
-Nothing here keeps state and nothing is as long as the data but the interactions themselves: the
-order of an epoch is a keyed permutation that is evaluated at the positions a step asks for, and a
-negative is the r-th item that the user does not have, found by bisection. So a step's batch does
-not depend on what ran before it, on the number of devices, or on a kill in between.
+The sampler keeps no state, and nothing is as long as the data but the interactions. The order of an
+epoch is a keyed permutation, evaluated at the positions that a step asks for. A negative is the
+r-th item that the user does not have, found by bisection. So the batch of a step does not depend on
+earlier steps, on the number of devices, or on a kill in between.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,10 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Positives:
-    """Train interactions, to be put on device: E distinct (user, item) pairs over P items."""
+    """Distinct train interactions, to be put on device.
+
+    There are E distinct (user, item) pairs over P items.
+    """
 
     user: jax.Array  # [E] int32, ascending
     item: jax.Array  # [E] int32
@@ -41,17 +44,17 @@ jax.tree_util.register_dataclass(
 
 
 def positives(user: np.ndarray, item: np.ndarray, n_users: int) -> Positives:
-    """Prepares train interactions; repeated pairs count once.
+    """Build `Positives` from train interactions; repeated pairs count once.
 
     Raises:
-      InputError: there are none, or a user has every item, so that no negative exists.
+      InputError: there are no interactions, or a user has every item, so that no negative exists.
     """
     if len(user) == 0:
         raise InputError("the train split is empty")
     seen = np.bincount(item) > 0
-    pool, place = np.flatnonzero(seen), np.cumsum(seen) - 1
-    pairs = distinct(user.astype(np.int64) * len(pool) + place[item])
-    user, place = (x.astype(np.int32) for x in np.divmod(pairs, len(pool)))
+    pool, position = np.flatnonzero(seen), np.cumsum(seen) - 1
+    pairs = distinct(user.astype(np.int64) * len(pool) + position[item])
+    user, position = (x.astype(np.int32) for x in np.divmod(pairs, len(pool)))
     counts = np.bincount(user, minlength=n_users)
     if counts.max() == len(pool):
         raise InputError(
@@ -60,8 +63,8 @@ def positives(user: np.ndarray, item: np.ndarray, n_users: int) -> Positives:
         )
     return Positives(
         user=user,
-        item=pool[place].astype(np.int32),
-        place=place,
+        item=pool[position].astype(np.int32),
+        place=position,
         start=np.append(0, np.cumsum(counts)).astype(np.int32),
         pool=pool.astype(np.int32),
         active=np.flatnonzero(counts).astype(np.int32),
@@ -70,41 +73,54 @@ def positives(user: np.ndarray, item: np.ndarray, n_users: int) -> Positives:
 
 
 def steps(data: Positives, batch_size: int) -> int:
-    """Steps of an epoch: every interaction once, the last batch filled up from the first."""
+    """Return the number of steps in an epoch.
+
+    An epoch takes every interaction once; the last batch is filled up from the first.
+    """
     return -(-data.user.shape[0] // batch_size)
 
 
 def batch(
     key: jax.Array, step: jax.Array, data: Positives, batch_size: int, sampler: str
 ) -> dict[str, jax.Array]:
-    """The batch of one step of the epoch that `key` belongs to: user, pos, neg, each [B].
+    """Draw the users, positives and negatives of one step.
 
     `interactions` takes each train interaction once an epoch, in shuffled order (MMRec, and the
     multimodal models of Elliot's forks). `users` draws a user uniformly with replacement, then one
     of their items (Elliot's own models). Negatives are uniform over the items seen in train that
     the user does not have.
+
+    Args:
+      key: the key of the epoch.
+      sampler: one of `SAMPLERS`.
+
+    Returns:
+      "user", "pos" and "neg", each [B].
     """
-    order, drawn = jax.random.split(key)
-    drawn = jax.random.fold_in(drawn, step)
+    order_key, draw_key = jax.random.split(key)
+    draw_key = jax.random.fold_in(draw_key, step)
     if sampler == "interactions":
         total = data.user.shape[0]
         position = (step * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)) % total
-        row = shuffle(order, position, total)
+        row = shuffle(order_key, position, total)
         user, pos = data.user[row], data.item[row]
     else:
-        of_user, of_item, drawn = jax.random.split(drawn, 3)
-        who = jax.random.randint(of_user, (batch_size,), 0, data.active.shape[0])
-        user = data.active[who]
-        row = jax.random.randint(of_item, who.shape, data.start[user], data.start[user + 1])
+        user_key, item_key, draw_key = jax.random.split(draw_key, 3)
+        active_index = jax.random.randint(user_key, (batch_size,), 0, data.active.shape[0])
+        user = data.active[active_index]
+        row = jax.random.randint(
+            item_key, active_index.shape, data.start[user], data.start[user + 1]
+        )
         pos = data.item[row]
-    return {"user": user, "pos": pos, "neg": negatives(drawn, data, user)}
+    return {"user": user, "pos": pos, "neg": negatives(draw_key, data, user)}
 
 
 def negatives(key: jax.Array, data: Positives, user: jax.Array) -> jax.Array:
-    """One item for each user [B], uniform over the pool without the user's own items.
+    """Draw one negative item for each user [B].
 
-    Same distribution as drawing until an item is not the user's, in one draw: of the P - n_u items
-    left, the r-th stands r + j places into the pool, j being how many of the user's own come first.
+    It is uniform over the pool without the user's own items. The distribution is that of drawing
+    until an item is not the user's, but with one draw: of the P - n_u items left, the r-th is at
+    position r + j of the pool, where j is the number of the user's own items that come first.
     """
     start, end = data.start[user], data.start[user + 1]
     r = jax.random.randint(key, user.shape, 0, data.pool.shape[0] - (end - start))
@@ -117,10 +133,10 @@ def negatives(key: jax.Array, data: Positives, user: jax.Array) -> jax.Array:
 
 
 def shuffle(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
-    """A keyed permutation of range(n), evaluated at `index` alone.
+    """Evaluate a keyed permutation of range(n) at `index`.
 
-    A Feistel network on an a x b grid just large enough for n; the few values that fall outside
-    are sent through again until they are inside, which keeps it a bijection.
+    It is a Feistel network on a * b values, just enough for n. The few values that fall outside
+    range(n) go through the network again until they are inside, which keeps it a bijection.
     """
     a = int(np.ceil(np.sqrt(n)))
     b = -(-n // a)
@@ -141,7 +157,10 @@ def shuffle(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
 
 
 def _mix(x: jax.Array, key: jax.Array) -> jax.Array:
-    """MurmurHash3's finaliser: every input bit reaches every output bit."""
+    """Mix bits so that every input bit reaches every output bit.
+
+    An XOR with the key and a multiplication come first, then MurmurHash3's finaliser.
+    """
     x = (x ^ key) * jnp.uint32(0x9E3779B1)
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -1,4 +1,4 @@
-"""What a config must say, and whether a workdir is its run."""
+"""Check a config and the run that a workdir belongs to."""
 
 import json
 from collections.abc import Mapping
@@ -14,19 +14,30 @@ from mmjax.evaluation import protocol as protocols
 from mmjax.store.read import Store
 
 Config = Mapping[str, Any]
-# Where a run lies and how it is done: no part of what it is, so it may go on with others.
+# Where a run is stored and how it executes. These are no part of its identity, so a run may resume
+# with other values.
 PLACES = ("dataset", "features", "mesh", "checkpoint_seconds", "part_steps")
 
 
 def required(config: Config, key: str) -> Any:
-    """A value that has no default; InputError when it was not given."""
+    """Return a config value that has no default.
+
+    Raises:
+      InputError: the value was not given.
+    """
     if config[key] in (None, ""):
         raise InputError(f"give --config.{key}=...")
     return config[key]
 
 
 def check(config: Config) -> None:
-    """Raises InputError for a value that no run could use, before anything is read or written."""
+    """Check the config for values that no run could use.
+
+    It runs before anything is read or written.
+
+    Raises:
+      InputError: there is such a value.
+    """
     smallest = {"epochs": 0, "patience": 0, "eval_every": 1, "batch_size": 1, "part_steps": 0}
     for key, least in smallest.items():
         if config[key] < least:
@@ -41,16 +52,19 @@ def check(config: Config) -> None:
 
 
 def identity(config: Config, data: datasets.Dataset, stores: Mapping[str, Store]) -> dict[str, Any]:
-    """What a run is: its config, and the content of what the config names."""
+    """Return the config and the hashes of its data and features.
+
+    These identify a run.
+    """
     contents = {name: opened.manifest["content_hash"] for name, opened in stores.items()}
     return plain(config) | {"data_hash": data.interaction_hash(), "features_hash": contents}
 
 
 def verify(workdir: Path, mine: dict[str, Any]) -> None:
-    """Checks that a workdir is new or belongs to the run of this identity.
+    """Check that a workdir is new or has this identity.
 
     Raises:
-      InputError: it belongs to another; the first difference is named.
+      InputError: it belongs to another run; the first difference outside `PLACES` is named.
     """
     path = workdir / "config.json"
     if not files.exists(path):
@@ -65,14 +79,14 @@ def verify(workdir: Path, mine: dict[str, Any]) -> None:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """A config as JSON values."""
+    """Return a config as JSON values."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()
     return json.loads(json.dumps(dict(config)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
+    """Flatten nested mappings to one with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, Mapping)

@@ -1,4 +1,7 @@
-"""One run from a config to results.json: read, build, train, choose on valid, read test once."""
+"""Run one config from its dataset to results.json.
+
+A run reads the data, builds and trains the trial, chooses the epoch on valid, and reads test once.
+"""
 
 import time
 from pathlib import Path
@@ -19,12 +22,12 @@ Config = settings.Config
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any]:
-    """Trains and evaluates one configuration; run again after a kill, it goes on where it was.
+    """Train and evaluate one config, resuming after a kill.
 
-    Writes config.json, metrics.jsonl, tensorboard/, checkpoints/, per_user.npz and results.json.
+    It writes config.json, metrics.jsonl, tensorboard/, checkpoints/, per_user.npz and results.json.
 
     Returns:
-      What results.json holds.
+      The contents of results.json.
 
     Raises:
       InputError: a fault in the config, the dataset or the features; a loss or a score that is not
@@ -56,8 +59,8 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     finally:
         checkpoints.close()
     valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
-    found = results.record(config, data, stores, trials.mesh, valid, test)
-    found |= {
+    record = results.record(config, data, stores, trials.mesh, valid, test)
+    record |= {
         "epochs": progress["epoch"],
         "best_epoch": progress["best_epoch"][0],
         "timing": fit.summary(timing, begin),
@@ -65,13 +68,15 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     }
     if distributed.is_primary():
         results.save_users(workdir / "per_user.npz", {"valid": valid, "test": test})
-        files.write_json(workdir / "results.json", found)
+        files.write_json(workdir / "results.json", record)
     distributed.barrier()
-    return found
+    return record
 
 
 def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking.Ranking:
-    """Ranks the best parameters of a run again, with parts of its config changed.
+    """Rank the best parameters of a run with a changed config.
+
+    `change` replaces parts of the config.
 
     Raises:
       InputError: the workdir holds no run or no checkpoint, or its dataset has changed.
@@ -98,5 +103,5 @@ def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking
 
 
 def _of_run(identity: dict[str, Any]) -> dict[str, Any]:
-    """The config part of a run's identity."""
+    """Return the config part of a run's identity."""
     return {k: v for k, v in identity.items() if k not in ("data_hash", "features_hash")}

@@ -1,1 +1,4 @@
-"""Speed, beside plain PyTorch in the same call; see `__main__`."""
+"""Benchmark of speed beside plain PyTorch, in the same call.
+
+See `__main__`.
+"""

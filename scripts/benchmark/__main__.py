@@ -1,4 +1,4 @@
-"""Measures side by side with plain PyTorch in the same call: training and evaluation, extraction.
+"""Measure mmjax and plain PyTorch side by side in one call.
 
 python scripts/benchmark models --models=bprmf,lightgcn,vbpr --threads=1 --json=FILE
 python scripts/benchmark train … ; python scripts/benchmark evaluate …     # halves of models
@@ -10,11 +10,11 @@ python scripts/benchmark lvlm --shape=100m --threads=2 --json=FILE
 python scripts/benchmark --compare OLD.json NEW.json
 
 Every measurement runs in a process of its own, pinned to the same cores, one after the other:
-compile time apart, a warm-up, then every one of `--repeats`. The data of `models` is a world of the
-shape on which MMRec was timed, with random features of its widths; that of `extract` are real plots
-and posters; `lvlm` reads and answers under a prompt of the papers, with random weights; `sweep`
-starts the scripts themselves, once for ten points and ten times for one; `scaling` compiles for
-virtual devices and runs nothing.
+compile time separately, a warm-up, then each of `--repeats`. The data of `models` is a world of the
+shape on which MMRec was timed, with random features of its widths. `extract` reads real plots and
+posters. `lvlm` reads and answers under a prompt of the papers, with random weights. `sweep` starts
+the scripts themselves, once for ten points and ten times for one. `scaling` compiles for virtual
+devices and runs nothing.
 """
 
 import json
@@ -67,12 +67,12 @@ flags.DEFINE_string("folder", "", "internal: where the encoders' checkpoints and
 
 
 def main() -> None:
-    what = arguments()
+    words = arguments()
     if FLAGS.compare:
-        compare([FLAGS.compare, *what])
-    if len(what) != 1 or what[0] not in KINDS:
+        compare([FLAGS.compare, *words])
+    if len(words) != 1 or words[0] not in KINDS:
         raise InputError(f"say what to measure: benchmark {', '.join(KINDS)}")
-    (name,) = what
+    (name,) = words
     if FLAGS.worker:
         print(json.dumps(work(KINDS[name], *FLAGS.worker.split(":"))))
         return
@@ -83,7 +83,10 @@ def main() -> None:
 
 
 def compare(paths: list[str]) -> None:
-    """Says what changed between two files, and ends: status 1 if anything became slower."""
+    """Print what changed between two files, and exit.
+
+    The exit status is 1 if anything became slower.
+    """
     if len(paths) != 2:
         raise InputError("give two files: benchmark --compare OLD.json NEW.json")
     for path in paths:
@@ -95,14 +98,17 @@ def compare(paths: list[str]) -> None:
 
 
 def keep(kind: str, rows: list[dict]) -> None:
-    """Write the numbers and how they were made to --json, and a picture beside it."""
-    about = {
+    """Write the numbers and their settings to --json.
+
+    A picture is written beside it.
+    """
+    header = {
         "cpu": cpu_name(),
         "threads": FLAGS.threads,
         "versions": metric_logger.versions("jax", "jaxlib", "numpy") | {"mmjax": __version__},
         "settings": {"kind": kind} | {name: FLAGS[name].value for name in KINDS[kind].settings},
     }
-    files.write_json(FLAGS.json, about | {"rows": rows})
+    files.write_json(FLAGS.json, header | {"rows": rows})
     picture = Path(FLAGS.json).with_suffix(".png")
     KINDS[kind].picture(rows, picture)
     print(f"wrote {FLAGS.json}" + f", {picture}" * picture.exists())

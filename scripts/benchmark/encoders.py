@@ -1,8 +1,8 @@
-"""Measuring encoders for the benchmark: items/s of ours and of PyTorch's on the same checkpoint.
+"""Measure encoders: items/s of ours and PyTorch's on one checkpoint.
 
-The checkpoints have the published shapes and, but for MiniLM's, random weights: speed does not
+The checkpoints have the published shapes and, except for MiniLM's, random weights: speed does not
 depend on them, and nothing need be downloaded. They are made by transformers' torch classes, so
-both sides read the same file; before anything is timed their vectors are compared.
+both sides read the same file. The vectors of the sides are compared after the timing.
 """
 
 import csv
@@ -54,15 +54,18 @@ PROCESSORS = {
     "vit": {"image_processor_type": "ViTImageProcessor"},
     "clip": {"image_processor_type": "CLIPImageProcessor"},
 }
-PADDED = 128  # texts that the padded side is timed on; every text costs it the same
+PADDED = 128  # texts timed on the padded side, where every text costs the same
 
 
 def inputs(name: str, folder: Path, texts: int, pictures: int) -> list[str]:
-    """Real plots or posters of the MovieLens folder, the same for every side."""
+    """Return real plots or posters of the MovieLens folder.
+
+    They are the same for every side.
+    """
     if name in TEXTS:
         with open(folder / "items.csv", encoding="utf-8", newline="") as lines:
-            found = [row["overview"] for row in csv.DictReader(lines) if row["overview"]]
-        return list(itertools.islice(itertools.cycle(found), texts))
+            overviews = [row["overview"] for row in csv.DictReader(lines) if row["overview"]]
+        return list(itertools.islice(itertools.cycle(overviews), texts))
     paths = sorted((folder / "posters").glob("*.jpg"), key=lambda path: int(path.stem))
     if len(paths) < pictures:
         raise InputError(f"{folder}/posters holds {len(paths)} images, not {pictures}")
@@ -70,39 +73,49 @@ def inputs(name: str, folder: Path, texts: int, pictures: int) -> list[str]:
 
 
 def checkpoint(name: str, folder: Path) -> str:
-    """The checkpoint's folder, made if it is not there; MiniLM is a package's."""
-    _, _, made = {**TEXTS, **IMAGES}[name]
-    if made is None:
+    """Return the checkpoint's folder, made if it is missing.
+
+    MiniLM's comes from a package, whose name is returned.
+    """
+    _, _, recipe = {**TEXTS, **IMAGES}[name]
+    if recipe is None:
         return "all-MiniLM-L6-v2"
-    place = folder / name
-    if place.exists():
-        return str(place)
+    target = folder / name
+    if target.exists():
+        return str(target)
     import json
 
     import torch
     import transformers
 
     torch.manual_seed(0)
-    kind, config, changes = made
+    kind, config, changes = recipe
     model = getattr(transformers, kind)(getattr(transformers, config)(**changes)).eval()
     with torch.no_grad():
-        for part in model.modules():  # statistics as after training: values keep their size
+        # Variances as after training, so that values keep their scale.
+        for part in model.modules():
             if isinstance(part, torch.nn.BatchNorm2d):
                 part.running_var.fill_(2.0)
-    aside = folder / f".{name}"
-    model.save_pretrained(aside)
+    staging = folder / f".{name}"
+    model.save_pretrained(staging)
     if name in PROCESSORS:
-        (aside / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
+        (staging / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
     else:
         for path in Path(hub.find("all-MiniLM-L6-v2").folder).glob("*token*"):
-            shutil.copy(path, aside)
-        shutil.copy(Path(hub.find("all-MiniLM-L6-v2").folder) / "vocab.txt", aside)
-    aside.rename(place)
-    return str(place)
+            shutil.copy(path, staging)
+        shutil.copy(Path(hub.find("all-MiniLM-L6-v2").folder) / "vocab.txt", staging)
+    staging.rename(target)
+    return str(target)
 
 
 def of_mmjax(name: str, weights: str, given: list[str], batch: int, repeats: int, out: Path):
-    """Items/s of the whole pipeline without compilation, of its stages, and the vectors."""
+    """Measure items/s of our pipeline and its stages.
+
+    Compilation is left out.
+
+    Returns:
+      The vectors [N, D], and the row of numbers.
+    """
     encoder, options, _ = {**TEXTS, **IMAGES}[name]
     tower = load_encoder(encoder, {"weights": weights, "dtype": "float32", **options})
     sharding = meshes.rows(meshes.make("data=1"))
@@ -133,17 +146,20 @@ def of_mmjax(name: str, weights: str, given: list[str], batch: int, repeats: int
 
 
 def stages_of(name, tower, params, given, batch, vectors, out) -> dict[str, float]:
-    """Seconds of each stage by itself, all inputs one after the other in one thread."""
+    """Time each stage separately.
+
+    All inputs pass one after the other, in one thread. Times are in seconds.
+    """
     stages = {}
     if name in IMAGES:
-        (loaded,) = timed(lambda: [images.read(path, 10**9) for path in given], 1)
-        (whole,) = timed(lambda: list(tower.batches(given, batch)), 1)
-        stages |= {"decode": loaded, "resize": max(0.0, whole - loaded)}
+        (decode_s,) = timed(lambda: [images.read(path, 10**9) for path in given], 1)
+        (batches_s,) = timed(lambda: list(tower.batches(given, batch)), 1)
+        stages |= {"decode": decode_s, "resize": max(0.0, batches_s - decode_s)}
     else:
         (stages["tokenise"],) = timed(lambda: list(tower.batches(given, batch)), 1)
-    made = list(tower.batches(given, batch))
+    batches = list(tower.batches(given, batch))
     (stages["device"],) = timed(
-        lambda: [jax.block_until_ready(tower.encode(params, *b.arrays)) for b in made], 1
+        lambda: [jax.block_until_ready(tower.encode(params, *b.arrays)) for b in batches], 1
     )
     ids = [str(row) for row in range(len(given))]
     (stages["write"],) = timed(
@@ -153,10 +169,13 @@ def stages_of(name, tower, params, given, batch, vectors, out) -> dict[str, floa
 
 
 def of_torch(name: str, weights: str, given: list[str], batch: int, repeats: int, padded: bool):
-    """Items/s of a plain torch loop on the same checkpoint, and its vectors.
+    """Measure items/s of a plain torch loop on the checkpoint.
 
-    Texts are padded to the longest of their batch, taken in order, or (`padded`) to the
-    tokenizer's limit, as Ducho's loop pads them.
+    Texts are padded to the longest of their batch, taken in order, or (`padded`) to the tokenizer's
+    limit, as Ducho's loop pads them.
+
+    Returns:
+      The vectors [N, D], and the row of numbers.
     """
     import torch
     import transformers
@@ -170,17 +189,17 @@ def of_torch(name: str, weights: str, given: list[str], batch: int, repeats: int
             given, limit = given[:PADDED], min(512, tokenizer.model_max_length)
 
         def encode(part):
-            made = tokenizer(
+            batch_inputs = tokenizer(
                 part,
                 truncation=True,
                 max_length=limit,
                 padding="max_length" if padded else True,
                 return_tensors="pt",
             )
-            made.pop("token_type_ids", None)
-            states = model(**made).last_hidden_state
-            there = made["attention_mask"][..., None]
-            return (states * there).sum(1) / there.sum(1)
+            batch_inputs.pop("token_type_ids", None)
+            states = model(**batch_inputs).last_hidden_state
+            mask = batch_inputs["attention_mask"][..., None]
+            return (states * mask).sum(1) / mask.sum(1)
     else:
         kind = IMAGES[name][2][0]
         model = getattr(transformers, kind).from_pretrained(weights).eval()
@@ -188,10 +207,10 @@ def of_torch(name: str, weights: str, given: list[str], batch: int, repeats: int
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (recipe.mean, recipe.std))
 
         def encode(part):
-            made = np.stack([recipe.apply(images.read(path, 10**9)) for path in part])
-            values = torch.from_numpy(made).permute(0, 3, 1, 2).contiguous().float()
-            found = model((values * recipe.scale - mean) / std)
-            vectors = found.image_embeds if name == "clip" else found.pooler_output
+            batch_inputs = np.stack([recipe.apply(images.read(path, 10**9)) for path in part])
+            values = torch.from_numpy(batch_inputs).permute(0, 3, 1, 2).contiguous().float()
+            output = model((values * recipe.scale - mean) / std)
+            vectors = output.image_embeds if name == "clip" else output.pooler_output
             return vectors.flatten(1)
 
     vectors = []

@@ -1,4 +1,7 @@
-"""The kinds of measurement: what each compares, and what a process of its own measures."""
+"""Define what each kind of benchmark compares and measures.
+
+A comparison starts a process for each measurement.
+"""
 
 import json
 import os
@@ -24,7 +27,10 @@ PEERS = ("bprmf", "lightgcn", "vbpr", "freedom")  # what torch_peers.py has in p
 
 
 class Kind(NamedTuple):
-    """A kind of measurement: `compare` starts processes, `measure` is what one of them does."""
+    """Kind of measurement: a comparison and its parts.
+
+    `compare` starts processes; `measure` is what one of them does.
+    """
 
     compare: Callable[[], tuple[list[dict], str]]  # rows, and the table of them
     measure: Callable[[str, str], dict]  # of a side and a name
@@ -33,7 +39,10 @@ class Kind(NamedTuple):
 
 
 def work(kind: Kind, side: str, name: str) -> dict:
-    """Measure one side of a model in this process, on the cores that it is pinned to."""
+    """Measure one side of a model in this process.
+
+    The process is pinned to `--threads` cores.
+    """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads])
     if side in ("torch", "padded"):
         import torch
@@ -45,7 +54,10 @@ def work(kind: Kind, side: str, name: str) -> dict:
 
 
 def compare_models(kind: str) -> tuple[list[dict], str]:
-    """Epoch, evaluation, compile time and memory of every model and its peer, if it has one."""
+    """Measure every model and its torch peer, if it has one.
+
+    The numbers are epoch, evaluation, compile time and memory.
+    """
     for name in FLAGS.models:
         registry.find(name)
     torch = FLAGS.torch and has_torch()
@@ -57,7 +69,10 @@ def compare_models(kind: str) -> tuple[list[dict], str]:
 
 
 def compare_extract() -> tuple[list[dict], str]:
-    """Items/s of every encoder and side, and how far their vectors are apart."""
+    """Measure items/s of every encoder and side.
+
+    `apart` is the largest difference of their vectors from ours.
+    """
     known = {**encoders.TEXTS, **encoders.IMAGES}
     unknown = [name for name in FLAGS.encoders if name not in known]
     if unknown:
@@ -81,10 +96,19 @@ def compare_extract() -> tuple[list[dict], str]:
 
 
 def measure_extract(side: str, name: str) -> dict:
-    """Items/s of one side of one encoder; its unit vectors are left in the folder."""
+    """Measure items/s of one side of one encoder.
+
+    Its unit vectors are left in the folder.
+    """
     folder = Path(FLAGS.folder)
-    given = encoders.inputs(name, Path(FLAGS.raw), FLAGS.texts, FLAGS.images)
-    settings = (name, encoders.checkpoint(name, folder), given, FLAGS.encoder_batch, FLAGS.repeats)
+    encoder_inputs = encoders.inputs(name, Path(FLAGS.raw), FLAGS.texts, FLAGS.images)
+    settings = (
+        name,
+        encoders.checkpoint(name, folder),
+        encoder_inputs,
+        FLAGS.encoder_batch,
+        FLAGS.repeats,
+    )
     if side == "mmjax":
         vectors, row = encoders.of_mmjax(*settings, folder)
     else:
@@ -95,39 +119,45 @@ def measure_extract(side: str, name: str) -> dict:
 
 
 def compare_lvlm() -> tuple[list[dict], str]:
-    """Reading and answering of both sides, and how far their states are apart."""
+    """Measure prefill and decoding of both sides.
+
+    `apart` is the largest difference of their states.
+    """
     if not has_torch():
         raise InputError("lvlm needs torch, which makes the checkpoint: pip install torch")
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        vlm.checkpoint(FLAGS.shape, place, FLAGS.dtype)
+        root = Path(folder)
+        vlm.checkpoint(FLAGS.shape, root, FLAGS.dtype)
         rows = [
             spawn(side, FLAGS.shape, "lvlm", f"--folder={folder}") for side in ("mmjax", "torch")
         ]
         for task in ("prefill", "mixed"):
-            ours, theirs = (np.load(place / f"{task}-{side}.npy") for side in ("mmjax", "torch"))
+            ours, theirs = (np.load(root / f"{task}-{side}.npy") for side in ("mmjax", "torch"))
             rows[1][f"{task}_apart"] = float(np.abs(ours - theirs).max())
     vlm.finish(FLAGS.shape, rows, FLAGS.lvlm_batch, FLAGS.mixed)
     return rows, tables.of_lvlm(FLAGS.shape, rows)
 
 
 def measure_lvlm(side: str, name: str) -> dict:
-    """One side; the last states of its prompts are left in the folder."""
-    place = Path(FLAGS.folder)
+    """Measure one side of the vision-language model.
+
+    The last states of its prompts are left in the folder.
+    """
+    folder = Path(FLAGS.folder)
     paths = {
-        "prefill": vlm.pictures(place, FLAGS.lvlm_batch, mixed=False),
-        "mixed": vlm.pictures(place, FLAGS.mixed, mixed=True),
+        "prefill": vlm.pictures(folder, FLAGS.lvlm_batch, mixed=False),
+        "mixed": vlm.pictures(folder, FLAGS.mixed, mixed=True),
     }
     settings = (FLAGS.lvlm_batch, FLAGS.repeats, FLAGS.answer, FLAGS.dtype)
     measured = vlm.of_mmjax if side == "mmjax" else vlm.of_torch
-    row, states = measured(place / name, paths, *settings)
-    for task, found in states.items():
-        np.save(place / f"{task}-{side}.npy", found)
+    row, states = measured(folder / name, paths, *settings)
+    for task, array in states.items():
+        np.save(folder / f"{task}-{side}.npy", array)
     return row
 
 
 def measure_models(parts: list[str], side: str, model: str) -> dict:
-    """Seconds of compile, epoch and evaluation, and peak memory."""
+    """Measure seconds of compile, epoch and evaluation, and peak memory."""
     shape = FLAGS.users, FLAGS.items, FLAGS.interactions
     data, catalog, task = recommenders.setting(*shape, [int(w) for w in FLAGS.widths], model)
     row = {"train_interactions": len(data.train.user), "evaluated_users": len(task.users)}
@@ -138,7 +168,7 @@ def measure_models(parts: list[str], side: str, model: str) -> dict:
 
 
 def compare_trials() -> tuple[list[dict], str]:
-    """A grid as one program against the same points one by one."""
+    """Measure a grid as one program and point by point."""
     rows = [spawn("mmjax", model, "trials") for model in FLAGS.models]
     return rows, tables.of_trials(rows)
 
@@ -150,20 +180,20 @@ def measure_trials(side: str, model: str) -> dict:
 
 
 def compare_sweep() -> tuple[list[dict], str]:
-    """A grid by sweep.py against train.py for each of its points."""
+    """Measure sweep.py on a grid against train.py for each point."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         shape = FLAGS.users, FLAGS.items, FLAGS.interactions
         sweeps.write_world(Path(folder, "data"), shape, [int(w) for w in FLAGS.widths])
         for model in FLAGS.models:
             begin = time.perf_counter()
-            together = spawn("together", model, "sweep", f"--folder={folder}")
-            together["wall_s"] = time.perf_counter() - begin
-            apart = spawn("apart", model, "sweep", f"--folder={folder}")
-            for row in (together, apart):
+            sweep_row = spawn("together", model, "sweep", f"--folder={folder}")
+            sweep_row["wall_s"] = time.perf_counter() - begin
+            train_row = spawn("apart", model, "sweep", f"--folder={folder}")
+            for row in (sweep_row, train_row):
                 row["times"] = {"wall_s": [row["wall_s"]]}
-                row["apart"] = float(np.abs(np.subtract(row["valid"], apart["valid"])).max())
-            rows += [together, apart]
+                row["apart"] = float(np.abs(np.subtract(row["valid"], train_row["valid"])).max())
+            rows += [sweep_row, train_row]
     return rows, tables.of_sweeps(rows)
 
 
@@ -172,7 +202,10 @@ def measure_sweep(side: str, model: str) -> dict:
 
 
 def compare_graph() -> tuple[list[dict], str]:
-    """The k-NN graph of --items rows, the first of --widths wide."""
+    """Measure the k-NN graph of --items rows.
+
+    The rows are as wide as the first of --widths.
+    """
     row = spawn("mmjax", "neighbours", "graph")
     return [row], tables.of_graph(row)
 
@@ -182,27 +215,34 @@ def measure_graph(side: str, model: str) -> dict:
 
 
 def compare_growth() -> tuple[list[dict], str]:
-    """An epoch on worlds of so many interactions, ten a user and fifty an item, in as many steps:
-    each step updates whole tables, so that at one batch size time would grow as their square."""
+    """Measure an epoch on worlds of growing size.
+
+    A world has ten interactions a user and fifty an item. All take the same number of steps: each
+    step updates whole tables, so that at one batch size time would grow as the square of the
+    interactions.
+    """
     rows = []
     for model in FLAGS.models:
         for count in map(int, FLAGS.counts):
             shape = {"users": count // 10, "items": count // 50, "interactions": count}
             shape["batch_size"] = max(1, FLAGS.batch_size * count // 100_000)
-            more = [f"--{name}={value}" for name, value in shape.items()]
-            # A name of its own, by which --compare finds it.
+            overrides = [f"--{name}={value}" for name, value in shape.items()]
+            # --compare finds a row by its model and side, so each size is a side.
             side = {"side": f"{count} interactions"}
-            rows.append(spawn("mmjax", model, "growth", *more) | side)
+            rows.append(spawn("mmjax", model, "growth", *overrides) | side)
     return rows, tables.of_growth(rows)
 
 
 def compare_scaling() -> tuple[list[dict], str]:
-    """What each of so many devices holds and receives; compiled only."""
+    """Compile for many devices: what each holds and receives.
+
+    Nothing is run.
+    """
     rows = []
     for model in FLAGS.models:
-        found = spawn("mmjax", model, "scaling")
-        about = {"model": model, "peak_rss_mb": found["peak_rss_mb"]}
-        rows += [about | {"side": f"{one['devices']} devices"} | one for one in found["plans"]]
+        record = spawn("mmjax", model, "scaling")
+        fields = {"model": model, "peak_rss_mb": record["peak_rss_mb"]}
+        rows += [fields | {"side": f"{plan['devices']} devices"} | plan for plan in record["plans"]]
     return rows, tables.of_scaling(rows)
 
 
@@ -214,28 +254,38 @@ def measure_scaling(side: str, model: str) -> dict:
 
 
 def spawn(side: str, model: str, what: str, *more: str) -> dict:
-    """Measures one side of one model in a fresh process with the same flags."""
+    """Measure one side of one model in a fresh process.
+
+    The process gets the same flags.
+    """
     print(f"measuring {model} in {side} ...", file=sys.stderr, flush=True)
-    own = [a for a in sys.argv[1:] if not a.startswith(("--json", "--models", "--encoders"))]
-    own = [a for a in own if a.startswith("-")]
+    arguments = [
+        argument
+        for argument in sys.argv[1:]
+        if not argument.startswith(("--json", "--models", "--encoders"))
+    ]
+    arguments = [argument for argument in arguments if argument.startswith("-")]
     command = [
         sys.executable,
         str(Path(__file__).parent),
         what,
-        *own,
+        *arguments,
         *more,
         f"--worker={side}:{model}",
     ]
-    # XLA and OpenMP size their pools when they start; the pinning in `work` then holds for all.
+    # XLA and OpenMP size their thread pools when they start. The pinning in `work` then holds for
+    # all of their threads.
     environment = os.environ | {"OMP_NUM_THREADS": str(FLAGS.threads)}
     devices = {"together": FLAGS.devices}.get(side, 1)
     devices = max(map(int, FLAGS.meshes)) if what == "scaling" else devices
     if devices > 1:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        raise InputError(f"measuring {model} in {side} failed with exit status {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if process.returncode:
+        raise InputError(
+            f"measuring {model} in {side} failed with exit status {process.returncode}"
+        )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def has_torch() -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of what the benchmark measured, beside its JSON."""
+"""Plot the benchmark's numbers into pictures beside its JSON."""
 
 from pathlib import Path
 from statistics import median
@@ -15,8 +15,10 @@ TITLES = {"epoch_s": "an epoch, s", "eval_s": "an evaluation, s"}
 
 
 def of_times(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each time: a bar for each model and side, from the fastest to the slowest repeat
-    a line."""
+    """Plot a panel of bars for each kind of time.
+
+    A bar is the median of a model and side; a line goes from its fastest to its slowest repeat.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.get("times", {})))
     models = list(dict.fromkeys(row["model"] for row in rows))
     sides = list(dict.fromkeys(row["side"] for row in rows))
@@ -53,19 +55,24 @@ def of_times(rows: list[dict[str, Any]], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     if len(sides) > 1:
         handles, labels = panels[0][0].get_legend_handles_labels()
-        own = dict(zip(labels, handles, strict=True))
-        figure.legend(own.values(), own.keys(), loc="outside lower center", ncols=len(own))
+        handle_of = dict(zip(labels, handles, strict=True))
+        figure.legend(
+            handle_of.values(), handle_of.keys(), loc="outside lower center", ncols=len(handle_of)
+        )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def of_growth(rows: list[dict[str, Any]], path: Path) -> None:
-    """Seconds of an epoch over interactions, both logarithmic, and a line that grows as they do."""
+    """Plot seconds of an epoch over interactions.
+
+    Both axes are logarithmic. A dotted line grows linearly from the first point.
+    """
     figure, panel = plt.subplots(figsize=(5.6, 4), layout="constrained")
     for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        own = [row for row in rows if row["model"] == model]
-        x = [row["train_interactions"] for row in own]
-        y = [row["epoch_s"] for row in own]
+        model_rows = [row for row in rows if row["model"] == model]
+        x = [row["train_interactions"] for row in model_rows]
+        y = [row["epoch_s"] for row in model_rows]
         color = COLORS[number % len(COLORS)]
         panel.plot(x, y, "o-", color=color, label=model)
         panel.plot(x, [y[0] * n / x[0] for n in x], ":", color=color, linewidth=1)
@@ -78,8 +85,11 @@ def of_growth(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def of_scaling(rows: list[dict[str, Any]], path: Path) -> None:
-    """What a device holds, needs beside it and receives over the number of devices, both
-    logarithmic, and what it would hold and need if everything divided."""
+    """Plot a device's memory and traffic over device counts.
+
+    The panels are held, scratch and received bytes, all axes logarithmic. Dotted lines are the held
+    and scratch bytes if everything were divided by the number of devices.
+    """
     names = {"held_bytes": "held, GB", "scratch_bytes": "scratch, GB"}
     if any(row["received_bytes"] for row in rows):  # one device receives nothing
         names["received_bytes"] = "received a step, GB"
@@ -87,10 +97,10 @@ def of_scaling(rows: list[dict[str, Any]], path: Path) -> None:
         1, len(names), figsize=(3.4 * len(names), 3.4), layout="constrained"
     )
     for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        own = [row for row in rows if row["model"] == model]
+        model_rows = [row for row in rows if row["model"] == model]
         color = COLORS[number % len(COLORS)]
         for name, panel in zip(names, panels, strict=True):
-            points = [(row["devices"], row[name] / 1e9) for row in own if row[name]]
+            points = [(row["devices"], row[name] / 1e9) for row in model_rows if row[name]]
             panel.plot(*zip(*points, strict=True), "o-", color=color, label=model)
             if name != "received_bytes":
                 first, value = points[0]

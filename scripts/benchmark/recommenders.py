@@ -1,7 +1,7 @@
-"""Measuring recommenders for the benchmark, in a process of their own.
+"""Measure recommenders for the benchmark, in separate processes.
 
 models   an epoch, an evaluation, what is built before the first epoch, compile time; and the least
-         that an epoch's FLOPs and Adam's bytes would take these cores
+         time that an epoch's FLOPs and Adam's bytes would take these cores
 trials   a grid of ten points as one program against ten programs, compile time included
 graph    the k-NN graph of many items against the bare product of the same matrix
 """
@@ -30,7 +30,10 @@ LRS, FACTORS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)  # the grid of `trials
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """MMRec's preset where a model has one, else its default: the mathematics that is timed."""
+    """Return the config that is timed for a model.
+
+    It is MMRec's preset where the model has one, else its default.
+    """
     module = importlib.import_module(f"configs.{model}")
     try:
         return module.get_config("mmrec").to_dict()
@@ -39,7 +42,13 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 def setting(users: int, items: int, interactions: int, widths: Sequence[int], model: str) -> tuple:
-    """A world of that shape, random features where the model wants any, and the ranking task."""
+    """Build a world of the given shape and its ranking task.
+
+    The catalog has random features where the model reads any.
+
+    Returns:
+      The dataset, the catalog and the task.
+    """
     raw = world.generate(users=users, items=items, interactions=interactions, seed=0)
     data = prepare(raw, name="benchmark", keep_items="all", test=0.1, valid=1 / 9)
     rng, names = np.random.default_rng(0), ("visual", "textual", "third", "fourth")
@@ -68,19 +77,22 @@ def build(
     put: meshes.Put = meshes.put,
     **options: Any,
 ) -> ensemble.Ensemble:
-    """The ensemble of a model's config; `hypers` makes it as many trials as they have values."""
+    """Build the ensemble of a model's config.
+
+    `hypers` makes it as many trials as they have values.
+    """
     config = config_of(model)
     recommender = registry.find(model)
     options, traced = registry.split_options(recommender, config["model"] | options)
-    own = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
+    defaults = {"lr": [1e-3], **{name: [value] for name, value in traced.items()}}
     count = len(next(iter(hypers.values()))) if hypers else 1
-    every = {name: values * count for name, values in own.items()} | (hypers or {})
+    values_by_name = {name: values * count for name, values in defaults.items()} | (hypers or {})
     return assembly.build(
         recommender,
         catalog,
         options,
         seeds=[0] * count,
-        hypers=every,
+        hypers=values_by_name,
         settings=ensemble.Settings(batch_size, config["sampler"], config["optimizer"]),
         mesh=meshes.make(mesh),
         put=put,
@@ -97,7 +109,12 @@ def of_mmjax(
     parts: Sequence[str],
     profile: str = "",
 ) -> dict[str, Any]:
-    """`parts` are of train and evaluate; one more epoch is traced into the folder `profile`."""
+    """Measure our training and evaluation of a model.
+
+    Args:
+      parts: "train", "evaluate" or both.
+      profile: the folder into which one more epoch is traced, if given.
+    """
     begin = time.perf_counter()
     trials = build(model, catalog, batch_size)
     state = jax.block_until_ready(trials.init())
@@ -125,20 +142,21 @@ def of_mmjax(
         row["times"]["eval_s"] = warm(lambda: evaluate(state, "test", lists=False), repeats)
     row |= {name: median(times) for name, times in row["times"].items()}
     row |= {"compile_eval_s": timing["compile_s"], "peak_rss_mb": results.peak_rss_mb()}
-    held = jax.devices()[0].memory_stats() or {}  # a CPU has none
-    return row | ({"peak_device_mb": held["peak_bytes_in_use"] / 1e6} if held else {})
+    memory = jax.devices()[0].memory_stats() or {}  # a CPU has none
+    return row | ({"peak_device_mb": memory["peak_bytes_in_use"] / 1e6} if memory else {})
 
 
 def counted(trials: ensemble.Ensemble, state: Any) -> dict[str, float]:
-    """FLOPs of a step, and the bytes of what Adam reads and writes in it, each array once.
+    """Count a step's FLOPs and the bytes that Adam moves.
 
-    XLA's count of the program for an accelerator, which has no loop but that of the steps, counted
-    once. A CPU projects an item that a batch names twice once, and so may take fewer.
+    Adam reads and writes each array once. The FLOPs are XLA's count of the program for an
+    accelerator, which has no loop but that of the steps, counted once. A CPU projects an item that
+    a batch names twice only once, and so may take fewer.
     """
     traced = trials.epoch().trace(*trials.arguments(state))
     cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
-    held = sum(x.nbytes for x in jax.tree.leaves((state["params"], state["opt"])))
-    return {"step_flop": cost["flops"], "step_bytes": 2 * held, "steps": trials.steps}
+    n_bytes = sum(x.nbytes for x in jax.tree.leaves((state["params"], state["opt"])))
+    return {"step_flop": cost["flops"], "step_bytes": 2 * n_bytes, "steps": trials.steps}
 
 
 def of_torch(
@@ -173,7 +191,7 @@ def of_torch(
     return {
         "build_s": build_s,
         "times": times,
-        **{name: median(found) for name, found in times.items()},
+        **{name: median(seconds) for name, seconds in times.items()},
         "compile_s": 0.0,
         "compile_eval_s": 0.0,
         "peak_rss_mb": results.peak_rss_mb(),
@@ -182,7 +200,10 @@ def of_torch(
 
 
 def of_trials(model: str, catalog: base.Catalog, batch_size: int, epochs: int) -> dict[str, Any]:
-    """Seconds of ten points, five rates by two weights, as one program and as ten."""
+    """Time ten points as one program and as ten.
+
+    The points are five learning rates by two weights.
+    """
     l_w = config_of(model)["model"]["l_w"]
     points = [(lr, l_w * factor) for lr in LRS for factor in FACTORS]
     frozen = {"trainable_features": False} if model == "freedom" else {}
@@ -198,16 +219,16 @@ def of_trials(model: str, catalog: base.Catalog, batch_size: int, epochs: int) -
         return np.asarray(losses).mean(axis=1).tolist()
 
     begin = time.perf_counter()
-    together = run(points)
+    joint_losses = run(points)
     middle = time.perf_counter()
     peak = results.peak_rss_mb()
-    apart = []
+    single_losses = []
     for point in points:
         jax.clear_caches()
         gc.collect()
-        apart += run([point])
+        single_losses += run([point])
     end = time.perf_counter()
-    assert np.allclose(together, apart, rtol=1e-5), (together, apart)
+    assert np.allclose(joint_losses, single_losses, rtol=1e-5), (joint_losses, single_losses)
     return {
         "points": len(points),
         "epochs": epochs,
@@ -219,7 +240,10 @@ def of_trials(model: str, catalog: base.Catalog, batch_size: int, epochs: int) -
 
 
 def of_graph(items: int, width: int, top_k: int, repeats: int) -> dict[str, Any]:
-    """Seconds of the k-NN graph and of the bare product of all rows with all, by blocks."""
+    """Time the k-NN graph and the bare product it needs.
+
+    The product is of all rows with all rows, by blocks.
+    """
     x = jnp.asarray(np.random.default_rng(0).standard_normal((items, width), np.float32))
     begin = time.perf_counter()
     nearest = jax.jit(knn.nearest, static_argnums=1).lower(x, top_k).compile()
@@ -234,5 +258,5 @@ def of_graph(items: int, width: int, top_k: int, repeats: int) -> dict[str, Any]
     times = {"graph_s": timed(lambda: jax.block_until_ready(nearest(x)), repeats)}
     peak = results.peak_rss_mb()
     times["product_s"] = timed(lambda: jax.block_until_ready(bare(x)), repeats)
-    medians = {name: median(found) for name, found in times.items()}
+    medians = {name: median(seconds) for name, seconds in times.items()}
     return {**medians, "times": times, "compile_s": compile_s, "graph_mb": peak}

@@ -1,7 +1,8 @@
-"""What a mesh of many devices would hold, compute and send, compiled for virtual ones.
+"""Compile for a mesh of virtual devices: memory, computation, traffic.
 
 Nothing is put on a device, so a world for a pod is planned on one machine: its interactions are
-drawn, the ensemble is built as shapes (`mesh.plan`), and XLA compiles the epoch and tells.
+drawn, the ensemble is built as shapes (`mesh.plan`), XLA compiles the epoch, and the sizes are read
+from the compiled program.
 """
 
 import time
@@ -18,7 +19,10 @@ MESHES = {1: "data=1", 8: "data=2,model=4", 64: "data=8,model=8", 256: "data=16,
 
 
 def drawn(users: int, items: int, count: int, width: int) -> base.Catalog:
-    """About `count` interactions with long tails on both sides, and features of ones."""
+    """Draw a catalog of about `count` interactions.
+
+    Users and items have long tails; the features are ones.
+    """
     rng = np.random.default_rng(0)
     weight = rng.lognormal(0, 0.8, users)
     degree = rng.multinomial(count, weight / weight.sum())
@@ -30,7 +34,11 @@ def drawn(users: int, items: int, count: int, width: int) -> base.Catalog:
 
 
 def plan(model: str, catalog: base.Catalog, batch_size: int, devices: int) -> dict[str, Any]:
-    """Bytes that each of so many devices holds, needs beside it, and receives in a step."""
+    """Return the bytes that each device holds, needs and receives.
+
+    `held_bytes` lie on it, the epoch needs `scratch_bytes` in addition, and a step receives
+    `received_bytes`.
+    """
     begin, mesh = time.perf_counter(), MESHES.get(devices, f"data={devices}")
     trials = recommenders.build(model, catalog, batch_size, mesh=mesh, put=meshes.plan)
     built = time.perf_counter()

@@ -1,8 +1,10 @@
-"""Measuring sweeps for the benchmark: a grid of ten points by scripts/sweep.py, in one process,
-against a scripts/train.py for each point, one after the other; both as a user starts them.
+"""Measure one sweep against a training process for each point.
 
-Also the sweep's config: --config=scripts/benchmark/sweeps.py:MODEL, with the rates and weights of
-Ducho meets Elliot, evaluated every tenth epoch.
+scripts/sweep.py trains a grid of ten points in one process, against a scripts/train.py for each
+point, one after the other; both as a user starts them.
+
+This file is also the sweep's config: --config=scripts/benchmark/sweeps.py:MODEL, with the rates and
+weights of Ducho meets Elliot, evaluated every tenth epoch.
 """
 
 import json
@@ -32,7 +34,10 @@ def get_config(model: str) -> Any:
 
 
 def write_world(folder: Path, shape: tuple[int, int, int], widths: list[int]) -> None:
-    """A prepared world with random features, `visual` the first of them."""
+    """Write a prepared world with random features.
+
+    The first of the features is `visual`.
+    """
     from benchmark import recommenders
     from mmjax import store
     from mmjax.data import dataset
@@ -48,7 +53,7 @@ def write_world(folder: Path, shape: tuple[int, int, int], widths: list[int]) ->
 
 
 def commands(model: str, folder: Path, epochs: int, mesh: str) -> tuple[list[str], list[list[str]]]:
-    """The sweep's, and those of its points."""
+    """Return the command of the sweep, and those of its points."""
     from mmjax.sweep import space
 
     data = folder / "data"
@@ -57,35 +62,41 @@ def commands(model: str, folder: Path, epochs: int, mesh: str) -> tuple[list[str
     sweep += [f"--config.models.{model}.config.mesh={mesh}"]
     options = {f"model.{name}": value for name, value in OPTIONS.get(model, {}).items()}
     fixed = {"dataset": data, "epochs": epochs, "mesh": "data=1", "seed": 0, **LOOP, **options}
-    alone = []
+    point_commands = []
     (cell,) = space.cells(get_config(model).to_dict())
     for number, point in enumerate(space.grid(cell)):
-        own = [f"--config={SCRIPTS.parent / 'configs' / model}.py:elliot"]
-        own += [f"--config.{key}={value}" for key, value in (fixed | point).items()]
-        alone.append([*own, f"--workdir={folder / model}-{number}"])
-    return sweep, alone
+        command = [f"--config={SCRIPTS.parent / 'configs' / model}.py:elliot"]
+        command += [f"--config.{key}={value}" for key, value in (fixed | point).items()]
+        point_commands.append([*command, f"--workdir={folder / model}-{number}"])
+    return sweep, point_commands
 
 
 def measure(side: str, model: str, folder: Path, epochs: int, devices: int) -> dict[str, Any]:
-    """Of one side: `together` is sweep.py in this process, `apart` ten processes of train.py."""
+    """Measure one side of a model's sweep.
+
+    The side `together` is sweep.py in this process, `apart` ten processes of train.py.
+    """
     mesh = f"trial={devices}" if devices > 1 else "data=1"
-    sweep, alone = commands(model, folder, epochs, mesh)
+    sweep, point_commands = commands(model, folder, epochs, mesh)
     if side == "together":
         return _timed_sweep(sweep, folder / f"{model}-sweep")
     seconds, epoch_s, valid = [], [], []
-    for command in alone:
+    for command in point_commands:
         begin = time.perf_counter()
         run = [sys.executable, str(SCRIPTS / "train.py"), *command]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - begin)
-        found = json.loads(Path(command[-1].split("=")[1], "results.json").read_text())
-        epoch_s.append(found["timing"]["epoch_s"])
-        valid.append(found["valid"]["recall@20"])
+        results = json.loads(Path(command[-1].split("=")[1], "results.json").read_text())
+        epoch_s.append(results["timing"]["epoch_s"])
+        valid.append(results["valid"]["recall@20"])
     return {"wall_s": sum(seconds), "epoch_s": sum(epoch_s), "valid": valid}
 
 
 def _timed_sweep(arguments: list[str], workdir: Path) -> dict[str, Any]:
-    """sweep.py by its own main; what its parts take is counted around them."""
+    """Run sweep.py by its own main and time its parts.
+
+    The times are taken around its functions.
+    """
     from mmjax.sweep import batching, final_test, worker
     from mmjax.training import fit
 

@@ -1,4 +1,4 @@
-"""Timing for the benchmark: repeated calls, how fast these cores are, two measurements compared."""
+"""Time calls, measure these cores and compare two measurements."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,12 +7,12 @@ from typing import Any
 
 from mmjax.core.errors import InputError
 
-LEAST = 0.05  # a smaller change of a median is never called one
-FEWEST = 3  # repeats on each side without which nothing is said
+LEAST = 0.05  # relative change of a median up to which times count as the same
+FEWEST = 3  # repeats that each side needs for a verdict
 
 
 def timed(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each call."""
+    """Return the seconds of each call."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -22,14 +22,17 @@ def timed(call: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def warm(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each call after one to warm up."""
+    """Return the seconds of each call after one to warm up."""
     call()
     return timed(call, repeats)
 
 
 def limits() -> dict[str, float]:
-    """FLOPs a second of a float32 product of [2048, 2048], and bytes a second of reading 256 MB
-    and writing them in place, of the device, or the cores, that this process has."""
+    """Measure the FLOP/s and bytes/s of this process.
+
+    FLOPs are of a float32 product of [2048, 2048], bytes of reading 256 MB and writing them in
+    place, on the device, or the cores, that this process has.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -49,36 +52,39 @@ def limits() -> dict[str, float]:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, bool]:
-    """What became of every time of two measurements: Markdown, and whether one became slower.
-
-    Args:
-      old, new: what the benchmark wrote, of the same settings.
+    """Compare every time of two measurements.
 
     A time is slower or faster if its median moved by more than `LEAST` and no repeat of one side
     lies among those of the other. Beside it stands how fast the machine itself was.
 
+    Args:
+      old, new: what the benchmark wrote, of the same settings.
+
+    Returns:
+      Markdown, and True if a time became slower.
+
     Raises:
-      InputError: other settings, or nothing in common.
+      InputError: the settings differ, or no time is in both.
     """
     for name in sorted(old["settings"].keys() | new["settings"].keys()):
-        before, after = (one["settings"].get(name) for one in (old, new))
+        before, after = (record["settings"].get(name) for record in (old, new))
         if before != after:
             raise InputError(f"these measured different things: {name} is {before} and {after}")
     before = {(row["model"], row["side"]): row for row in old["rows"]}
     lines = ["| | | before, s | after, s | times | |", "|:--|:--|--:|--:|--:|:--|"]
-    said = []
+    verdicts = []
     for row in new["rows"]:
         earlier = before.get((row["model"], row["side"]), {})
         for name, after in row.get("times", {}).items():
             if name in earlier.get("times", {}):
-                first = earlier["times"][name]
-                said.append(verdict(first, after))
-                who = f"{row['model']}, {row['side']} | {name}"
-                ratio = median(after) / median(first)
+                old_s = earlier["times"][name]
+                verdicts.append(verdict(old_s, after))
+                label = f"{row['model']}, {row['side']} | {name}"
+                ratio = median(after) / median(old_s)
                 lines.append(
-                    f"| {who} | {shown(first)} | {shown(after)} | {ratio:.2f} | {said[-1]} |"
+                    f"| {label} | {shown(old_s)} | {shown(after)} | {ratio:.2f} | {verdicts[-1]} |"
                 )
-    if not said:
+    if not verdicts:
         raise InputError("these have no model and side in common that was timed")
     speeds = [
         median(peaks(new, key)) / median(peaks(old, key)) if peaks(old, key) else float("nan")
@@ -86,7 +92,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, bool]:
     ]
     machine = f"the machine itself: products at {speeds[0]:.2f}, copies at {speeds[1]:.2f} times "
     machine += f"the speed it had ({old['cpu']}; {new['cpu']})"
-    return "\n".join([*lines, "", machine]), "slower" in said
+    return "\n".join([*lines, "", machine]), "slower" in verdicts
 
 
 def verdict(before: Sequence[float], after: Sequence[float]) -> str:
@@ -106,7 +112,7 @@ def peaks(one: dict[str, Any], key: str) -> list[float]:
 
 
 def shown(times: Sequence[float]) -> str:
-    """Median, and from where to where the others lie."""
+    """Format the median of times with their range."""
     if len(times) < 2:
         return f"{times[0]:.3g}" if times else ""
     return f"{median(times):.3g} ({min(times):.3g}–{max(times):.3g})"

@@ -1,19 +1,23 @@
-"""Plain PyTorch versions of four recommenders: what the benchmark compares with, side by side.
+"""Plain PyTorch versions of four recommenders for the benchmark.
 
-Written as one would with torch alone, after MMRec's mathematics: full Adam on every table, COO
-adjacency, offset BPR loss, Frobenius penalties. Sampling and ranking are vectorised (MMRec loops in
-Python there), so that the comparison is of the arithmetic.
+They are written as one would with torch only, after MMRec's mathematics: full Adam on every table,
+COO adjacency, offset BPR loss, Frobenius penalties (FREEDOM: log-sigmoid BPR loss, no penalty).
+Sampling and ranking are vectorised (MMRec loops in Python there), so that the comparison is of the
+arithmetic.
 """
 
 import numpy as np
 import torch
 from torch.nn.functional import logsigmoid, sigmoid
 
-torch.sparse.check_sparse_tensor_invariants.disable()  # unsaid, torch warns of it
+torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns unless this is set
 
 
 class Peer(torch.nn.Module):
-    """BPR-MF, LightGCN, VBPR or FREEDOM by name, with the options of its config."""
+    """BPR-MF, LightGCN, VBPR or FREEDOM by name.
+
+    `options` are those of its config.
+    """
 
     def __init__(self, name: str, catalog, options: dict):
         super().__init__()
@@ -46,7 +50,7 @@ class Peer(torch.nn.Module):
         return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size).coalesce()
 
     def redraw(self) -> None:
-        """What MMRec does before an epoch: FREEDOM's pruning."""
+        """Prune FREEDOM's graph, as MMRec does before an epoch."""
         if self.name == "freedom":
             user, item = self.pairs
             degrees = torch.bincount(user)[user] * torch.bincount(item)[item]
@@ -72,9 +76,9 @@ class Peer(torch.nn.Module):
 
     def loss(self, user, pos, neg, l_w: float) -> torch.Tensor:
         if self.name == "vbpr":
-            both = torch.cat([pos, neg])
-            content = self.linear(self.features[both])
-            rows = torch.cat([self.item[both], content], 1)
+            pairs = torch.cat([pos, neg])
+            content = self.linear(self.features[pairs])
+            rows = torch.cat([self.item[pairs], content], 1)
             u, (i, j) = self.user[user], rows.chunk(2)
             ego = (u, i, j)
         else:
@@ -92,7 +96,10 @@ class Peer(torch.nn.Module):
 
 
 def neighbours(x: torch.Tensor, k: int) -> torch.Tensor:
-    """The k-NN graph by the cosine, dense similarities as in MMRec, every edge 1/k."""
+    """Return the k-NN graph by cosine, every edge 1/k.
+
+    The similarities are dense, as in MMRec.
+    """
     unit = x / x.norm(dim=1, keepdim=True)
     near = torch.topk(unit @ unit.T, k).indices
     rows = torch.arange(len(x)).repeat_interleave(k)
@@ -101,7 +108,13 @@ def neighbours(x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def epoch(model: Peer, optimizer, user, item, n_items: int, batch: int, l_w: float) -> float:
-    """One epoch over shuffled interactions; negatives are redrawn where the user has them."""
+    """Train for one epoch over shuffled interactions.
+
+    Negatives that the user has interacted with are drawn again.
+
+    Returns:
+      The loss of the last batch.
+    """
     model.train()
     model.redraw()
     known, _ = torch.sort(user * n_items + item)
@@ -111,8 +124,8 @@ def epoch(model: Peer, optimizer, user, item, n_items: int, batch: int, l_w: flo
         j = torch.randint(n_items, (len(u),))
         while True:
             key = u * n_items + j
-            place = torch.searchsorted(known, key).clamp_(max=len(known) - 1)
-            taken = known[place] == key
+            position = torch.searchsorted(known, key).clamp_(max=len(known) - 1)
+            taken = known[position] == key
             if not taken.any():
                 break
             j[taken] = torch.randint(n_items, (int(taken.sum()),))
@@ -126,20 +139,24 @@ def epoch(model: Peer, optimizer, user, item, n_items: int, batch: int, l_w: flo
 
 @torch.no_grad()
 def evaluate(model: Peer, task, longest: int, chunk: int = 4096) -> float:
-    """Full-rank Recall and nDCG at `longest`, vectorised; returns the mean Recall."""
+    """Compute full-rank Recall and nDCG at `longest`, vectorised.
+
+    Returns:
+      The mean Recall.
+    """
     model.eval()
     users, items = model.tables()
     n_items = len(items)
-    who = torch.from_numpy(task.users.astype(np.int64))
-    owner = torch.from_numpy(np.repeat(np.arange(len(who)), np.diff(task.target.start)))
+    user_ids = torch.from_numpy(task.users.astype(np.int64))
+    owner = torch.from_numpy(np.repeat(np.arange(len(user_ids)), np.diff(task.target.start)))
     keys = owner * n_items + torch.from_numpy(task.target.item.astype(np.int64))
-    seen_owner = np.repeat(np.arange(len(who)), np.diff(task.seen.start))
+    seen_owner = np.repeat(np.arange(len(user_ids)), np.diff(task.seen.start))
     weight = 1 / torch.log2(torch.arange(2, longest + 2).float())
     ideal = torch.cumsum(weight, 0)
     recall, ndcg = [], []
-    for start in range(0, len(who), chunk):
-        stop = min(start + chunk, len(who))
-        scores = users[who[start:stop]] @ items.T
+    for start in range(0, len(user_ids), chunk):
+        stop = min(start + chunk, len(user_ids))
+        scores = users[user_ids[start:stop]] @ items.T
         low, high = np.searchsorted(seen_owner, [start, stop])
         rows = torch.from_numpy(seen_owner[low:high] - start)
         scores[rows, torch.from_numpy(task.seen.item[low:high].astype(np.int64))] = -1e10

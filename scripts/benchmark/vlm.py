@@ -1,9 +1,9 @@
-"""Measuring vision-language models for the benchmark: ours and transformers' on one checkpoint.
+"""Measure vision-language models: ours and transformers' on one checkpoint.
 
-  prefill  a batch of prompts with images of one shape: reading alone
-  mixed    prompts with images of many shapes in the order they come: reading alone; ours goes
-           through buckets and reads the shared prefix once, torch pads each batch on the left
-  decode   a batch of answers of exactly `--answer` tokens, the reading of their prompts left out
+  prefill  a batch of prompts with images of one shape: prefill only
+  mixed    prompts with images of many shapes in the order they come: prefill only; ours uses
+           buckets and reads the shared prefix once, torch pads each batch on the left
+  decode   a batch of answers of exactly `--answer` tokens, the prefill of their prompts left out
 
 The checkpoint has random weights of a published shape, or of the small one for CPUs.
 """
@@ -45,7 +45,13 @@ ONE_SHAPE = (224, 224)
 
 
 def checkpoint(name: str, folder: Path, dtype: str) -> Path:
-    """A random Qwen2-VL made by transformers, with the nano LVLM's tokenizer."""
+    """Write a random Qwen2-VL with transformers, unless it exists.
+
+    It has the nano LVLM's tokenizer.
+
+    Returns:
+      The checkpoint's folder.
+    """
     out = folder / name
     if out.exists():
         return out
@@ -79,26 +85,29 @@ def checkpoint(name: str, folder: Path, dtype: str) -> Path:
     torch.set_default_dtype(getattr(torch, dtype))
     model = Qwen2VLForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
-    # An answer must not end: the benchmark decides how long it is. The id is never the likeliest.
+    # No token may end an answer: the benchmark sets its length. Id -1 is never the likeliest.
     model.generation_config.eos_token_id = None
-    aside = folder / f".{name}"
-    model.save_pretrained(aside)
+    staging = folder / f".{name}"
+    model.save_pretrained(staging)
     for path in (*nano.glob("token*"), nano / "chat_template.jinja"):
-        shutil.copy(path, aside)
-    about = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136}
-    (aside / "preprocessor_config.json").write_text(
-        json.dumps(about | {"max_pixels": 28 * 28 * 256})
+        shutil.copy(path, staging)
+    processor = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136}
+    (staging / "preprocessor_config.json").write_text(
+        json.dumps(processor | {"max_pixels": 28 * 28 * 256})
     )
-    (aside / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1]}))
+    (staging / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1]}))
     text = PROMPT.read_text().strip()
-    (aside / "first.txt").write_text(text)
-    (aside / "behind.txt").write_text(text.replace("{image}", "") + "{image}")
-    aside.rename(out)
+    (staging / "first.txt").write_text(text)
+    (staging / "behind.txt").write_text(text.replace("{image}", "") + "{image}")
+    staging.rename(out)
     return out
 
 
 def pictures(folder: Path, count: int, *, mixed: bool) -> list[str]:
-    """Noise, of one shape or of as many as there are pictures."""
+    """Write pictures of noise and return their paths.
+
+    They have one shape, or, if `mixed`, a random shape each.
+    """
     rng = np.random.default_rng(0)
     out = folder / f"{'mixed' if mixed else 'alike'}-{count}"
     out.mkdir(exist_ok=True)
@@ -114,9 +123,13 @@ def pictures(folder: Path, count: int, *, mixed: bool) -> list[str]:
 def of_mmjax(
     weights: Path, paths: dict[str, list[str]], batch: int, repeats: int, answer: int, dtype: str
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """Images/s of reading, tokens/s of decoding, compile time; and the last states for comparison.
+    """Measure our prefill, decoding and compile time.
 
-    Making the batches is the host's work and left out, on both sides.
+    Building the batches is the host's work and left out, on both sides.
+
+    Returns:
+      A row with images/s of prefill, tokens/s of decoding and compile seconds; and each task's last
+      states [N, D] for comparison.
     """
     row, states, times = {}, {}, {}
 
@@ -144,15 +157,15 @@ def of_mmjax(
     tower, params = load("first.txt", "eos")
     made = list(tower.batches(paths["prefill"], batch))
     steps = tower.stream.args[0]
-    given, line = steps.prepare(params), np.zeros(batch, np.int32)
+    prepared, line = steps.prepare(params), np.zeros(batch, np.int32)
 
     def speak():
-        for slots in batching.run(steps, iter(made), given, None):
+        for slots in batching.run(steps, iter(made), prepared, None):
             jax.block_until_ready(slots.end)
 
     def read():
         for part in made:
-            jax.block_until_ready(steps.read(given, *part.arrays, line))
+            jax.block_until_ready(steps.read(prepared, *part.arrays, line))
 
     times["answer_s"], row["decode_compile_s"] = warmed(speak, repeats)
     seconds = median(times["answer_s"]) - median(warmed(read, repeats)[0])
@@ -161,7 +174,11 @@ def of_mmjax(
 
 
 def warmed(call, repeats: int) -> tuple[list[float], float]:
-    """Seconds of calls after a first one, and what the first took longer."""
+    """Time repeated calls after a first one.
+
+    Returns:
+      Seconds of the calls, and by how much the first one took longer.
+    """
     begin = time.perf_counter()
     call()
     first = time.perf_counter() - begin
@@ -172,7 +189,10 @@ def warmed(call, repeats: int) -> tuple[list[float], float]:
 def of_torch(
     weights: Path, paths: dict[str, list[str]], batch: int, repeats: int, answer: int, dtype: str
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """The same of transformers' model, with scaled-dot-product attention."""
+    """Measure the same of transformers' model.
+
+    It uses scaled-dot-product attention. The row also counts the tokens of the prompts.
+    """
     import torch
     from transformers import Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
@@ -188,19 +208,19 @@ def of_torch(
     def batches(given, prompt):
         text = (weights / prompt).read_text()
         for start in range(0, len(given), batch):
-            some = given[start : start + batch]
-            seen = processor([Image.open(path) for path in some], return_tensors="pt")
-            said = []
-            for grid in seen["image_grid_thw"]:
+            chunk = given[start : start + batch]
+            vision_inputs = processor([Image.open(path) for path in chunk], return_tensors="pt")
+            prompts = []
+            for grid in vision_inputs["image_grid_thw"]:
                 shown = "<|image_pad|>" * (int(grid.prod()) // 4)
                 shown = text.replace("{image}", f"<|vision_start|>{shown}<|vision_end|>")
                 chat = [{"role": "user", "content": shown}]
-                said.append(
+                prompts.append(
                     tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
                 )
-            made = tokenizer(said, return_tensors="pt", padding=True)
+            made = tokenizer(prompts, return_tensors="pt", padding=True)
             kinds = {"mm_token_type_ids": (made["input_ids"] == image).int()}
-            found = {**made, **kinds, **seen}
+            found = {**made, **kinds, **vision_inputs}
             found.pop("token_type_ids", None)
             found["pixel_values"] = found["pixel_values"].to(model.dtype)
             yield {key: value.to(device) for key, value in found.items()}
@@ -234,7 +254,10 @@ def of_torch(
 
 
 def flops_a_token(name: str) -> float:
-    """Multiplications and additions of the decoder's weights for one token; attention left out."""
+    """Return the FLOPs of the decoder's weights for one token.
+
+    Multiplications and additions both count; attention is left out.
+    """
     text, _ = SHAPES[name]
     width = text["hidden_size"]
     keys = width // text["heads"] * text["keys"]
@@ -243,12 +266,15 @@ def flops_a_token(name: str) -> float:
 
 
 def finish(name: str, rows: list[dict], batch: int, mixed: int) -> None:
-    """Adds tokens/s and FLOP/s to both sides' rows; torch counted the tokens."""
+    """Add tokens/s and FLOP/s to both sides' rows.
+
+    The token counts are in torch's row.
+    """
     peak = PEAK.get(jax.devices()[0].device_kind)
     for row in rows:
         for task, count in (("prefill", batch), ("mixed", mixed)):
-            a_row = rows[1][f"{task}_tokens"] / count
-            row[f"{task}_tokens_s"] = row[f"{task}_images_s"] * a_row
+            tokens_an_image = rows[1][f"{task}_tokens"] / count
+            row[f"{task}_tokens_s"] = row[f"{task}_images_s"] * tokens_an_image
         row["prefill_tflops"] = row["prefill_tokens_s"] * flops_a_token(name) / 1e12
         if peak:
             row["prefill_peak_share"] = row["prefill_tflops"] * 1e12 / peak

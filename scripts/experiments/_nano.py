@@ -1,4 +1,7 @@
-"""The nano LVLM's shape, its tokenizer, and how it is saved as Hugging Face saves a Qwen2-VL."""
+"""Shape, tokenizer and checkpoint of the nano LVLM.
+
+The checkpoint is saved as Hugging Face saves a Qwen2-VL.
+"""
 
 import json
 from pathlib import Path
@@ -18,7 +21,7 @@ from mmjax.encoders.vlm import decoder, qwen_vl, rotary
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-# ChatML, as Qwen's, without a system's turn: every token of a prompt costs.
+# ChatML, as Qwen's, without a system turn: every token of a prompt costs time.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -45,9 +48,12 @@ def text_config(vocabulary: int) -> decoder.Config:
 
 
 def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that has learned the words of `texts`; any other text is bytes."""
+    """Train a byte-level BPE tokenizer on the words of `texts`.
+
+    Any other text is bytes.
+    """
     model = Tokenizer(models.BPE())
-    # What stands between two words is one token, "}, [" for example: short answers are quick ones.
+    # All characters between two words are one token, "}, [" for example: short answers are quick.
     between = r"[^\p{L}\p{N}]*[^\s\p{L}\p{N}][^\p{L}\p{N}]*"
     split = pre_tokenizers.Split(Regex(rf" ?\p{{L}}+|\p{{N}}|{between}|\s+"), "isolated")
     model.pre_tokenizer = pre_tokenizers.Sequence(
@@ -80,7 +86,7 @@ def model(vocabulary: int, seed: int) -> nnx.Module:
 
 
 def checkpoint(folder: Path, params: Any, module: nnx.Module, tokenizer: Any) -> None:
-    """Writes config, tokenizer, image processor and bfloat16 safetensors."""
+    """Write config, tokenizer, image processor and bfloat16 safetensors."""
     text = module.decoder.config
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     config = {
@@ -139,23 +145,26 @@ def checkpoint(folder: Path, params: Any, module: nnx.Module, tokenizer: Any) ->
 
 
 def tensors(params: Any) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names: the key map the other way round."""
+    """Return our parameters in bfloat16 under Hugging Face's names.
+
+    This is the key map of the loader, inverted.
+    """
     vision, text = params["vision"], params["decoder"]
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
 
     def linear(name: str, part: Any) -> None:
-        found[f"{name}.weight"] = part["kernel"].T
+        arrays[f"{name}.weight"] = part["kernel"].T
         if "bias" in part:
-            found[f"{name}.bias"] = part["bias"]
+            arrays[f"{name}.bias"] = part["bias"]
 
     def norm(name: str, part: Any) -> None:
-        found[f"{name}.weight"] = part["scale"]
+        arrays[f"{name}.weight"] = part["scale"]
         if "bias" in part:
-            found[f"{name}.bias"] = part["bias"]
+            arrays[f"{name}.bias"] = part["bias"]
 
     kernel = vision["patches"]["project"]["kernel"]
     size = VISION.patch_size
-    found["visual.patch_embed.proj.weight"] = kernel.T.reshape(-1, 3, 2, size, size)
+    arrays["visual.patch_embed.proj.weight"] = kernel.T.reshape(-1, 3, 2, size, size)
     for n in range(VISION.depth):
         block = jax.tree.map(lambda leaf: leaf[n], vision["blocks"])  # noqa: B023
         name, attention = f"visual.blocks.{n}", block["attention"]
@@ -175,7 +184,7 @@ def tensors(params: Any) -> dict[str, np.ndarray]:
     norm("visual.merger.ln_q", vision["merger"]["norm"])
     linear("visual.merger.mlp.0", vision["merger"]["up"])
     linear("visual.merger.mlp.2", vision["merger"]["down"])
-    found["model.embed_tokens.weight"] = text["embed"]["table"]
+    arrays["model.embed_tokens.weight"] = text["embed"]["table"]
     norm("model.norm", text["norm"])
     for n in range(len(text["blocks"]["mlp_norm"]["scale"])):
         block = jax.tree.map(lambda leaf: leaf[n], text["blocks"])  # noqa: B023
@@ -188,5 +197,5 @@ def tensors(params: Any) -> dict[str, np.ndarray]:
         norm(f"{name}.post_attention_layernorm", block["mlp_norm"])
     return {
         name: np.ascontiguousarray(np.asarray(leaf).astype(ml_dtypes.bfloat16))
-        for name, leaf in found.items()
+        for name, leaf in arrays.items()
     }

@@ -1,14 +1,14 @@
-"""Allrecipes: do descriptions by vision-language models help? One command, from files to a table.
+"""Test whether descriptions by vision-language models help on Allrecipes.
 
   python scripts/experiments/allrecipes.py --raw=allrecipes --out=runs/allrecipes
 
-Prepares the given split (protocol elliot, threshold 4); makes attributes of Qwen2-VL's and
-Phi-3.5-vision's keywords, and as a control Qwen2-VL's given to other items; MiniLM embeddings of
-Qwen2-VL's descriptions and of its answers to the misaligned prompt, and two noise controls. Tunes
-ItemKNN and AttributeItemKNN equally (--trials random draws from arXiv 2508.04571's spaces), and
-BPRMF, VBPR and BM3 on one grid, all on the validation split; reads the test split once for what was
-chosen; compares users in pairs. What is done is skipped when the same command runs again. Writes
-table.md and table.json.
+One command goes from files to a table. It prepares the given split (protocol elliot, threshold 4);
+makes attributes of Qwen2-VL's and Phi-3.5-vision's keywords, and as a control Qwen2-VL's given to
+other items; MiniLM embeddings of Qwen2-VL's descriptions and of its answers to the misaligned
+prompt, and two noise controls. It tunes ItemKNN and AttributeItemKNN equally (--trials random draws
+from arXiv 2508.04571's spaces), and BPRMF, VBPR and BM3 on one grid, all on the validation split.
+It reads the test split once for the chosen configs, and compares users in pairs. Finished work is
+skipped when the same command runs again. Writes table.md and table.json.
 """
 
 import sys
@@ -71,7 +71,7 @@ ROWS = {
         for name in (*TEXTS, *NOISE)
     },
 }
-# Whom a row is compared with, where it is not its model without content alone.
+# Rivals of rows that are compared with more than their model without content.
 RIVALS = {
     f"{model} descriptions": ["BPRMF", *(f"{model} {kind}" for kind in ("misaligned", *NOISE))]
     for model in ("VBPR", "BM3")
@@ -90,11 +90,14 @@ def main() -> None:
 
 
 def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
-    """The prepared dataset, and the attributes, the texts' embeddings and controls of the rows."""
+    """Prepare the dataset and the features of the rows.
+
+    They are attributes, embeddings of texts, and controls.
+    """
     if not (out / "data").exists():
         data = prepare(elliot.read(raw), name="allrecipes", cold_users="drop")
-        with files.atomic_folder(out / "data") as aside:
-            datasets.save(data, aside)
+        with files.atomic_folder(out / "data") as staging:
+            datasets.save(data, staging)
     data, options = datasets.load(out / "data"), {"weights": "all-MiniLM-L6-v2"}
 
     def answers(file: str) -> Inputs:
@@ -105,8 +108,8 @@ def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
             embed = describe.embedder(load_encoder("bert", options))
             print(describe.card(describe.describe(answers(file), out / name, embed)))
     if "AttributeItemKNN shuffled" in rows and not (out / "shuffled").exists():
-        source, other = (out / name / "attributes" for name in ("qwen2vl", "shuffled"))
-        controls.control(source, other, "shuffle")
+        source, target = (out / name / "attributes" for name in ("qwen2vl", "shuffled"))
+        controls.control(source, target, "shuffle")
     if any(ROWS[row][1].startswith("textual=") for row in rows):
         for name, file in TEXTS.items():
             job = Job("bert", str(out / "texts" / name), options)
@@ -117,7 +120,10 @@ def make_features(rows: Sequence[str], raw: Path, out: Path) -> None:
 
 
 def base(row: str, out: Path) -> dict[str, Any]:
-    """The config of a row before tuning: the fork's options and loop."""
+    """Return a row's config before tuning.
+
+    It has the fork's options and loop.
+    """
     module, features, _ = ROWS[row]
     config = module.get_config("elliot" if module is not mostpop else "").to_dict()
     name, _, store = features.partition("=")
@@ -132,9 +138,12 @@ def base(row: str, out: Path) -> dict[str, Any]:
 
 
 def draws(attributes: bool) -> list[dict[str, Any]]:
-    """Options of the neighbourhood models. Both models get the same draws of what they share."""
+    """Draw options of the neighbourhood models.
+
+    Both models get the same draws of the options they share.
+    """
     rng = np.random.default_rng(0)
-    found = []
+    points = []
     for _ in range(TRIALS.value):
         draw = {
             "neighbours": int(rng.integers(5, 1001)),
@@ -142,16 +151,19 @@ def draws(attributes: bool) -> list[dict[str, Any]]:
             "alpha": float(rng.uniform(0, 2)),
             "beta": float(rng.uniform(0, 2)),
         }
-        more = {
+        extra = {
             "weight": float(np.exp(rng.uniform(-5, 5))),
             "feature_weighting": str(rng.choice(["none", "tfidf", "bm25"])),
         }
-        found.append(draw | more if attributes else draw)
-    return found
+        points.append(draw | extra if attributes else draw)
+    return points
 
 
 def choose(row: str, out: Path) -> dict[str, Any]:
-    """The config of a row with what validation chose; tuning.jsonl beside the runs lists all."""
+    """Return a row's config with the point chosen on validation.
+
+    tuning.jsonl beside the runs lists all points.
+    """
     config, module = base(row, out), ROWS[row][0]
     if module is mostpop:
         return config
@@ -161,7 +173,7 @@ def choose(row: str, out: Path) -> dict[str, Any]:
 
 
 def finish(row: str, config: dict[str, Any], out: Path) -> None:
-    """Trains what was chosen and reads the test split, once a seed."""
+    """Train the chosen config and test it, once a seed."""
     for seed in seeds_of(row):
         train.run({**config, "seed": seed}, folder_of(row, out) / f"seed{seed}")
 
@@ -175,7 +187,7 @@ def folder_of(row: str, out: Path) -> Path:
 
 
 def write_table(out: Path) -> None:
-    """Test metrics of every row that is done, and its users against those of other rows."""
+    """Write test metrics of finished rows and paired comparisons."""
     done = {}
     for row in ROWS:
         folders = [folder_of(row, out) / f"seed{seed}" for seed in seeds_of(row)]
@@ -188,9 +200,9 @@ def write_table(out: Path) -> None:
         means = [record["valid"], *(record["test"][metric] for metric in METRICS)]
         shown = [_tuning.shown(mean, sd, record["seeds"]) for mean, sd in means]
         tests = [
-            f"{rival}: {one['recall@20']['difference']:+.4f}, p = {one['recall@20']['t']:.2g}, "
-            f"{one['recall@20']['wilcoxon']:.2g}"
-            for rival, one in record["against"].items()
+            f"{rival}: {pair['recall@20']['difference']:+.4f}, p = {pair['recall@20']['t']:.2g}, "
+            f"{pair['recall@20']['wilcoxon']:.2g}"
+            for rival, pair in record["against"].items()
         ]
         lines.append(f"| {' | '.join([record['row'], *shown, '; '.join(tests)])} |")
     table = "\n".join([*lines, ""])
@@ -200,7 +212,10 @@ def write_table(out: Path) -> None:
 
 
 def record_of(row: str, done: dict[str, list[Path]]) -> dict[str, Any]:
-    """A row of the table: (mean, sd) over its seeds, and its users against its rivals'."""
+    """Return a row of the table.
+
+    It has (mean, sd) over seeds, and compares its users with those of its rivals.
+    """
     runs = [files.read_json(folder / "results.json") for folder in done[row]]
     rivals = [rival for rival in RIVALS.get(row, [ROWS[row][2]]) if rival in done]
     return {
@@ -208,9 +223,10 @@ def record_of(row: str, done: dict[str, list[Path]]) -> dict[str, Any]:
         "seeds": len(runs),
         "lr": runs[0]["config"]["lr"],
         "model": runs[0]["config"]["model"],
-        "valid": _tuning.spread([run["valid"]["recall@20"] for run in runs]),
+        "valid": _tuning.spread([result["valid"]["recall@20"] for result in runs]),
         "test": {
-            metric: _tuning.spread([run["test"][metric] for run in runs]) for metric in METRICS
+            metric: _tuning.spread([result["test"][metric] for result in runs])
+            for metric in METRICS
         },
         "against": {
             rival: {
@@ -223,7 +239,7 @@ def record_of(row: str, done: dict[str, list[Path]]) -> dict[str, Any]:
 
 
 def users_of(folders: Sequence[Path], metric: str) -> np.ndarray:
-    """A metric of every test user [N], the mean over seeds."""
+    """Return a metric of every test user [N], averaged over seeds."""
     values = []
     for folder in folders:
         with np.load(folder / "per_user.npz") as arrays:

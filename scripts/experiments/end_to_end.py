@@ -1,13 +1,14 @@
-"""Our recommenders beside MMRec's own runs: one data set in MMRec's layout, three seeds each.
+"""Compare our recommenders with MMRec's own runs.
 
   python scripts/prepare.py --source=mmrec --raw=synth3k --out=data/synth3k
   python scripts/experiments/end_to_end.py --dataset=data/synth3k --out=runs/synth3k
   python scripts/experiments/end_to_end.py … --models=bm3 --seeds=5
 
-Equal steps do not make equal runs: starting values, negatives, dropout and the loop decide too.
-Each model trains under its `:mmrec` preset at the point at which MMRec ran; what is done is skipped
-when the command runs again. Writes table.md and table.json. MMRec's numbers are of its own code, on
-a CPU: one or two seeds, early stopping after 20 validations, some cut before it stopped.
+It takes one data set in MMRec's layout, with three seeds each. Equal steps do not make equal runs:
+starting values, negatives, dropout and the loop decide too. Each model trains under its `:mmrec`
+preset at the point at which MMRec ran; finished work is skipped when the command runs again. Writes
+table.md and table.json. MMRec's numbers are of its own code, on a CPU: one or two seeds, early
+stopping after 20 validations, some cut before it stopped.
 """
 
 import importlib
@@ -32,7 +33,8 @@ OUT = flags.DEFINE_string("out", None, "Folder of everything made.", required=Tr
 MODELS = flags.DEFINE_list("models", [], "Recommenders in the table's order; all if not given.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Of every recommender.", 1)
 
-# Model -> (options beside its preset's, MMRec's test Recall@20 a seed, its valid one, its nDCG).
+# Model -> (changes of the preset's options, MMRec's test Recall@20, valid Recall@20 and test
+# nDCG@20, each a list over seeds).
 REFERENCE: dict[str, tuple[dict[str, Any], list[float], list[float], list[float]]] = {
     "bprmf": ({"l_w": 0.1}, [0.0422], [0.0386], [0.0187]),
     "lightgcn": ({"layers": 2, "l_w": 0.01}, [0.0780], [0.0782], [0.0322]),
@@ -59,7 +61,7 @@ REFERENCE: dict[str, tuple[dict[str, Any], list[float], list[float], list[float]
     "selfcf": ({"layers": 2, "dropout": 0.5, "l_w": 0.0}, [0.0776], [0.0803], [0.0300]),
     "pgl": ({}, [0.1023], [0.0887], [0.0424]),
 }
-SPREAD = 0.006  # by which seeds move test Recall@20 on `synth3k`, at most, in MMRec
+SPREAD = 0.006  # most by which seeds move MMRec's test Recall@20 on `synth3k`
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def folder_of(model: str, seed: int, out: Path) -> Path:
 
 
 def write_table(out: Path) -> None:
-    """Compare every model whose seeds are done with MMRec's runs of it."""
+    """Write finished models beside MMRec's runs of them."""
     records = []
     for model in REFERENCE:
         folders = [folder_of(model, seed, out) for seed in range(1, SEEDS.value + 1)]
@@ -100,10 +102,10 @@ def write_table(out: Path) -> None:
         theirs = [" / ".join(f"{x:.4f}" for x in record["mmrec"][key]) for key in KEYS]
         ours = [_tuning.shown(*record["ours"][key], SEEDS.value) for key in KEYS]
         epochs = ", ".join(map(str, record["best_epochs"]))
-        apart = f"{record['apart']:+.4f}"
+        difference = f"{record['apart']:+.4f}"
         within = "yes" if record["within"] else "NO"
         lines.append(
-            f"| {record['model']} | {' | '.join([*theirs, *ours, epochs, apart, within])} |"
+            f"| {record['model']} | {' | '.join([*theirs, *ours, epochs, difference, within])} |"
         )
     table = "\n".join([*lines, ""])
     files.write_bytes(out / "table.md", table.encode())
@@ -115,25 +117,29 @@ KEYS = ("valid", "test", "ndcg")
 
 
 def record_of(model: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A row: both sides, and whether their mean lies within our seeds' spread, or MMRec's."""
+    """Return a row of the table: ours, MMRec's and their difference.
+
+    The difference is within the spread if it is at most two standard deviations of our seeds, or
+    `SPREAD`, MMRec's, whichever is larger.
+    """
     _, test, valid, ndcg = REFERENCE[model]
     values = {
-        "valid": [one["valid"]["recall@20"] for one in runs],
-        "test": [one["test"]["recall@20"] for one in runs],
-        "ndcg": [one["test"]["ndcg@20"] for one in runs],
+        "valid": [result["valid"]["recall@20"] for result in runs],
+        "test": [result["test"]["recall@20"] for result in runs],
+        "ndcg": [result["test"]["ndcg@20"] for result in runs],
     }
-    ours = {key: _tuning.spread(found) for key, found in values.items()}
+    ours = {key: _tuning.spread(numbers) for key, numbers in values.items()}
     mean, deviation = ours["test"]
-    apart = mean - sum(test) / len(test)
+    difference = mean - sum(test) / len(test)
     return {
         "model": model,
         "options": runs[0]["config"]["model"],
         "mmrec": {"valid": valid, "test": test, "ndcg": ndcg},
         "ours": ours,
         "seeds": values,
-        "best_epochs": [one["best_epoch"] for one in runs],
-        "apart": apart,
-        "within": abs(apart) <= max(SPREAD, 2 * deviation),
+        "best_epochs": [result["best_epoch"] for result in runs],
+        "apart": difference,
+        "within": abs(difference) <= max(SPREAD, 2 * deviation),
     }
 
 

@@ -1,10 +1,11 @@
-"""Trains the nano LVLM that mmjax carries: a Qwen2-VL of a million parameters.
+r"""Train the nano LVLM of mmjax, a small Qwen2-VL.
 
-It learns to fill in the blanks of configs/prompts/world.txt from the world generator's pictures,
-and is saved as Hugging Face saves a Qwen2-VL, so that the code that loads the 7B loads it:
+It has a million parameters. It learns to fill in the blanks of configs/prompts/world.txt from the
+world generator's pictures, and is saved as Hugging Face saves a Qwen2-VL, so that the code that
+loads the 7B loads it:
 
   python scripts/experiments/train_nano_lvlm.py --out=FOLDER
-  python scripts/extract.py --dataset=WORLD --encoder=qwen2_vl --weights=FOLDER \\
+  python scripts/extract.py --dataset=WORLD --encoder=qwen2_vl --weights=FOLDER \
       --prompt=configs/prompts/world.txt --out=STORE
 
 The committed one is `--out=mmjax/encoders/nano --overwrite`. Same seed, machine and versions, same
@@ -84,8 +85,8 @@ def main() -> None:
         states, _, _ = lvlm.read(hub.merge(graph, params), batch, lambda x: ())
         logits = hub.merge(graph, params).decoder.logits(states)
         taught = target >= 0
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target, 0))
-        return jnp.where(taught, each, 0).sum() / taught.sum()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target, 0))
+        return jnp.where(taught, losses, 0).sum() / taught.sum()
 
     @jax.jit
     def step(params, moments, batch, target):
@@ -105,31 +106,31 @@ def main() -> None:
 
     with files.atomic_folder(storage.local(FLAGS.out), overwrite=FLAGS.overwrite) as folder:
         checkpoint(folder, params, module, tokenizer)
-        right = check(folder)
-        right |= {"seconds": round(time.perf_counter() - begin), "seed": FLAGS.seed}
-        right |= {"steps": FLAGS.steps, "parameters": size, "pictures": FLAGS.pictures}
-        files.write_json(folder / "training.json", right)
-    print(json.dumps(right, indent=2))
+        record = check(folder)
+        record |= {"seconds": round(time.perf_counter() - begin), "seed": FLAGS.seed}
+        record |= {"steps": FLAGS.steps, "parameters": size, "pictures": FLAGS.pictures}
+        files.write_json(folder / "training.json", record)
+    print(json.dumps(record, indent=2))
 
 
 def draw_codes(count: int, seed: int) -> np.ndarray:
-    """Attributes of items, [N, 5]."""
+    """Draw the attributes of `count` items, [N, 5]."""
     rng = np.random.default_rng([seed, 0])
     return np.stack([rng.integers(0, len(words), count) for words in world.WORDS.values()], 1)
 
 
 def draw(codes: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Their pictures."""
+    """Yield the pictures of items with these attributes."""
     with Progress("draw", len(codes)) as progress:
         for start in range(0, len(codes), drawing.BATCH):
-            some = codes[start : start + drawing.BATCH]
-            values = dict(zip(world.WORDS, some.T, strict=True))
+            chunk = codes[start : start + drawing.BATCH]
+            values = dict(zip(world.WORDS, chunk.T, strict=True))
             yield from drawing.draw(values, world.WORDS, drawing.hash_seed(seed, start))
-            progress.add(len(some))
+            progress.add(len(chunk))
 
 
 def batches(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
-    """Rows of one epoch after the other."""
+    """Yield rows for batches, epoch after epoch."""
     while True:
         order = rng.permutation(count)
         for start in range(0, count - FLAGS.batch + 1, FLAGS.batch):
@@ -137,7 +138,10 @@ def batches(rng: np.random.Generator, count: int) -> Iterator[np.ndarray]:
 
 
 class Lessons:
-    """Prompt and answer as one row; only the answer is to be learned."""
+    """Maker of training rows, each a prompt and its answer.
+
+    Only the answer is learned.
+    """
 
     def __init__(self, tokenizer, asked: str):
         area = drawing.SIZE**2
@@ -157,17 +161,22 @@ class Lessons:
         return self.family.view(Image.fromarray(pixels))
 
     def __call__(self, codes: np.ndarray, views: list) -> tuple[lvlm.Prompts, np.ndarray]:
-        """A batch, and for each token the one that should follow it; -1 where it is not learned."""
-        said = self.tokenizer([spell(row) for row in codes], add_special_tokens=False)["input_ids"]
+        """Build a batch and its target tokens.
+
+        The target of a token is the one that should follow it; -1 where it is not learned.
+        """
+        answer_ids = self.tokenizer([spell(row) for row in codes], add_special_tokens=False)[
+            "input_ids"
+        ]
         rows, begins = [], []
-        for place, (answer, view) in enumerate(zip(said, views, strict=True)):
+        for index, (answer, view) in enumerate(zip(answer_ids, views, strict=True)):
             shape = self.family.shape(view)
             ids, (before, behind) = self.made.fill({}, shape[0] * shape[1])
             begins.append(len(self.made.prefix) + len(ids))
             ids = np.concatenate([self.made.prefix, ids, answer, [self.end]]).astype(np.int32)
             before, behind = before + len(self.made.prefix), behind + len(answer) + 1
-            where = qwen_vl.positions([before, shape, behind])
-            rows.append(prompts.Row(place, ids, where, view, shape[0] * shape[1]))
+            positions = qwen_vl.positions([before, shape, behind])
+            rows.append(prompts.Row(index, ids, positions, view, shape[0] * shape[1]))
         (batch,) = prompts.stack(self.made, rows, len(rows))
         target = np.full(batch.ids.shape, -1, np.int32)
         for line, row, begin in zip(target, rows, begins, strict=True):
@@ -176,29 +185,32 @@ class Lessons:
 
 
 def spell(codes: np.ndarray) -> str:
-    """The answer that the prompt asks for."""
+    """Return the answer that the prompt asks for."""
     words = (words[code] for words, code in zip(world.WORDS.values(), codes, strict=True))
     return ", ".join(f"[{label}] {{{word}}}" for label, word in zip(LABELS, words, strict=True))
 
 
 def check(folder: Path) -> dict:
-    """Share of right slots of unseen items, through the loader and the decoding of any LVLM."""
+    """Return the share of right slots of unseen items.
+
+    They pass through the loader and the decoding of any LVLM.
+    """
     codes = draw_codes(FLAGS.unseen, FLAGS.seed + 1)
-    said = [""] * len(codes)
+    texts = [""] * len(codes)
     options = {"weights": str(folder), "prompt": FLAGS.prompt, "max_new_tokens": 48}
     tower = load_encoder("qwen2_vl", options)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as picture_folder:
         names = [f"{n}.jpg" for n in range(len(codes))]
         values = dict(zip(world.WORDS, codes.T, strict=True))
-        drawing.write_pictures(values, world.WORDS, FLAGS.seed + 1, Path(place), names)
-        batches = tower.batches([f"{place}/{name}" for name in names], FLAGS.batch)
+        drawing.write_pictures(values, world.WORDS, FLAGS.seed + 1, Path(picture_folder), names)
+        batches = tower.batches([f"{picture_folder}/{name}" for name in names], FLAGS.batch)
         for rows, (*_, answers) in tower.stream(batches, tower.encode, tower.params):
             for row, answer in zip(rows.tolist(), answers, strict=True):
-                said[row] = answer.text
+                texts[row] = answer.text
     right = np.zeros((len(codes), len(LABELS)), bool)
-    for row, text, line in zip(codes, said, right, strict=True):
-        told = text.split(", ")[: len(LABELS)]
-        line[: len(told)] = [a == b for a, b in zip(told, spell(row).split(", "), strict=False)]
+    for row, text, line in zip(codes, texts, right, strict=True):
+        slots = text.split(", ")[: len(LABELS)]
+        line[: len(slots)] = [a == b for a, b in zip(slots, spell(row).split(", "), strict=False)]
     return {
         "slot_accuracy": round(float(right.mean()), 4),
         "slots": dict(zip(LABELS, right.mean(axis=0).round(4).tolist(), strict=True)),

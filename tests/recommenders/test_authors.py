@@ -17,7 +17,7 @@ from recommenders.test_parity import CONTENTS, TABLES, layer
 from support import dumps
 from support.dumps import Case, Dump
 
-from mmjax.ops import graph, weighted_graph
+from mmjax.ops import draws, graph, weighted_graph
 from mmjax.recommenders import selfcf, smore
 from mmjax.recommenders.layers import propagation
 
@@ -76,7 +76,7 @@ def drop_in_turn(patch: pytest.MonkeyPatch, drawn: list[jax.Array]) -> None:
             mask = next(left)
         return x * mask / (1 - rate)
 
-    patch.setattr(propagation, "dropout", dropout)
+    patch.setattr(draws, "dropout", dropout)
 
 
 def of_lgmrec(patch: pytest.MonkeyPatch, case: Case) -> None:

@@ -14,7 +14,6 @@ from support.formulas import unit
 from mmjax.core.errors import InputError
 from mmjax.ops import contrastive as contrasts
 from mmjax.recommenders import lgmrec
-from mmjax.recommenders.layers import propagation
 
 CASES = {
     "paper": dict(layers=2, hyper_layers=2),
@@ -38,7 +37,7 @@ def draws(monkeypatch):
         return jnp.where(log[-1], x / (1 - rate), 0)
 
     monkeypatch.setattr(jax.random, "gumbel", gumbel)
-    monkeypatch.setattr(propagation, "dropout", dropout)
+    monkeypatch.setattr("mmjax.ops.draws.dropout", dropout)
     return log
 
 

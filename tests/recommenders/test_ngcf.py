@@ -10,9 +10,8 @@ from support import formulas
 from support.formulas import unit
 
 from mmjax.core.errors import InputError
-from mmjax.ops import graph
+from mmjax.ops import draws, graph
 from mmjax.recommenders import ngcf, ngcfm
-from mmjax.recommenders.layers import propagation
 
 NODES, MESSAGES, L_W = 0.25, 0.3, 0.4
 CASES = {
@@ -35,7 +34,7 @@ def masks(monkeypatch):
         log.append((rate, kept))
         return jnp.where(kept, x / (1 - rate), 0)
 
-    monkeypatch.setattr(propagation, "dropout", dropout)
+    monkeypatch.setattr(draws, "dropout", dropout)
     return log
 
 

@@ -9,9 +9,8 @@ from flax import nnx
 from support import dumps
 from support.dumps import Case, Dump, close
 
-from mmjax.ops import graph, weighted_graph
+from mmjax.ops import draws, graph, weighted_graph
 from mmjax.recommenders import base
-from mmjax.recommenders.layers import propagation
 
 MMREC = dict(ranking_loss="offset", regulariser="norms")
 TABLES = {"user": "user_embedding.weight", "item": "item_id_embedding.weight"}
@@ -196,7 +195,7 @@ def test_bm3_under_the_dumped_dropout(parity, monkeypatch):
         rows = {"u": case.batch["user"]} | dict.fromkeys("ivt", case.batch["pos"])
         masks = iter([case.ref[f"drop/mask_{m}"][row] for m, row in rows.items()])
         left = 1 - float(case.ref["drop/p"])
-        monkeypatch.setattr(propagation, "dropout", lambda key, x, rate: x * next(masks) / left)
+        monkeypatch.setattr(draws, "dropout", lambda key, x, rate: x * next(masks) / left)
         loss, gradients = jax.jit(jax.value_and_grad(case.loss))(case.params)
         close(loss, case.ref["drop/loss64"], 1e-6)
         dumps.check_gradients(case, gradients, "drop/g64", 1e-6)

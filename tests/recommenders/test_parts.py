@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.ops.dropout import dropout, uniform
+from mmjax.ops.draws import dropout, uniform
 
 
 @pytest.mark.parametrize("shape", [(100_001,), (1000, 65), (3, 1)])

@@ -10,7 +10,7 @@ from support import formulas
 from support.formulas import unit
 
 from mmjax.core.errors import InputError
-from mmjax.ops import weighted_graph
+from mmjax.ops import draws, weighted_graph
 from mmjax.recommenders import pgl
 from mmjax.recommenders.layers import propagation
 
@@ -31,7 +31,7 @@ def masks(monkeypatch):
         log.append(rng.random(x.shape) >= rate)
         return jnp.where(log[-1], x / (1 - rate), 0)
 
-    monkeypatch.setattr(propagation, "dropout", dropout)
+    monkeypatch.setattr(draws, "dropout", dropout)
     return log
 
 

@@ -14,7 +14,6 @@ from support.formulas import unit
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import selfcf
-from mmjax.recommenders.layers import propagation
 
 HYPERS = dict(l_w=0.3, dropout=0.4)
 CASES = {
@@ -37,7 +36,7 @@ def draws(monkeypatch):
     def uniform(key, shape=(), dtype=float, **options):
         return jnp.full(shape, 0.3, dtype)
 
-    monkeypatch.setattr(propagation, "dropout", dropout)
+    monkeypatch.setattr("mmjax.ops.draws.dropout", dropout)
     monkeypatch.setattr(jax.random, "uniform", uniform)
     return masks
 

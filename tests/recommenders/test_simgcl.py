@@ -10,7 +10,6 @@ from support.formulas import unit
 
 from mmjax.core.errors import InputError
 from mmjax.recommenders import simgcl
-from mmjax.recommenders.layers import propagation
 
 HYPERS = dict(l_w=0.3, cl_weight=0.7, noise=0.2, temperature=0.4)
 CASES = {
@@ -29,7 +28,7 @@ def draws(monkeypatch):
         log.append(rng.random(shape))
         return jnp.asarray(log[-1])
 
-    monkeypatch.setattr(propagation, "uniform", uniform)
+    monkeypatch.setattr("mmjax.ops.draws.uniform", uniform)
     return log
 
 
@@ -95,7 +94,7 @@ def test_noise_is_new_in_each_step_view_and_layer(monkeypatch):
         def uniform(key, shape, dtype):
             return seen.append(key) or jnp.ones(shape, dtype)
 
-        monkeypatch.setattr(propagation, "uniform", uniform)
+        monkeypatch.setattr("mmjax.ops.draws.uniform", uniform)
         model.loss(batch, {}, l_w=0.0, key=jax.random.key(seed))
         return jnp.stack([jax.random.key_data(key) for key in seen])
 

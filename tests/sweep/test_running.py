@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -292,6 +293,17 @@ def test_a_level_without_its_store_is_left_out(folder):
     sweep["compare"]["features"].pop("there")
     with pytest.raises(InputError, match=r"no cell has its stores; .* lacks 'clip_image'"):
         Resources(sweep).resolve(space.cells(sweep))
+
+
+def test_the_best_of_every_cell_is_kept_where_cells_tie():
+    """Two cells of one pack may reach the same value; each keeps its own best."""
+    trials = [
+        space.Trial(str(n), cell, {"lr": float(n)}, {})
+        for n, cell in enumerate(("a", "a", "b", "b", "c"))
+    ]
+    values = [0.2, 0.3, 0.3, 0.3, None]
+    ledger = types.SimpleNamespace(chosen={"b": {"point": {"lr": 3.0}}})
+    assert worker._worth_keeping(trials, values, ledger) == [1, 2, 3]
 
 
 def test_lost_weights_are_trained_again(folder, tmp_path):

@@ -1,9 +1,12 @@
-"""Files over HTTP: many small ones at once, large ones in pieces. Whatever a server does, it ends.
+"""Fetch files over HTTP, with retries and resumption.
 
-What fails for a reason that may pass (429, 5xx, no or a lost connection, silence, a body shorter
-than announced) is tried again after a wait that doubles, with jitter, or as long as the server
-asks; every other failure is final. A file appears by rename when it is whole, so whoever is
-stopped goes on where he was.
+Many small files are fetched at once, large ones in pieces. Every fetch ends, whatever a server
+does.
+
+A failure that may pass (429, 5xx, no or a lost connection, silence, a body shorter than announced)
+is tried again after a wait that doubles, with jitter, or as long as the server asks. Every other
+failure is final. A file appears by rename when it is complete, so an interrupted run continues
+where it stopped.
 """
 
 import functools
@@ -23,22 +26,22 @@ from mmjax.core.progress import Progress
 from mmjax.data.download import http
 from mmjax.data.download.http import UNREACHED, Fault
 
-HOPELESS = 40  # so many files at the start without any connection: there is no network
+HOPELESS = 40  # if so many first files get no connection, there is no network
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How often, and how long."""
+    """Limits on retries and waiting times."""
 
-    tries: int = 5  # of a small file; of a large one, those in a row that brought nothing
+    tries: int = 5  # of a small file; of a large one, tries in a row without new bytes
     wait_s: float = 1.0  # before the second try; doubles
     longest_wait_s: float = 60.0  # even where a server asks for more
     stall_s: float = 30.0  # for a connection, for all headers, and for the next bytes
     total_s: float = 120.0  # for the body of a small file
 
     def pause(self, tries: int, asked_s: float) -> float:
-        """Seconds to wait after so many tries."""
+        """Return the seconds to wait after so many tries."""
         drawn = self.wait_s * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
         return min(self.longest_wait_s, max(drawn, asked_s))
 
@@ -52,15 +55,15 @@ def fetch_all(
     check: Callable[[bytes], str] = lambda body: "",
     patience: Patience | None = None,
 ) -> dict[Path, str]:
-    """Fetches small files, those that are not there yet, over several connections at once.
+    """Fetch missing small files over several connections at once.
 
     Args:
-      jobs: (URL, the file to write) pairs.
+      jobs: (URL, the file to write) pairs; existing files are skipped.
       most_bytes: a longer body is a failure.
-      check: what is wrong with a body, "" for nothing; a fault is final.
+      check: returns what is wrong with a body, "" for nothing; a fault is final.
 
     Returns:
-      For each file that could not be had the reason, in a few words.
+      Path -> reason in a few words, for each file that could not be fetched.
 
     Raises:
       InputError: a file cannot be written, or there seems to be no network at all.
@@ -82,13 +85,13 @@ def fetch_all(
                 results.put((path, ""))
             except Fault as fault:
                 results.put((path, str(fault)))
-            except Exception as error:  # ends the whole, in the caller's thread
+            except Exception as error:  # raised again in the caller's thread, which ends the call
                 results.put((path, error))
 
     missing = [(url, path) for url, path in jobs if not path.exists()]
     for job in missing:
         todo.put(job)
-    # Daemons, so that a user's Ctrl-C need not wait for them.
+    # Daemons, so that Ctrl-C need not wait for them.
     threads = [
         threading.Thread(target=work, daemon=True) for _ in range(min(connections, len(missing)))
     ]
@@ -117,18 +120,22 @@ def fetch_all(
 
 
 def count_reasons(reasons: Iterable[str]) -> str:
-    """`3 HTTP 404, 1 truncated`: the most frequent first."""
+    """Return reasons with counts, as in `3 HTTP 404, 1 truncated`.
+
+    The most frequent comes first.
+    """
     return ", ".join(f"{count:,} {reason}" for reason, count in Counter(reasons).most_common())
 
 
 def fetch_large(url: str, path: Path, *, patience: Patience | None = None) -> None:
-    """Fetches one large file, if it is not there yet, by way of NAME.part.
+    """Fetch one large file by way of NAME.part.
 
-    The part is continued by Range, in the next try and in the next run, where the server has
-    ranges and still the same file (by its ETag or Last-Modified, kept in NAME.part.tag).
+    An existing file is not fetched. The part is continued by Range, in the next try and in the next
+    run, if the server supports ranges and still has the same file (by its ETag or Last-Modified,
+    kept in NAME.part.tag).
 
     Raises:
-      InputError: the file cannot be had, is a page instead, or cannot be written.
+      InputError: the file cannot be fetched, is a page instead, or cannot be written.
     """
     if path.exists():
         return
@@ -177,9 +184,9 @@ def _body(url: str, most_bytes: int, check: Callable[[bytes], str], patience: Pa
 
 
 def _continue(url: str, part: Path, tag: Path, patience: Patience) -> None:
-    """Appends to the part what it lacks."""
-    have = part.stat().st_size if part.exists() else 0
-    start = max(0, have - 1)  # one byte again: servers refuse a range that would be empty
+    """Append the bytes that the part lacks."""
+    size = part.stat().st_size if part.exists() else 0
+    start = max(0, size - 1)  # reads one byte again: servers refuse a range that would be empty
     headers = {}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -209,22 +216,26 @@ def _continue(url: str, part: Path, tag: Path, patience: Patience) -> None:
             try:
                 for chunk in http.chunks(response):
                     out.write(chunk)
-                    out.flush()  # what a kill leaves
-                    more = min(total, out.tell() >> 20) - progress.done
-                    if more > 0:
-                        progress.add(more)
+                    out.flush()  # so that a kill keeps what has arrived
+                    advance = min(total, out.tell() >> 20) - progress.done
+                    if advance > 0:
+                        progress.add(advance)
             except Fault as fault:
-                fault.advanced = out.tell() > have
+                fault.advanced = out.tell() > size
                 raise
 
 
 def _keep_tag(response: http.Response, tag: Path) -> None:
-    """What says whether the file is still the same; a weak ETag does not, for single bytes."""
-    strong = response.headers.get("ETag", "")
-    if not strong or strong.startswith("W/"):
-        strong = response.headers.get("Last-Modified", "")
-    if strong:
-        tag.write_text(strong)
+    """Save the tag by which an unchanged file is recognized.
+
+    It is the ETag or, if that is weak, Last-Modified. A weak ETag does not prove that single bytes
+    are the same.
+    """
+    validator = response.headers.get("ETag", "")
+    if not validator or validator.startswith("W/"):
+        validator = response.headers.get("Last-Modified", "")
+    if validator:
+        tag.write_text(validator)
     else:
         tag.unlink(missing_ok=True)
 

@@ -1,4 +1,7 @@
-"""One HTTP request, every failure of which is a Fault that says whether trying again may help."""
+"""Send one HTTP request; every failure is a Fault.
+
+A Fault says whether another try may help.
+"""
 
 import contextlib
 import email.utils
@@ -23,7 +26,11 @@ Response = http.client.HTTPResponse
 
 
 class Fault(Exception):
-    """Why a try failed, whether that may pass, and after how many seconds the server says."""
+    """Failure of one try.
+
+    `passing` says whether it may pass. `asked_s` is the number of seconds that the server asks to
+    wait. `advanced` says whether the try brought new bytes.
+    """
 
     def __init__(self, reason: str, *, passing: bool = False, asked_s: float = 0):
         super().__init__(reason)
@@ -31,25 +38,27 @@ class Fault(Exception):
 
 
 def get(url: str, *, stall_s: float, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer, at most ten redirects on; to be closed.
+    """Send a GET request and return the response.
+
+    At most ten redirects are followed. The caller closes the response.
 
     Args:
-      stall_s: for the connection, for all headers, and later for the next bytes.
+      stall_s: seconds for the connection, for all headers, and later for the next bytes.
 
     Raises:
-      Fault: there is no good one.
+      Fault: there is no successful response.
     """
     with _faults():
-        # Spaces and the like as browsers send them; what is escaped already stays.
+        # Spaces and the like are escaped as browsers do; existing escapes stay.
         escaped = urllib.parse.quote(url.strip(), safe="%/:=&?~#+!$,;'@()*[]")
         sent = {"User-Agent": f"mmjax/{mmjax.__version__}", **(headers or {})}
         return _opener().open(urllib.request.Request(escaped, headers=sent), timeout=stall_s)
 
 
 def length(response: Response) -> int | None:
-    """The bytes that the body is announced to have, if it is."""
-    told = response.headers.get("Content-Length", "")
-    return int(told) if _is_count(told) else None
+    """Return the announced number of bytes of the body, else None."""
+    announced = response.headers.get("Content-Length", "")
+    return int(announced) if _is_count(announced) else None
 
 
 def chunks(
@@ -58,31 +67,32 @@ def chunks(
     most_bytes: int | None = None,
     total_s: float | None = None,
 ) -> Iterator[bytes]:
-    """The body as it comes in.
+    """Yield the body as it arrives.
 
     Raises:
       Fault: it is longer than `most_bytes`, takes longer than `total_s`, breaks off, or is
         shorter than announced.
     """
-    announced, got, begin = length(response), 0, time.monotonic()
+    announced, received, begin = length(response), 0, time.monotonic()
     while True:
         with _faults():
-            chunk = response.read1(1 << 16)  # what has come: no trickle hides behind one read
+            # Returns what has arrived, so a slow trickle cannot block here.
+            chunk = response.read1(1 << 16)
         if not chunk:
             break
-        got += len(chunk)
-        if most_bytes is not None and max(got, announced or 0) > most_bytes:
+        received += len(chunk)
+        if most_bytes is not None and max(received, announced or 0) > most_bytes:
             raise Fault(f"larger than {most_bytes:,} bytes")
         if total_s is not None and time.monotonic() - begin > total_s:
             raise Fault("too slow", passing=True)
         yield chunk
-    if announced is not None and got != announced:
+    if announced is not None and received != announced:
         raise Fault("truncated", passing=True)
 
 
 @contextlib.contextmanager
 def _faults() -> Iterator[None]:
-    """What urllib and http.client raise, as Fault."""
+    """Turn exceptions of urllib and http.client into Fault."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -108,7 +118,10 @@ def _faults() -> Iterator[None]:
 
 
 def _asked(header: str) -> float:
-    """Seconds that a Retry-After asks for, given as such or as a date."""
+    """Return the seconds that a Retry-After header asks for.
+
+    The header holds seconds or a date.
+    """
     if _is_count(header):
         return float(header)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -121,16 +134,19 @@ def _is_count(text: str) -> bool:
 
 
 class _Timely:
-    """A connection whose answer's headers come within the time-out, which else is every read's."""
+    """Connection whose response headers must arrive within the time-out.
+
+    Otherwise the time-out would apply to each read.
+    """
 
     def getresponse(self) -> Response:
-        connected, late = self.sock, threading.Event()
+        connection, late = self.sock, threading.Event()
 
         def hang_up() -> None:
             late.set()
-            with contextlib.suppress(OSError):  # the other side was faster
-                # Not TLS's own method, which takes the connection apart under the reader.
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # the server closed it first
+                # Not TLS's own method, which takes the connection apart while it is read.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
         alarm = threading.Timer(self.timeout, hang_up)
         alarm.daemon = True
@@ -143,7 +159,7 @@ class _Timely:
             raise
         finally:
             alarm.cancel()
-        if late.is_set():  # headers that break off pass for headers
+        if late.is_set():  # http.client accepts headers that break off
             response.close()
             raise TimeoutError
         return response
@@ -158,7 +174,7 @@ class _Secure(_Timely, http.client.HTTPSConnection):
 
 
 class _Handler(urllib.request.HTTPRedirectHandler, urllib.request.AbstractHTTPHandler):
-    """HTTP and HTTPS with redirects; neither files nor FTP."""
+    """Handler for HTTP and HTTPS with redirects, without files and FTP."""
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -169,18 +185,18 @@ class _Handler(urllib.request.HTTPRedirectHandler, urllib.request.AbstractHTTPHa
         return self.do_open(_Secure, req, context=_context())
 
     def redirect_request(self, req: urllib.request.Request, fp: Any, *told: Any) -> Any:
-        fp.close()  # its body is of no interest, however long
+        fp.close()  # its body is not needed, however long
         return super().redirect_request(req, fp, *told)
 
 
 @functools.cache
 def _context() -> ssl.SSLContext:
-    return ssl.create_default_context()  # takes long, so one for all
+    return ssl.create_default_context()  # slow, so one is shared
 
 
 @functools.cache
 def _opener() -> urllib.request.OpenerDirector:
-    """Goes by the proxies that the environment names."""
+    """Return an opener that uses the environment's proxies."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

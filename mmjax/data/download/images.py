@@ -1,8 +1,8 @@
-"""Which items have an image and a text: finding and fetching the images, listing what is missing.
+"""Find and fetch items' images and list missing modalities.
 
-Papers differ in what they do with items that lack one: keep and impute them, or drop them. Kept
-items stay in the catalogue with "" for what they lack. Dropped ones go with their interactions
-before the k-core, as the papers do that compare both (arXiv 2408.11767).
+Papers differ in what they do with items that lack an image or a text: keep and impute them, or drop
+them. Kept items stay in the catalogue with "" for what they lack. Dropped ones go with their
+interactions before the k-core, as in the papers that compare both (arXiv 2408.11767).
 """
 
 import csv
@@ -27,17 +27,20 @@ MOST_PIXELS = 50_000_000
 
 
 class Missing(NamedTuple):
-    """For each item without an image, and without a text, the reason."""
+    """Reasons for missing images and texts, by item id."""
 
     visual: dict[str, str]
     textual: dict[str, str]
 
 
 def find_images(folder: Path, item_ids: Iterable[str]) -> list[str]:
-    """For each item the absolute path of `<id>.jpg` (.png, .webp) in the folder, or ""."""
+    """Return the absolute path of each item's image.
+
+    The file is `<id>.jpg` (or another suffix of SUFFIXES) in the folder; "" where there is none.
+    """
     files = folder.resolve().iterdir() if folder.is_dir() else ()
-    found = {path.stem: str(path) for path in files if path.suffix.lower() in SUFFIXES}
-    return [found.get(_stem(key), "") for key in item_ids]
+    path_by_stem = {path.stem: str(path) for path in files if path.suffix.lower() in SUFFIXES}
+    return [path_by_stem.get(_stem(key), "") for key in item_ids]
 
 
 def fetch_images(
@@ -48,13 +51,14 @@ def fetch_images(
     connections: int = 16,
     patience: Patience | None = None,
 ) -> dict[str, str]:
-    """Fetches the images that items lack, to `<id>.jpg` in the folder.
+    """Fetch the images that items lack, to `<id>.jpg`.
 
     Args:
       urls: [I], "" where there is none.
+      folder: where the images are written.
 
     Returns:
-      For each item whose image could not be had the reason.
+      Item id -> reason, for each image that could not be fetched.
 
     Raises:
       InputError: see `fetch.fetch_all`.
@@ -75,9 +79,10 @@ def fetch_images(
 
 
 def image_fault(content: bytes) -> str:
-    """Why the bytes are no image to keep; "" if they are one.
+    """Return why the bytes are not an acceptable image.
 
-    The whole of it is decoded, small where the format can, so that a file that breaks off shows.
+    The result is "" if they are one. The whole image is decoded, small where the format allows it,
+    so that a truncated file is detected.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -95,7 +100,10 @@ def image_fault(content: bytes) -> str:
 
 
 def find_missing(dataset: Dataset, urls: Sequence[str], failed: Mapping[str, str]) -> Missing:
-    """The dataset's items without an image (why: no URL, what failed, or not fetched) or text."""
+    """Find the dataset's items without an image or a text.
+
+    The reason for a missing image is "no URL", the failure, or "not fetched".
+    """
     visual = {
         key: failed.get(key, "not fetched" if url else "no URL")
         for key, url, image in zip(dataset.item_ids, urls, dataset.images, strict=True)
@@ -106,30 +114,33 @@ def find_missing(dataset: Dataset, urls: Sequence[str], failed: Mapping[str, str
 
 
 def drop(raw: Raw, missing: Missing) -> Raw:
-    """The source without the interactions with items that lack an image or a text.
+    """Remove interactions with items that lack image or text.
 
     Raises:
       InputError: none is left.
     """
     dropped = missing.visual.keys() | missing.textual.keys()
-    stays = np.array([key not in dropped for key in raw.item_ids], bool)[raw.item]
-    if not stays.any():
+    keep = np.array([key not in dropped for key in raw.item_ids], bool)[raw.item]
+    if not keep.any():
         raise InputError(
             "no item has both an image and a text; fetch the images (--download) or keep the items"
         )
-    columns = {name: getattr(raw, name)[stays] for name in ("user", "item", "rating", "time")}
-    split = None if raw.split is None else raw.split[stays]
-    made_by = {**raw.made_by, "dropped": {"items": len(dropped), "rows": int((~stays).sum())}}
+    columns = {name: getattr(raw, name)[keep] for name in ("user", "item", "rating", "time")}
+    split = None if raw.split is None else raw.split[keep]
+    made_by = {**raw.made_by, "dropped": {"items": len(dropped), "rows": int((~keep).sum())}}
     return replace(raw, **columns, split=split, made_by=made_by)
 
 
 def write_missing(folder: Path, missing: Missing) -> None:
-    """Writes missing_visual.tsv and missing_textual.tsv, with the columns item and reason."""
+    """Write missing_visual.tsv and missing_textual.tsv.
+
+    Their columns are item and reason.
+    """
     for modality, reasons in missing._asdict().items():
         path = folder / f"missing_{modality}.tsv"
         with open(path, "w", newline="", encoding="utf-8") as out:
-            rows = csv.writer(out, "excel-tab", lineterminator="\n")
-            rows.writerows([("item", "reason"), *reasons.items()])
+            writer = csv.writer(out, "excel-tab", lineterminator="\n")
+            writer.writerows([("item", "reason"), *reasons.items()])
 
 
 def _stem(item_id: str) -> str:

@@ -1,10 +1,12 @@
-"""Amazon reviews of 2014 and of 2023, as McAuley's group publishes them, one category at a time.
+"""Read Amazon reviews of 2014 and of 2023, one category each.
+
+The layouts are those in which McAuley's group publishes them:
 
   amazon2014   reviews_<Category>_5.json   or  ratings_<Category>.csv,   meta_<Category>.json
   amazon2023   <Category>.jsonl            or  <Category>.csv,           meta_<Category>.jsonl
 
-each with or without .gz, and images/<item id>.jpg beside them. The reviews of 2014 are the 5-core;
-the ratings of both are unfiltered, those of 2023 with the earliest review of a pair only (their
+Each file may end in .gz; images/<item id>.jpg lie beside them. The reviews of 2014 are the 5-core.
+The ratings of both are unfiltered; those of 2023 have only the earliest review of a pair (their
 5-core is `--k_core=5` of them). An item is an `asin` in 2014 and a `parent_asin` in 2023. Reviews
 without a user, an item, a rating or a time are left out and counted, as Ducho's demos do. Times
 are seconds.
@@ -30,7 +32,7 @@ from mmjax.data.tables import column_names, decode, read_table
 
 
 class Layout(NamedTuple):
-    """Where a generation's files lie below its address, and what its fields are called."""
+    """File paths below the base URL and field names of one release."""
 
     base_url: str
     reviews: str
@@ -40,7 +42,7 @@ class Layout(NamedTuple):
     item: str
     rating: str
     time: str
-    ticks: int  # of the time, a second
+    ticks: int  # of the time field per second
     heading: str
     body: str
 
@@ -84,22 +86,22 @@ def read(
     dump: str | None = None,
     text_fields: Sequence[str] = ("title", "description"),
 ) -> Raw:
-    """Reads a category: interactions, and of the metadata the items that occur in them.
+    """Read a category: its interactions and the metadata of their items.
 
     Args:
       raw: the folder.
       source: a key of LAYOUTS.
       category: as in the files' names: Baby in 2014, Baby_Products in 2023.
       dump: one of DUMPS; None takes the reviews if they are there.
-      text_fields: those of TEXT_FIELDS that make an item's text. The papers of Ducho take
-        `description` alone.
+      text_fields: those of TEXT_FIELDS that make an item's text. The papers of Ducho take only
+        `description`.
 
     Returns:
-      The attributes `brand`, `categories` (joined by "|") and `image_url`; as images, what is in
-      `images/`.
+      A Raw with the attributes `brand`, `categories` (joined by "|") and `image_url`. Its images
+      are the files in `images/`.
 
     Raises:
-      InputError: a file is missing, or a line or row is at fault.
+      InputError: a file is missing, a line or row is at fault, or a text field is unknown.
     """
     layout = LAYOUTS[source]
     unknown = [name for name in text_fields if name not in TEXT_FIELDS]
@@ -130,23 +132,23 @@ def read(
 
 
 def locate(raw: Path, source: str, category: str, dump: str | None = None) -> tuple[Path, Path]:
-    """The files of the interactions and of the items.
+    """Return the paths of the interactions and of the items.
 
     Raises:
-      InputError: one is missing; the sentence says where it is published.
+      InputError: one is missing; the message says where it is published.
     """
     layout = LAYOUTS[source]
-    logs = _logs(layout, dump)
-    found = [path for name in logs if (path := _find(raw, name.format(category)))]
+    log_names = _logs(layout, dump)
+    paths = [path for name in log_names if (path := _find(raw, name.format(category)))]
     items = _find(raw, layout.items.format(category))
-    for where, name in ((found, logs[0]), (items, layout.items)):
-        if not where:
+    for present, name in ((paths, log_names[0]), (items, layout.items)):
+        if not present:
             name = name.format(category)
             raise InputError(
                 f"{raw / Path(name).name} is missing; check --raw and --category, pass --download, "
                 f"or fetch {layout.base_url}/{name}"
             )
-    return found[0], items
+    return paths[0], items
 
 
 def fetch(
@@ -158,7 +160,9 @@ def fetch(
     base_url: str | None = None,
     patience: Patience | None = None,
 ) -> None:
-    """Fetches the files that `read` needs and the folder lacks: without any, the reviews.
+    """Fetch the files that `read` needs and the folder lacks.
+
+    With no `dump` and neither reviews nor ratings in the folder, the reviews are fetched.
 
     Raises:
       InputError: see `fetch.fetch_large`.
@@ -172,7 +176,9 @@ def fetch(
 
 
 def reviews(raw: Path, source: str, category: str) -> Iterator[pa.Table]:
-    """The reviews, a block at a time: user, item, rating, time and text (its heading, then itself).
+    """Yield the reviews, one table per block.
+
+    The columns are user, item, rating, time and text (the heading, then the body).
 
     Raises:
       InputError: the file is missing, or a line is at fault.
@@ -186,14 +192,16 @@ def reviews(raw: Path, source: str, category: str) -> Iterator[pa.Table]:
 
 
 def write_reviews(dataset: Dataset, tables: Iterable[pa.Table], path: Path) -> int:
-    """Writes `user`, `item`, `text` of the dataset's interactions as TSV; white space is spaces.
+    """Write the review texts of the dataset's interactions as TSV.
+
+    The columns are `user`, `item` and `text`. Runs of white space become one space.
 
     Args:
       tables: of `reviews`. Where a user reviewed an item more than once, the review with the
-        rating and time of the dataset's is taken, the first if several have.
+        dataset's rating and time is taken, the first if several have them.
 
     Returns:
-      How many there are.
+      The number of reviews written.
     """
     parts = [dataset.split(name) for name in SPLITS]
     user, item, rating, time = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -204,33 +212,36 @@ def write_reviews(dataset: Dataset, tables: Iterable[pa.Table], path: Path) -> i
     items = {key: code for code, key in enumerate(dataset.item_ids)}
     written = np.zeros(len(keys), bool)
     with open(path, "w", newline="", encoding="utf-8") as out:
-        rows = csv.writer(out, "excel-tab", lineterminator="\n")
-        rows.writerow(("user", "item", "text"))
+        writer = csv.writer(out, "excel-tab", lineterminator="\n")
+        writer.writerow(("user", "item", "text"))
         for table in tables:
-            found = [
+            pair = [
                 np.array([codes.get(key, -1) for key in table.column(name).to_pylist()], np.int64)
                 for name, codes in (("user", users), ("item", items))
             ]
-            key = found[0] << 32 | found[1]
-            place = np.searchsorted(keys, key).clip(max=len(keys) - 1)
-            fits = (found[0] >= 0) & (found[1] >= 0) & (keys[place] == key) & ~written[place]
-            fits &= rating[place] == table.column("rating").to_numpy().astype(np.float32)
-            fits &= time[place] == table.column("time").to_numpy()
-            chosen, first = np.unique(place[fits], return_index=True)
+            key = pair[0] << 32 | pair[1]
+            position = np.searchsorted(keys, key).clip(max=len(keys) - 1)
+            fits = (pair[0] >= 0) & (pair[1] >= 0) & (keys[position] == key) & ~written[position]
+            fits &= rating[position] == table.column("rating").to_numpy().astype(np.float32)
+            fits &= time[position] == table.column("time").to_numpy()
+            chosen, first = np.unique(position[fits], return_index=True)
             written[chosen] = True
             picked = table.take(np.sort(np.flatnonzero(fits)[first])).to_pydict()
-            for names in zip(picked["user"], picked["item"], picked["text"], strict=True):
-                rows.writerow((*names[:2], " ".join(names[2].split())))
+            for record in zip(picked["user"], picked["item"], picked["text"], strict=True):
+                writer.writerow((*record[:2], " ".join(record[2].split())))
     return int(written.sum())
 
 
 def _logs(layout: Layout, dump: str | None) -> list[str]:
-    """The files that may hold the interactions, the preferred one first."""
+    """Return possible names of the interactions' file, preferred first."""
     return [layout.reviews, layout.ratings] if dump is None else [getattr(layout, dump)]
 
 
 def _find(raw: Path, name: str) -> Path | None:
-    """The file, unpacked or packed, wherever below the address it was published."""
+    """Return the file, unpacked or packed, or None.
+
+    `name` is its path below the base URL; in the folder only its last part counts.
+    """
     path = raw / Path(name).name
     plain = path.with_name(path.name.removesuffix(".gz"))
     packed = path.with_name(f"{plain.name}.gz")
@@ -243,14 +254,17 @@ def _types(layout: Layout, *texts: str) -> dict[str, pa.DataType]:
 
 
 def _complete(table: pa.Table, layout: Layout, **more: pa.ChunkedArray) -> pa.Table:
-    """The rows with user, item, rating and time, and these as columns, with others."""
+    """Keep the rows with user, item, rating and time.
+
+    The columns get these names; `more` are further columns. Times become seconds.
+    """
     columns = {role: table.column(getattr(layout, role)) for role in ("user", "item")}
     numbers = {role: table.column(getattr(layout, role)) for role in ("rating", "time")}
-    whole = [pc.not_equal(column, "") for column in columns.values()]
-    whole += [pc.is_finite(column) for column in numbers.values()]
-    keep = whole[0]
-    for mask in whole[1:]:
-        keep = pc.and_(keep, mask)  # null, so false to the filter, where a value is null
+    masks = [pc.not_equal(column, "") for column in columns.values()]
+    masks += [pc.is_finite(column) for column in numbers.values()]
+    keep = masks[0]
+    for mask in masks[1:]:
+        keep = pc.and_(keep, mask)  # null where a value is null, which the filter takes as false
     seconds = pc.floor(pc.divide(numbers["time"], float(layout.ticks)))
     columns |= {"rating": numbers["rating"], "time": seconds, **more}
     filtered = pa.table(columns).filter(keep)
@@ -258,14 +272,18 @@ def _complete(table: pa.Table, layout: Layout, **more: pa.ChunkedArray) -> pa.Ta
 
 
 def _read_reviews(path: Path, layout: Layout) -> tuple[pa.Table, int]:
-    """The interactions of a file of reviews, and how many lack something."""
+    """Read the interactions of a file of reviews.
+
+    Returns:
+      The interactions, and the number of incomplete reviews left out.
+    """
     parts, lines = [], 0
     for table in read_columns(path, _types(layout)):
         lines += len(table)
         part = _complete(table, layout)
-        for place, role in enumerate(("user", "item")):
+        for position, role in enumerate(("user", "item")):
             coded = part.column(role).combine_chunks().dictionary_encode()
-            part = part.set_column(place, role, coded)
+            part = part.set_column(position, role, coded)
         parts.append(part)
     if not parts:
         raise InputError(f"{path} is empty; fetch it again")
@@ -274,7 +292,7 @@ def _read_reviews(path: Path, layout: Layout) -> tuple[pa.Table, int]:
 
 
 def _read_ratings(path: Path, layout: Layout) -> pa.Table:
-    columns = {role: place for place, role in enumerate(("user", "item", "rating", "time"))}
+    columns = {role: position for position, role in enumerate(("user", "item", "rating", "time"))}
     header = column_names(path, ",")[:1] == [layout.user]
     table = read_table(path, columns, separator=",", header=header)
     seconds = pc.floor(pc.divide(table.column("time"), float(layout.ticks)))

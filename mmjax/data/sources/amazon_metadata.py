@@ -1,8 +1,9 @@
-"""The metadata of Amazon's dumps: an item's title, text, brand, categories and image address.
+"""Read the item metadata of Amazon's releases.
 
-The lines of 2014 hold asin, title, description, brand, categories (lists in a list) and imUrl,
-those of 2023 parent_asin, title, description, features and categories (lists), store, and images,
-each in several sizes. Any of it may be absent.
+It gives an item's title, text, brand, categories and image URL. The lines of 2014 hold asin, title,
+description, brand, categories (lists in a list) and imUrl, those of 2023 parent_asin, title,
+description, features and categories (lists), store, and images, each in several sizes. Any of it
+may be absent.
 """
 
 import re
@@ -13,31 +14,33 @@ from typing import Any
 from mmjax.data.jsonlines import blocks, parse_line, writable
 
 TEXT_FIELDS = ("title", "description", "features", "categories", "brand")
-SIZES = ("large", "hi_res", "thumb")  # large is 500 pixels, as much as encoders look at
+SIZES = ("large", "hi_res", "thumb")  # by preference; large is 500 pixels, enough for the encoders
 NO_URL = ("", "nan", "n/a", "null", "none")
 
 
 def read_items(
     path: Path, field: str, item_ids: Sequence[str], text_fields: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The columns of those items that are asked for, for `join_items`; an item's first line counts.
+    """Read the metadata columns of the given items for `join_items`.
+
+    An item's first line counts.
 
     Args:
-      field: the one that holds an item's id.
+      field: the field that holds an item's id.
       text_fields: those of TEXT_FIELDS that make the text, in this order, joined by spaces.
 
     Raises:
-      InputError: a line is no object, or the file cannot be read.
+      InputError: a line is not an object, or the file cannot be read.
     """
     wanted = {key.encode() for key in item_ids}
-    # Most lines are of other items; those that cannot be of a wanted one are not even parsed.
-    named = re.compile(rb"""["']%s["']\s*:\s*["']([^"']*)["']""" % field.encode())
+    # Most lines are of other items; lines that show only other ids are not parsed.
+    id_pattern = re.compile(rb"""["']%s["']\s*:\s*["']([^"']*)["']""" % field.encode())
     columns: dict[str, list[str]] = {
         name: [] for name in ("id", "title", "text", "brand", "categories", "image_url")
     }
-    for first, block in blocks(path):
-        for number, line in enumerate(block.split(b"\n"), start=first):
-            ids = named.findall(line)
+    for first_number, block in blocks(path):
+        for number, line in enumerate(block.split(b"\n"), start=first_number):
+            ids = id_pattern.findall(line)
             if not line.strip() or (ids and wanted.isdisjoint(ids)):
                 continue
             record = parse_line(line, path, number)
@@ -59,7 +62,7 @@ def read_items(
 
 
 def _leaves(value: Any) -> list[str]:
-    """The texts in a value, however nested in lists, without those that are empty."""
+    """Return the non-empty texts of arbitrarily nested lists."""
     if isinstance(value, str):
         return [value.strip()] if value.strip() else []
     if isinstance(value, list | tuple):
@@ -68,7 +71,10 @@ def _leaves(value: Any) -> list[str]:
 
 
 def _image_url(record: Mapping[str, Any]) -> str:
-    """`imUrl`, or of `images` the main one."""
+    """Return `imUrl`, or the main image's URL of `images`.
+
+    The result is "" where there is none.
+    """
     url = record.get("imUrl")
     images = record.get("images")
     if isinstance(images, list):

@@ -1,8 +1,8 @@
-"""Elliot's fixed splits: train.tsv, val.tsv (or valid.tsv) and test.tsv.
+"""Read Elliot's fixed splits: train.tsv, val.tsv and test.tsv.
 
-Each holds user, item and perhaps rating and timestamp, with a header or, as Elliot writes them,
-without. An items.tsv beside them may bring item, text, title, asin and image (a path relative to
-it).
+valid.tsv may stand for val.tsv. Each file holds user, item and perhaps rating and timestamp, with
+a header or, as Elliot writes them, without. An items.tsv beside them may hold item, text, title,
+asin and image (a path relative to it).
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ HEADER = {
 
 
 def read(raw: Path) -> Raw:
-    """Reads the folder; the split is the files'.
+    """Read the folder; each file is one split.
 
     Raises:
       InputError: a file or column is missing, or a table is at fault (see `read_table`).
@@ -53,9 +53,9 @@ def read(raw: Path) -> Raw:
 
 
 def _read(path: Path) -> pa.Table:
-    first = column_names(require(path), "\t")
+    names = column_names(require(path), "\t")
     columns: Mapping = HEADER
-    header = bool(first) and first[0] in HEADER["user"]
+    header = bool(names) and names[0] in HEADER["user"]
     if not header:
         columns = {role: position for position, role in enumerate(ROLES)}
     return read_table(path, columns, separator="\t", header=header, optional=("rating", "time"))

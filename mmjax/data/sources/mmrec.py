@@ -1,4 +1,4 @@
-"""MMRec's folders: one `.inter` table with `x_label`, and features as `.npy` arrays.
+"""Read MMRec's folders: one `.inter` table and `.npy` features.
 
 The table's columns are userID, itemID, x_label (0 train, 1 valid, 2 test) and perhaps rating and
 timestamp, each maybe followed by a type as in `userID:token`. Items are the integers 0..max, and
@@ -24,7 +24,9 @@ ROLES = {
 
 
 def read(raw: Path) -> Raw:
-    """Reads the folder (or the `.inter` file itself) and the arrays beside the table.
+    """Read an MMRec folder with its feature arrays.
+
+    `raw` is the folder or the `.inter` file itself; the arrays lie beside the table.
 
     Raises:
       InputError: there is no single `.inter`, a column is missing, an item is not an integer, an
@@ -38,9 +40,10 @@ def read(raw: Path) -> Raw:
             raise InputError(f"{raw} must hold one .inter file, found {names}; name it in --raw")
         path = tables[0]
     names = column_names(path)
-    bare = {name.split(":")[0]: name for name in names}
+    full_names = {name.split(":")[0]: name for name in names}
     columns = {
-        role: [bare.get(option, option) for option in options] for role, options in ROLES.items()
+        role: [full_names.get(option, option) for option in options]
+        for role, options in ROLES.items()
     }
     table = read_table(path, columns, optional=("split", "rating", "time"))
     _, distinct = decode(table.column("item"))
@@ -64,20 +67,27 @@ def read(raw: Path) -> Raw:
             )
         features[array_path.stem] = array
     items = join_items([str(number) for number in range(count)])
-    found = assemble(table, {**items, "features": features}, source="mmrec", file=path.name)
+    assembled = assemble(table, {**items, "features": features}, source="mmrec", file=path.name)
     return replace(
-        found, item=numbers[found.item].astype(np.int32)
+        assembled, item=numbers[assembled.item].astype(np.int32)
     )  # codes of the ids 0..max, in that order
 
 
 def _load(path: Path) -> np.ndarray | None:
-    """The array of a feature file, memory-mapped; None for one that is no table of numbers."""
+    """Memory-map the array of a feature file.
+
+    Returns:
+      The array, or None if it is not a matrix of floats.
+
+    Raises:
+      InputError: the file is not a readable array.
+    """
     try:
         with open(path, "rb") as stream:
             version = np.lib.format.read_magic(stream)
             header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
             shape, _, dtype = header(stream)
-        if dtype.kind != "f" or len(shape) != 2:  # MMRec keeps pickled graphs beside them
+        if dtype.kind != "f" or len(shape) != 2:  # MMRec keeps pickled graphs beside the features
             return None
         return np.load(path, mmap_mode="r")
     except (AttributeError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""MovieLens, in the layouts it comes in, with a folder of posters where there is one.
+"""Read MovieLens in its published layouts, with posters if present.
 
   ratings.csv, items.csv    ml-100k with plot overviews (user_id, movie_id, ...), posters/<id>.jpg
   ratings.csv, movies.csv   ml-latest, ml-20m, ml-25m, ml-32m (userId, movieId, ...)
@@ -42,11 +42,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def read(raw: Path, posters: Path | None = None) -> Raw:
-    """Reads a MovieLens folder.
+    """Read a MovieLens folder.
 
     Args:
       raw: the folder, in any of the layouts above.
-      posters: folder of `<movie id>.jpg`; None takes `posters` inside `raw` where it exists.
+      posters: folder of `<movie id>.jpg` (or another suffix of SUFFIXES); None takes `posters`
+        inside `raw` where it exists.
 
     Raises:
       InputError: no layout fits, a file is missing, or a table is at fault (see `read_table`).
@@ -76,38 +77,41 @@ def read(raw: Path, posters: Path | None = None) -> Raw:
             f"{raw} holds no MovieLens ratings: ratings.csv, u.data or ratings.dat is missing"
         )
     _, item_ids = decode(table.column("item"))
-    # The table of films repeats some ids; its README says that the first row counts.
+    # The table of films repeats some ids; by its README the first row counts.
     joined = join_items(item_ids, items, path=films, repeated="first")
     folder = posters or raw / "posters"
     if folder.is_dir():
         # Absolute, because a relative path would be taken as one inside the prepared folder.
         files = folder.resolve().iterdir()
-        found = {path.stem: path for path in files if path.suffix.lower() in SUFFIXES}
-        joined["images"] = [str(found.get(key, "")) for key in joined["item_ids"]]
+        poster_by_id = {path.stem: path for path in files if path.suffix.lower() in SUFFIXES}
+        joined["images"] = [str(poster_by_id.get(key, "")) for key in joined["item_ids"]]
     elif posters is not None:
         require(posters, "check --posters")
     return assemble(table, joined, source="movielens", films=films.name)
 
 
 def _flagged(path: Path) -> dict[str, list[str]]:
-    """items.csv: one column a genre, 0 or 1."""
+    """Read items.csv, which has one 0/1 column per genre."""
     flags = {name: ("genre_unknown" if name == "unknown" else name) for name in GENRES}
     columns = {"id": "movie_id", "title": "title", "text": "overview", **flags}
     table = read_table(path, columns, separator=",", optional=("text", *flags))
-    shown = [name for name in GENRES if name in table.column_names]
+    present = [name for name in GENRES if name in table.column_names]
     items = table.to_pydict()
-    genres = _genres(shown, [items.pop(name) for name in shown])
+    genres = _genres(present, [items.pop(name) for name in present])
     return {**items, "genres": genres}
 
 
 def _listed(path: Path) -> dict[str, list[str]]:
-    """movies.csv: genres as A|B."""
+    """Read movies.csv, which lists genres as A|B."""
     table = read_table(path, {"id": "movieId", "title": "title", "genres": "genres"}, separator=",")
     return _without_placeholder(table.to_pydict())
 
 
 def _u_item(path: Path) -> dict[str, list[str]]:
-    """u.item: Latin-1, id | title | release | video release | URL | 19 flags."""
+    """Read u.item.
+
+    It is Latin-1: id | title | release | video release | URL | 19 flags.
+    """
     rows = _split_lines(path, "|", 5 + len(GENRES))
     flags = list(zip(*(row[5:] for row in rows), strict=True))
     return {
@@ -118,7 +122,10 @@ def _u_item(path: Path) -> dict[str, list[str]]:
 
 
 def _movies_dat(path: Path) -> dict[str, list[str]]:
-    """movies.dat: Latin-1 (ml-1m) or UTF-8 (ml-10m), id :: title :: A|B."""
+    """Read movies.dat.
+
+    It is Latin-1 (ml-1m) or UTF-8 (ml-10m): id :: title :: A|B.
+    """
     columns = zip(*_split_lines(path, "::", 3), strict=True)
     return _without_placeholder(
         dict(zip(("id", "title", "genres"), map(list, columns), strict=True))
@@ -149,7 +156,10 @@ def _split_lines(path: Path, separator: str, width: int) -> list[list[str]]:
 
 
 def _genres(names: Sequence[str], flags: Iterable[Sequence[str]]) -> list[str]:
-    """One flag column a genre -> `A|B` an item."""
+    """Return each item's genres as `A|B` from flag columns.
+
+    `flags` has one column of "0" or "1" per genre in `names`.
+    """
     return [
         "|".join(name for name, flag in zip(names, row, strict=True) if flag == "1")
         for row in zip(*flags, strict=True)

@@ -1,4 +1,7 @@
-"""Any CSV, TSV or Parquet table of interactions, its columns given by name."""
+"""Read any CSV, TSV or Parquet table of interactions.
+
+The columns are given by name.
+"""
 
 from pathlib import Path
 
@@ -24,13 +27,13 @@ def read(
     split_column: str | None = None,
     items_file: Path | None = None,
 ) -> Raw:
-    """Reads a table of interactions and perhaps one of items.
+    """Read a table of interactions and perhaps one of items.
 
     Args:
       raw: the table; `.parquet`, or text separated by tabs or commas, with a header.
-      rating_column: None reads `rating` where there is one; a name must be there. The same holds
-        for time (`timestamp` or `time`, in seconds) and split (`split`, holding 0, 1, 2 or train,
-        valid, test).
+      rating_column: None reads `rating` if there is one; a name that is given must exist. The same
+        holds for time (`timestamp` or `time`, in seconds) and split (`split`, holding 0, 1, 2 or
+        train, valid, test).
       items_file: table of items: id, and any of title, text (or description), image and audio
         (paths relative to the table).
 
@@ -45,18 +48,18 @@ def read(
         "time": time_column or ("timestamp", "time"),
         "split": split_column or "split",
     }
-    given = {"rating": rating_column, "time": time_column, "split": split_column}
-    optional = [role for role, column in given.items() if column is None]
+    requested = {"rating": rating_column, "time": time_column, "split": split_column}
+    optional = [role for role, column in requested.items() if column is None]
     table = read_table(raw, columns, optional=optional)
     _, item_ids = decode(table.column("item"))
-    items, lost = None, {}
+    items, not_found = None, {}
     if items_file is not None:
         optional = ("title", "text", "image", "audio")
         items = read_table(items_file, ITEM_COLUMNS, optional=optional).to_pydict()
-        lost = {
+        not_found = {
             f"{column}s_not_found": find_files(items, items_file.parent, column)
             for column in ("image", "audio")
             if column in items
         }
     joined = join_items(item_ids, items, path=items_file)
-    return assemble(table, joined, source="interactions", **lost)
+    return assemble(table, joined, source="interactions", **not_found)

@@ -1,9 +1,11 @@
-"""The world's pictures: attribute values -> 64 x 64 RGB, by signed distances, a batch at once.
+"""Draw pictures of synthetic items from their attribute values.
 
-Every value shows in a way of its own, so that an encoder (or a reader) can tell all of them apart:
-the category is the outline, the colour fills it, the pattern is painted on it in large marks, the
-material shades it (grain, sheen, transparency, gloss, knit, speckle), the style is the wall
-behind it and the frame around it. Position, size, angle, brightness and noise vary by item.
+Pictures are 64 x 64 RGB, made from signed distances, a batch at once.
+
+Every value shows in its own way, so that an encoder (or a reader) can tell all of them apart: the
+category is the outline, the colour fills it, the pattern is painted on it in large marks, the
+material shades it (grain, sheen, transparency, gloss, knit, speckle), the style is the wall behind
+it and the frame around it. Position, size, angle, brightness and noise vary by item.
 """
 
 import io
@@ -32,12 +34,12 @@ Field = np.ndarray  # [N, SIZE, SIZE] float32
 
 
 def draw(values: dict[str, np.ndarray], words: dict[str, tuple[str, ...]], seed: int) -> np.ndarray:
-    """Draws N items.
+    """Draw the pictures of N items.
 
     Args:
       values: attribute -> [N] codes; category, colour, material, pattern and style.
-      words: attribute -> its words, which the codes number.
-      seed: of position, size, angle, brightness and noise.
+      words: attribute -> its words, in the order of the codes.
+      seed: seed of position, size, angle, brightness and noise.
 
     Returns:
       [N, 64, 64, 3] uint8.
@@ -54,11 +56,11 @@ def draw(values: dict[str, np.ndarray], words: dict[str, tuple[str, ...]], seed:
     )  # pixels from centre
     angle, radius = vary(-0.2, 0.2), vary(21, 25)
     dx, dy = column - vary(-3, 3), row - vary(-3, 3)
-    x = (np.cos(angle) * dx + np.sin(angle) * dy) / radius  # the object's own axes, about -1..1
+    x = (np.cos(angle) * dx + np.sin(angle) * dy) / radius  # the object's axes, about -1..1
     y = (np.cos(angle) * dy - np.sin(angle) * dx) / radius
 
     def choose(attribute: str, painters: dict[str, Callable], *args: Field) -> np.ndarray:
-        """Runs the painter of each value on the items that have it."""
+        """Run each value's painter on the items that have the value."""
         out = None
         for code, word in enumerate(words[attribute]):
             rows = np.flatnonzero(values[attribute] == code)
@@ -85,7 +87,7 @@ def draw(values: dict[str, np.ndarray], words: dict[str, tuple[str, ...]], seed:
     shade, gloss, opacity = (finish[..., i, None] for i in range(3))
     surface = surface * shade * (1 - gloss) + gloss
     surface = surface * opacity + wall * (1 - opacity)
-    # A pale halo and a dark contour keep the outline apart from every wall.
+    # A pale halo and a dark contour separate the outline from every wall.
     halo = np.clip(2.5 - distance, 0, 1)[..., None]
     contour = np.clip(1.5 - np.abs(distance + 0.2), 0, 1)[..., None] * 0.85
     picture = wall * (1 - halo) + np.float32(0.97) * halo
@@ -103,9 +105,10 @@ def write_pictures(
     folder: Path,
     paths: list[str],
 ) -> None:
-    """Draws the items and writes them as JPEG files `folder / path`, skipping empty paths.
+    """Draw the items and write them as JPEG files.
 
-    What an item looks like depends on its attributes, its place and the seed, on nothing else.
+    The files are `folder / path`; empty paths are skipped. A picture depends only on the item's
+    attributes, its position in the list and the seed.
     """
     for parent in {(folder / path).parent for path in paths if path}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def write_pictures(
         Image.fromarray(pixels).save(out, "JPEG", quality=90, subsampling=0)
         (folder / path).write_bytes(out.getvalue())
 
-    with ThreadPoolExecutor() as pool:  # compression lets the other threads run
+    with ThreadPoolExecutor() as pool:  # JPEG compression lets other threads run
         for start in range(0, len(paths), BATCH):
             batch = {name: codes[start : start + BATCH] for name, codes in values.items()}
             pixels = draw(batch, words, hash_seed(seed, start))
@@ -124,12 +127,15 @@ def write_pictures(
 
 
 def hash_seed(seed: int, start: int) -> int:
-    """One integer for (seed, first item of a batch)."""
+    """Return one integer for (seed, first item of a batch)."""
     return int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0])
 
 
 def _box(x: Field, y: Field, cx: float, cy: float, w: float, h: float, r: float = 0.0) -> Field:
-    """A rectangle of half-widths w and h with corners of radius r."""
+    """Return the signed distance to a rounded rectangle.
+
+    It has the centre (cx, cy), half-widths w and h, and corners of radius r.
+    """
     qx, qy = np.abs(x - cx) - w + r, np.abs(y - cy) - h + r
     return np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0) - r
 
@@ -143,14 +149,20 @@ def _ring(x: Field, y: Field, cx: float, cy: float, r: float, thick: float) -> F
 
 
 def _trapezoid(x: Field, y: Field, top: float, bottom: float, w0: float, w1: float) -> Field:
-    """Between heights top and bottom, of half-width w0 there growing to w1."""
+    """Return the signed distance to a symmetric trapezoid.
+
+    It lies between heights top and bottom; its half-width changes from w0 at top to w1 at bottom.
+    """
     slope = (w1 - w0) / (bottom - top)
     side = (np.abs(x) - w0 - slope * (y - top)) / np.hypot(1, slope)
     return np.maximum(side, np.maximum(top - y, y - bottom))
 
 
 def _bar(x: Field, y: Field, ax: float, ay: float, bx: float, by: float, r: float) -> Field:
-    """All points within r of the segment from a to b."""
+    """Return the signed distance to a thick segment.
+
+    The bar is all points within r of the segment from a to b.
+    """
     dx, dy = bx - ax, by - ay
     t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
     return np.hypot(x - ax - t * dx, y - ay - t * dy) - r
@@ -194,7 +206,10 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 def _soft(field: Field, sharp: float = 8.0) -> Field:
-    """0 below zero, 1 above it, with a ramp as wide as about a pixel."""
+    """Return 0 below zero and 1 above it, with a ramp.
+
+    The ramp is 1 / sharp wide, in units of the field.
+    """
     return np.clip(0.5 + sharp * field, 0, 1)
 
 
@@ -249,7 +264,7 @@ def _mix(wall: np.ndarray, colour: tuple[float, float, float], amount: Field) ->
 
 
 def _border(x: Field, y: Field, width: float) -> Field:
-    """1 within `width` pixels of the edge."""
+    """Return 1 within `width` pixels of the picture's edge, else 0."""
     return (np.maximum(np.abs(x), np.abs(y)) > SIZE / 2 - width).astype(np.float32)
 
 

@@ -1,10 +1,12 @@
-"""The world's texts: a title that names the category and perhaps one more attribute, and a
-description that states a random subset of them. What is stated is always true.
+"""Write titles and descriptions of synthetic items.
+
+A title names the category and perhaps one more attribute. A description states a random subset of
+the attributes. Every statement is true.
 """
 
 import numpy as np
 
-# Product names, none of which says anything about the item.
+# Product names without information about the item.
 NAMES = (
     *("Alder", "Bramble", "Calder", "Dovetail", "Ember", "Fennel", "Gable", "Harbour", "Indra"),
     *("Juniper", "Kestrel", "Linden", "Marlow", "Norrland", "Osprey", "Pebble", "Quill", "Rowan"),
@@ -29,11 +31,14 @@ OPENINGS = ("A gift for every day.", "Made to last.", "Guests will ask about it.
 def write_titles(
     values: dict[str, np.ndarray], words: dict[str, tuple[str, ...]], rng: np.random.Generator
 ) -> list[str]:
-    """Titles such as "Rowan 17, teal mug"; a third names the colour, a third the style."""
+    """Return titles such as "Rowan 17, teal mug".
+
+    A third of them name the colour, a third the style.
+    """
     count = len(values["category"])
     extra = rng.integers(0, 3, count)
     plain = np.full(count, "", object)
-    named = np.where(
+    prefixes = np.where(
         extra == 0,
         _say(values["colour"], words["colour"], "{} "),
         np.where(extra == 1, _say(values["style"], words["style"], "{} "), plain),
@@ -41,23 +46,26 @@ def write_titles(
     names = np.array(NAMES, object)[rng.integers(0, len(NAMES), count)]
     numbers = rng.integers(1, 100, count)
     kinds = np.array(words["category"], object)[values["category"]]
-    rows = zip(names.tolist(), numbers.tolist(), named.tolist(), kinds.tolist(), strict=True)
-    return [f"{name} {number}, {more}{kind}" for name, number, more, kind in rows]
+    rows = zip(names.tolist(), numbers.tolist(), prefixes.tolist(), kinds.tolist(), strict=True)
+    return [f"{name} {number}, {prefix}{kind}" for name, number, prefix, kind in rows]
 
 
 def write_texts(
     values: dict[str, np.ndarray], words: dict[str, tuple[str, ...]], rng: np.random.Generator
 ) -> list[str]:
-    """Descriptions of one to five short sentences, at least one of which states an attribute."""
+    """Return descriptions of one to five short sentences.
+
+    At least one sentence states an attribute.
+    """
     count = len(values["category"])
     stated = rng.random((count, len(SENTENCES))) < STATED
     stated[np.arange(count), rng.integers(0, len(SENTENCES), count)] = True
     columns = []
-    for place, (attribute, templates) in enumerate(SENTENCES.items()):
-        which = rng.integers(0, len(templates), count)
+    for position, (attribute, templates) in enumerate(SENTENCES.items()):
+        template_index = rng.integers(0, len(templates), count)
         column = np.full(count, "", object)
         for number, template in enumerate(templates):
-            rows = np.flatnonzero(stated[:, place] & (which == number))
+            rows = np.flatnonzero(stated[:, position] & (template_index == number))
             column[rows] = _say(values[attribute][rows], words[attribute], template)
         columns.append(column)
     rows = np.flatnonzero(~stated[:, 0])  # SENTENCES begins with the category

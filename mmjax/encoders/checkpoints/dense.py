@@ -1,4 +1,7 @@
-"""sentence-transformers' Dense modules: layers with weights of their own, behind the pooling."""
+"""Dense layers of sentence-transformers, applied after the pooling.
+
+They have a config.json and weights in folders of their own.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by the names of 
 
 
 class Dense(nnx.Module):
-    """Linear and an activation, of vectors [B, F]."""
+    """Linear layer and activation on vectors [B, F]."""
 
     def __init__(self, wide: int, out: int, *, bias: bool, activation: str, rngs: nnx.Rngs):
         self.activation = ACTIVATIONS[activation]
@@ -34,7 +37,7 @@ class Dense(nnx.Module):
 
 
 class Behind(nnx.Module):
-    """A model, and the layers through which its pooled vectors go."""
+    """Model followed by Dense layers for its pooled vectors."""
 
     def __init__(self, model: nnx.Module, dense: Sequence[Dense]):
         self.model = model
@@ -42,23 +45,25 @@ class Behind(nnx.Module):
 
 
 def read(folder: Path, dtype: Any) -> Dense:
-    """The Dense whose config.json and weights lie in `folder`.
+    """Read the Dense layer of a folder.
+
+    Its config.json and weights lie in `folder`.
 
     Raises:
       InputError: missing, damaged, or with an activation or an input that mmjax does not have.
     """
-    about = hub.read_config(folder)
+    config = hub.read_config(folder)
     try:
-        wide, out = int(about["in_features"]), int(about["out_features"])
+        wide, out = int(config["in_features"]), int(config["out_features"])
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder}/config.json lacks in_features or out_features") from None
-    name = str(about.get("activation_function", "Tanh")).rpartition(".")[2]
+    name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise InputError(f"{folder} is a Dense with {name}, none of {', '.join(ACTIVATIONS)}")
-    source = about.get("module_input_name") or "sentence_embedding"
+    source = config.get("module_input_name") or "sentence_embedding"
     if source != "sentence_embedding":
         raise InputError(f"{folder} is a Dense of {source}; mmjax has those of vectors only")
-    bias = bool(about.get("bias", True))
+    bias = bool(config.get("bias", True))
     graph, params = hub.load_module(
         lambda: Dense(wide, out, bias=bias, activation=name, rngs=nnx.Rngs(0)),
         folder,
@@ -71,12 +76,15 @@ def read(folder: Path, dtype: Any) -> Dense:
 def put_behind(
     graph: nnx.GraphDef, params: Any, folders: Sequence[Path]
 ) -> tuple[nnx.GraphDef, Any]:
-    """The graph and the parameters of a `Behind`: a model and the Dense layers of `folders`.
+    """Add the Dense layers of `folders` to a model.
+
+    Returns:
+      The graph definition and the parameters of a `Behind`.
 
     Raises:
       InputError: what `read` raises.
     """
     dtype = jax.tree.leaves(params)[0].dtype
-    whole = Behind(hub.merge(graph, params), [read(folder, dtype) for folder in folders])
-    graph, state = nnx.split(whole)
+    behind = Behind(hub.merge(graph, params), [read(folder, dtype) for folder in folders])
+    graph, state = nnx.split(behind)
     return graph, nnx.to_pure_dict(state)

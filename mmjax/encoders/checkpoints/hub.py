@@ -1,8 +1,8 @@
-"""Foreign weights: a checkpoint, folder or file, becomes an nnx module through ONE key map.
+"""Load checkpoints into nnx modules through one key map.
 
-A key map is a list of `Rule`s; the first whose pattern matches the whole of a checkpoint's name
-says which parameter it fills. A name that no rule knows, a parameter that no name fills and a
-shape that differs are all collected and raised together: nothing is left over in silence.
+A key map is a list of `Rule`s. The first rule whose pattern matches the whole of a checkpoint's
+name says which parameter it fills. A name that no rule knows, a parameter that no name fills and
+a shape that differs are collected and raised in one error: nothing is ignored silently.
 """
 
 import json
@@ -18,7 +18,7 @@ from flax import nnx
 
 from mmjax.core.errors import InputError
 
-# What towers need of a checkpoint comes from here, where it lies included.
+# Towers import everything about checkpoints from this module, so it re-exports `locate`.
 from mmjax.encoders.checkpoints.locate import PACKAGED as PACKAGED
 from mmjax.encoders.checkpoints.locate import Checkpoint as Checkpoint
 from mmjax.encoders.checkpoints.locate import find as find
@@ -27,9 +27,10 @@ from mmjax.encoders.checkpoints.weights import Stored, tensors
 
 
 class Rule(NamedTuple):
-    """Maps the names `pattern` matches whole; `path` is its `re` replacement, None ignores it.
+    """Mapping from checkpoint names to a module parameter.
 
-    Rules of one and the same pattern all apply: each takes its part of the tensor. A path such as
+    `pattern` must match the whole name. `path` is its `re` replacement; None ignores the tensor.
+    Rules of the same pattern all apply: each takes its part of the tensor. A path such as
     `blocks[3].mlp.up.kernel` is the fourth layer of the stacked parameter `blocks.mlp.up.kernel`.
     """
 
@@ -39,17 +40,25 @@ class Rule(NamedTuple):
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
-    """torch's Linear keeps [out, in], flax's kernel is [in, out]."""
+    """Turn torch's Linear weight [out, in] into flax's kernel [in, out]."""
     return array.T
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
-    """torch's convolutions keep [O, I / groups, *window], flax's [*window, I / groups, O]."""
+    """Turn torch's convolution weight into flax's kernel.
+
+    torch has [O, I / groups, *window], flax [*window, I / groups, O].
+    """
     return array.transpose(*range(2, array.ndim), 1, 0)
 
 
 def linear(source: str, target: str) -> list[Rule]:
-    """The two rules of a Linear; `source` and `target` without their last parts."""
+    """Return the two rules of a Linear.
+
+    Args:
+      source: checkpoint name without its last part, as a pattern.
+      target: parameter path without its last part.
+    """
     return [
         Rule(rf"{source}\.weight", rf"{target}.kernel", transpose),
         Rule(rf"{source}\.bias", rf"{target}.bias"),
@@ -57,10 +66,12 @@ def linear(source: str, target: str) -> list[Rule]:
 
 
 def fused(source: str, targets: Sequence[str], widths: Sequence[int] | None = None) -> list[Rule]:
-    """The rules of one Linear whose outputs are those of several, such as queries, keys, values.
+    """Return the rules that split one fused Linear into several.
+
+    Its outputs are those of several Linears, such as queries, keys and values.
 
     Args:
-      widths: how many of its outputs each has; equally many unless given.
+      widths: number of outputs of each target; equal shares if None.
     """
     cuts = len(targets) if widths is None else np.cumsum(widths)[:-1]
 
@@ -75,7 +86,10 @@ def fused(source: str, targets: Sequence[str], widths: Sequence[int] | None = No
 
 
 def layer_norm(source: str, target: str) -> list[Rule]:
-    """The two rules of a LayerNorm; old checkpoints call its parameters gamma and beta."""
+    """Return the two rules of a LayerNorm.
+
+    Old checkpoints call its parameters gamma and beta.
+    """
     return [
         Rule(rf"{source}\.(?:weight|gamma)", rf"{target}.scale"),
         Rule(rf"{source}\.(?:bias|beta)", rf"{target}.bias"),
@@ -83,7 +97,7 @@ def layer_norm(source: str, target: str) -> list[Rule]:
 
 
 def conv(source: str, target: str) -> list[Rule]:
-    """The two rules of a Conv1d, 2d or 3d, grouped or not."""
+    """Return the two rules of a convolution (Conv1d, 2d, 3d; any groups)."""
     return [
         Rule(rf"{source}\.weight", rf"{target}.kernel", channels_last),
         Rule(rf"{source}\.bias", rf"{target}.bias"),
@@ -91,7 +105,10 @@ def conv(source: str, target: str) -> list[Rule]:
 
 
 def patches(source: str, target: str) -> list[Rule]:
-    """The two rules of a convolution whose stride is its window: into `layers.Patches`."""
+    """Return the two rules of a patch convolution, for `layers.Patches`.
+
+    The stride of such a convolution is its window.
+    """
     return [
         Rule(
             rf"{source}\.weight",
@@ -103,7 +120,7 @@ def patches(source: str, target: str) -> list[Rule]:
 
 
 def batch_norm(source: str, target: str) -> list[Rule]:
-    """The rules of a BatchNorm: into `layers.BatchNorm` or nnx's."""
+    """Return the rules of a BatchNorm, for `layers.BatchNorm` or nnx's."""
     return [
         Rule(rf"{source}\.weight", rf"{target}.scale"),
         Rule(rf"{source}\.bias", rf"{target}.bias"),
@@ -114,12 +131,12 @@ def batch_norm(source: str, target: str) -> list[Rule]:
 
 
 def embedding(source: str, target: str) -> list[Rule]:
-    """The one rule of an Embedding."""
+    """Return the one rule of an Embedding."""
     return [Rule(rf"{source}\.weight", rf"{target}.table")]
 
 
 def read_config(folder: Path, model_types: Sequence[str] = ()) -> dict[str, Any]:
-    """config.json as it is.
+    """Read a checkpoint's config.json unchanged.
 
     Raises:
       InputError: missing, no JSON, or of an architecture other than `model_types`.
@@ -146,14 +163,18 @@ def load_weights(
     expected: dict[str, tuple[int, ...]],
     dtype: Any = np.float32,
 ) -> dict[str, Stored]:
-    """The tensors of a folder or a file that fill what `expected` names: parameter -> shape.
+    """Return the tensors of a checkpoint by parameter name.
+
+    Args:
+      source: a folder or a file.
+      expected: parameter name -> shape.
 
     Raises:
       InputError: no or damaged files, or any unmapped, missing, misshapen or doubly filled name;
         all of them in one sentence.
     """
     rules = [(re.compile(rule.pattern), rule) for rule in key_map]
-    found: dict[str, dict[int, np.ndarray]] = {path: {} for path in expected}  # by layer
+    arrays: dict[str, dict[int, np.ndarray]] = {path: {} for path in expected}  # by layer
     filled_by: dict[tuple[str, int], str] = {}
     stacks: set[str] = set()
     faults: list[str] = []
@@ -178,8 +199,8 @@ def load_weights(
                 needs = tuple(expected[path][stacked:])
                 if value.shape != needs:
                     faults.append(f"{name} is {value.shape}, {path} needs {needs}")
-                found[path][layer] = value
-    for path, parts in found.items():
+                arrays[path][layer] = value
+    for path, parts in arrays.items():
         lacking = set(range(expected[path][0] if path in stacks else 1)) - parts.keys()
         if lacking:
             where = f" of layer {min(lacking)}" if parts else ""
@@ -189,7 +210,7 @@ def load_weights(
         raise InputError(f"{source} does not fit the model: {shown}")
     return {
         path: Stored([parts[n] for n in sorted(parts)], dtype, stacked=path in stacks)
-        for path, parts in found.items()
+        for path, parts in arrays.items()
     }
 
 
@@ -202,11 +223,18 @@ def load_module(
     lazy: bool = False,
     then: Callable[[str], Callable[[Any], Any] | None] = lambda name: None,
 ) -> tuple[nnx.GraphDef, Any]:
-    """Builds a module abstractly and fills it: its graph definition and its state, a pure dict.
+    """Build a module and fill it with a checkpoint's weights.
 
-    Nothing is initialised at random only to be replaced. The arrays are NumPy's, in `dtype`,
-    until the caller places them; or, if `lazy`, `weights.Stored`, which are read as they are, and
-    then become what `then` of their name makes of them.
+    The module is built abstractly, so nothing is initialised at random only to be replaced.
+
+    Args:
+      lazy: give `weights.Stored`, which read the file when indexed, instead of arrays.
+      then: parameter name -> function applied to the parameter once it lies on devices, or None;
+        for lazy arrays.
+
+    Returns:
+      The graph definition and the state, a pure dict of NumPy arrays in `dtype` (or of
+      `weights.Stored`) until the caller places them.
 
     Raises:
       InputError: what `load_weights` raises.
@@ -223,17 +251,23 @@ def load_module(
 
 
 def merge(graph: nnx.GraphDef, params: Any) -> nnx.Module:
-    """The module again, inside or outside a jitted function, from what `load_module` gave."""
+    """Rebuild the module from what `load_module` returned.
+
+    Works inside and outside a jitted function.
+    """
     return nnx.merge(graph, nnx.State(params))
 
 
 def has(source: Path, pattern: str) -> bool:
-    """Whether a checkpoint has a tensor whose whole name matches: for parts that are optional."""
+    """Return True if a tensor's whole name matches `pattern`.
+
+    For optional parts of a checkpoint.
+    """
     return any(re.fullmatch(pattern, name) for name, _ in tensors(Path(source)))
 
 
 def tokenizer(folder: Path) -> Any:
-    """The checkpoint's fast tokenizer.
+    """Load the checkpoint's fast tokenizer.
 
     Raises:
       InputError: the folder has none that transformers can read.
@@ -257,7 +291,10 @@ def tokenizer(folder: Path) -> Any:
 
 
 def _layer_of(path: str) -> tuple[str, int, bool]:
-    """`blocks[3].up.kernel` to `blocks.up.kernel`, 3 and that it is a layer of a stack."""
+    """Split a path into parameter name, layer and a stacked flag.
+
+    `blocks[3].up.kernel` gives `blocks.up.kernel`, 3 and True.
+    """
     match = re.fullmatch(r"(.*)\[(\d+)\](.*)", path)
     return (match[1] + match[3], int(match[2]), True) if match else (path, 0, False)
 

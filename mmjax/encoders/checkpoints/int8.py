@@ -1,7 +1,8 @@
-"""Weights in eight bits, by qwix: the decoder's kernels, a scale an output of each layer.
+"""Eight-bit decoder kernels by qwix, quantized per output channel.
 
-Half of bfloat16's memory, and half of what decoding reads a token; computation stays in the tower's
-dtype. Parameters become eight bits one by one as they are placed on devices.
+Each layer of a stacked kernel has one scale for each output. That is half of bfloat16's memory,
+and half of what decoding reads for a token. Computation stays in the tower's dtype. Parameters
+are quantized one by one as they are placed on devices.
 """
 
 import importlib.util
@@ -18,7 +19,7 @@ KERNELS = re.compile(r"decoder\.blocks\..*\.kernel")
 
 
 class Dense(nnx.Linear):
-    """nnx.Linear whose kernel may be qwix's QArray."""
+    """`nnx.Linear` whose kernel may be qwix's QArray."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel.get_value()
@@ -33,7 +34,8 @@ class Dense(nnx.Linear):
 
 
 def check() -> None:
-    """
+    """Check that qwix is installed.
+
     Raises:
       InputError: qwix is not installed.
     """
@@ -42,7 +44,10 @@ def check() -> None:
 
 
 def of(name: str) -> Callable[[jax.Array], Any] | None:
-    """What becomes of the parameter of this name [N, in, out] when it is placed, if anything."""
+    """Return the quantizer of a parameter [N, in, out], or None.
+
+    It is applied when the parameter is placed on devices.
+    """
     if not KERNELS.fullmatch(name):
         return None
     import qwix

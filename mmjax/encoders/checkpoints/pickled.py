@@ -1,10 +1,10 @@
-"""torch's own files (.pt, .pth, .bin) read without torch and without running what they hold.
+"""Read torch files without torch and without running their code.
 
-`torch.save` pickles an object whose tensors point to storages kept outside the pickle. Since
-torch 1.6 the file is a zip: `<top>/data.pkl`, an uncompressed member `<top>/data/<key>` for each
-storage, and `<top>/byteorder`. Before, it was five pickles after each other (magic number,
-protocol, system, the object, the storages' keys), then every storage as a count of 8 bytes and
-that many elements.
+`torch.save` (.pt, .pth, .bin) pickles an object whose tensors point to storages kept outside the
+pickle. Since torch 1.6 the file is a zip: `<top>/data.pkl`, an uncompressed member
+`<top>/data/<key>` for each storage, and `<top>/byteorder`. Before, it was five pickles after each
+other (magic number, protocol, system, the object, the storages' keys), then every storage as a
+count of 8 bytes and that many elements.
 
 A pickle is a program that may call whatever it can name. Here it can name only what a state dict
 needs, and every such name is answered by inert stand-ins of this file.
@@ -76,18 +76,21 @@ class _Tensor(NamedTuple):
 
 
 class _Named(dict):
-    """Stands for OrderedDict; what a pickle would set on it (`_metadata`) is dropped."""
+    """Stand-in for OrderedDict.
+
+    Attributes that a pickle would set on it (`_metadata`) are dropped.
+    """
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name: read-only views [...] of the file, mapped into memory.
+    """Read the tensors of a state dict by name.
 
-    Of a checkpoint that wraps its state dict, a dict called state_dict, model_state_dict or model
-    is preferred, then the one of the most tensors; `module.`, which DataParallel puts before
-    every name, is dropped.
+    The tensors are read-only views of the file, mapped into memory. Of a checkpoint that wraps its
+    state dict, a dict called state_dict, model_state_dict or model is preferred, then the one with
+    the most tensors. The prefix `module.`, which DataParallel puts before every name, is dropped.
 
     Raises:
       InputError: missing, damaged or no file of torch; it names anything but tensors and plain
@@ -113,16 +116,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-# The one written in Python: for a few bytes, C's sets aside tens of gigabytes (LONG_BINPUT).
+# The unpickler written in Python: C's allocates tens of gigabytes for a few bytes (LONG_BINPUT).
 class _Unpickler(pickle._Unpickler):
     def __init__(self, path: Path, content: Any):
-        super().__init__(content, encoding="utf-8")  # of Python 2's strings, too
+        super().__init__(content, encoding="utf-8")  # also decodes strings of Python 2
         self.path = path
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        # What is given can be called or, by the opcode BUILD, have attributes set. Hence strings,
-        # which allow neither, and new functions each time.
+        # A pickle can call what this returns and, by the opcode BUILD, set its attributes. So it
+        # returns strings, which allow neither, and new functions each time.
         if (module, name) == ("collections", "OrderedDict"):
             return _Named
         if (module, name) == ("torch", "Size"):
@@ -148,7 +151,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _location, count, *view = pid
-        # Only long gone versions of torch wrote storages that are parts of others.
+        # Only very old versions of torch wrote storages that are parts of others.
         if kind != "storage" or dtype not in _DTYPES or count < 0 or view not in ([], [None]):
             raise ValueError(f"unknown storage {pid!r}")
         storage = _Storage(str(key), dtype, int(count))
@@ -164,7 +167,7 @@ def _tensor(
     strides: tuple[int, ...],
     metadata: Any,
 ) -> _Tensor:
-    if metadata:  # that it is a conjugate or a negative, still to be computed
+    if metadata:  # a conjugate or a negative view, still to be computed
         raise ValueError(f"tensors with {metadata} are not supported")
     return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
 
@@ -177,15 +180,15 @@ def _zip(path: Path, content: mmap.mmap) -> tuple[Any, Locate, bool]:
         raise ValueError("no data.pkl")
 
     def member(name: str) -> memoryview:
-        found = members[f"{tops[0]}/{name}"]
-        if found.compress_type != zipfile.ZIP_STORED:
+        info = members[f"{tops[0]}/{name}"]
+        if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed")
-        # The local header's own lengths: its padding is not in the zip's directory.
-        head = content[found.header_offset : found.header_offset + 30]
-        signature, name_length, extra_length = struct.unpack("<4s22xHH", head)
-        start = found.header_offset + 30 + name_length + extra_length
-        data = memoryview(content)[start : start + found.file_size]
-        if signature != _ZIP or len(data) != found.file_size:
+        # Read the lengths from the local header: its padding is not in the zip's directory.
+        local_header = content[info.header_offset : info.header_offset + 30]
+        signature, name_length, extra_length = struct.unpack("<4s22xHH", local_header)
+        start = info.header_offset + 30 + name_length + extra_length
+        data = memoryview(content)[start : start + info.file_size]
+        if signature != _ZIP or len(data) != info.file_size:
             raise ValueError(f"{name} is cut off")
         return data
 
@@ -214,8 +217,8 @@ def _stream(path: Path, content: mmap.mmap) -> tuple[Any, Locate, bool]:
 
 
 def _state_dict(path: Path, value: Any) -> dict[str, _Tensor]:
-    """The state dict within what a file holds, found as `read` says."""
-    found: list[tuple[bool, str, dict[str, _Tensor]]] = []
+    """Return the state dict in a file's object, chosen as in `read`."""
+    candidates: list[tuple[bool, str, dict[str, _Tensor]]] = []
     waiting: list[tuple[str, Any]] = [("", value)]
     seen = set()  # a pickle can hold a dict that holds itself
     while waiting:
@@ -224,14 +227,14 @@ def _state_dict(path: Path, value: Any) -> dict[str, _Tensor]:
             continue
         seen.add(id(value))
         inner = dict(value if isinstance(value, dict) else enumerate(value))
-        waiting += [(f"{name}/{key}".lstrip("/"), one) for key, one in inner.items()]
-        tensors = {key: one for key, one in inner.items() if isinstance(one, _Tensor)}
+        waiting += [(f"{name}/{key}".lstrip("/"), entry) for key, entry in inner.items()]
+        tensors = {key: entry for key, entry in inner.items() if isinstance(entry, _Tensor)}
         if tensors and all(isinstance(key, str) for key in tensors):
-            found.append((name.split("/")[-1] in _WRAPPERS, name, tensors))
-    if not found:
+            candidates.append((name.split("/")[-1] in _WRAPPERS, name, tensors))
+    if not candidates:
         raise InputError(f"{path} holds no dict of tensors; save a model's state_dict")
-    rank = max((wrapper, len(tensors)) for wrapper, _, tensors in found)
-    best = [one for one in found if (one[0], len(one[2])) == rank]
+    rank = max((wrapper, len(tensors)) for wrapper, _, tensors in candidates)
+    best = [entry for entry in candidates if (entry[0], len(entry[2])) == rank]
     if len(best) > 1:
         names = " and ".join(sorted(name for _, name, _ in best))
         raise InputError(
@@ -241,7 +244,10 @@ def _state_dict(path: Path, value: Any) -> dict[str, _Tensor]:
 
 
 def _view(tensor: _Tensor, locate: Locate) -> np.ndarray:
-    """The tensor as an array over its storage; NumPy refuses one that would leave it."""
+    """Return the tensor as an array over its storage.
+
+    NumPy refuses an array that would leave its storage.
+    """
     dtype, storage = _DTYPES[tensor.dtype], tensor.storage
     size = storage.count * _DTYPES[storage.dtype].itemsize
     data = locate(storage)

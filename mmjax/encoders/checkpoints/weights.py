@@ -1,4 +1,7 @@
-"""The tensors of a checkpoint on disk: safetensors or torch's files, whole or in shards."""
+"""Read checkpoint tensors from disk: safetensors or torch files.
+
+Weights are one file or several shards.
+"""
 
 import hashlib
 import json
@@ -16,7 +19,6 @@ from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import pickled
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# What a checkpoint folder's weights are called; the first that is there is read.
 SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
 DTYPES = {  # of safetensors
     "F64": np.float64,
@@ -28,11 +30,15 @@ DTYPES = {  # of safetensors
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+# File names of a folder's weights; the first that exists is read.
 NAMES = (*SAFETENSORS, "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Each tensor's name and how to read it, from a file or from all shards of a folder.
+    """Yield each tensor's name and a function that reads it.
+
+    Args:
+      path: a file, or a folder, of which all shards are read.
 
     Raises:
       InputError: a file is missing, damaged or holds what is no tensor.
@@ -46,13 +52,16 @@ def tensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
 
 
 def digest(path: Path) -> str:
-    """Tells one local checkpoint from another, fine-tuned one of the same shapes."""
-    whole = hashlib.sha256()
+    """Return a digest that identifies local weights.
+
+    It differs between a checkpoint and a fine-tuned one of the same shapes.
+    """
+    hasher = hashlib.sha256()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     for file in (file for file in files if file.suffix in SUFFIXES and file.is_file()):
         with open(file, "rb") as content:
-            whole.update(hashlib.file_digest(content, "sha256").digest())
-    return f"sha256:{whole.hexdigest()[:16]}"
+            hasher.update(hashlib.file_digest(content, "sha256").digest())
+    return f"sha256:{hasher.hexdigest()[:16]}"
 
 
 def _shards(path: Path) -> list[Path]:
@@ -77,7 +86,10 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Views of the file: what of a tensor is not looked at is not read from the disk."""
+    """Yield names and memory-mapped views of a safetensors file.
+
+    Only the parts of a tensor that are indexed are read from the disk.
+    """
     try:
         safe_open(path, framework="numpy")  # the library checks the header against the file
         with open(path, "rb") as file:
@@ -90,28 +102,32 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 
     def read(name: str) -> np.ndarray:
-        about = header[name]
-        if about["dtype"] not in DTYPES:
-            raise InputError(f"{path} has a {name} of {about['dtype']}, which cannot be read")
-        begin, end = about["data_offsets"]
+        entry = header[name]
+        if entry["dtype"] not in DTYPES:
+            raise InputError(f"{path} has a {name} of {entry['dtype']}, which cannot be read")
+        begin, end = entry["data_offsets"]
         if begin == end:
-            return np.zeros(about["shape"], DTYPES[about["dtype"]])
-        return content[begin:end].view(DTYPES[about["dtype"]]).reshape(about["shape"])
+            return np.zeros(entry["shape"], DTYPES[entry["dtype"]])
+        return content[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     for name in header.keys() - {"__metadata__"}:
         yield name, partial(read, name)
 
 
 class Stored:
-    """An array that lies in files: `stored[index]` reads what the index takes, in `dtype`.
+    """Array kept in files and read, in `dtype`, when indexed.
 
-    So a device's part of a model goes from the disk to the device, and no host holds the whole.
+    `stored[index]` reads only what the index selects. So a device's part of a model goes from the
+    disk to the device, and no host holds the whole.
     """
 
     def __init__(self, parts: Sequence[np.ndarray], dtype: Any, *, stacked: bool):
-        """parts: views of files; if `stacked` they lie along a new leading axis.
+        """Keep views of files as one array.
 
         `then`, if it is set, is applied to the array once it lies on devices.
+
+        Args:
+          parts: views of files; if `stacked` they lie along a new leading axis.
         """
         self.then: Callable[[Any], Any] | None = None
         self.parts, self.dtype, self.stacked = list(parts), np.dtype(dtype), stacked
@@ -124,12 +140,12 @@ class Stored:
             return np.array(self.parts[0][index], self.dtype)
         if isinstance(index[0], int):
             return np.array(self.parts[index[0]][index[1:]], self.dtype)
-        chosen = [part[index[1:]] for part in self.parts[index[0]]]
-        found = np.empty((len(chosen), *chosen[0].shape), self.dtype)
-        for row, part in zip(found, chosen, strict=True):
+        views = [part[index[1:]] for part in self.parts[index[0]]]
+        array = np.empty((len(views), *views[0].shape), self.dtype)
+        for row, part in zip(array, views, strict=True):
             row[...] = part
-        return found
+        return array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy  # it is always one
+        del copy  # the result is always a copy
         return self[(slice(None),) * self.ndim].astype(dtype or self.dtype, copy=False)

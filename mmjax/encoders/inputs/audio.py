@@ -1,7 +1,8 @@
-"""Audio from files to batches of samples: mono, at the model's rate, of like length together.
+"""Read audio files into batches of mono samples.
 
-With the package soundfile every format that libsndfile knows is read (WAV, FLAC, OGG, MP3, …),
-without it WAV only. Rates are changed by band-limited interpolation, as torchaudio does it.
+Samples are at the model's rate, and files of similar length share a batch. With the package
+soundfile every format that libsndfile knows is read (WAV, FLAC, OGG, MP3, …), without it WAV only.
+Rates are changed by band-limited interpolation, as torchaudio does it.
 """
 
 import json
@@ -27,22 +28,22 @@ from mmjax.encoders.core import Batch, Tower, pad_to
 
 try:
     import soundfile
-except (ImportError, OSError):  # the package, or the library under it, is not there
+except (ImportError, OSError):  # the package, or its C library, is missing
     soundfile = None
 
 ZEROS, ROLLOFF = 6, 0.99  # zero crossings of the kernel on each side; cutoff / Nyquist frequency
-RATES = range(1_000, 1_000_001)  # samples a second; beyond them a header is taken to be damaged
-# Seconds to which a batch is padded. A program is compiled for each that comes up.
+RATES = range(1_000, 1_000_001)  # samples a second; a header beyond them counts as damaged
+# Seconds to which a batch is padded. A program is compiled for each one in use.
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 DAMAGE = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexError, struct.error)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change of it; None leaves what the checkpoint says."""
+    """Audio settings of the user; None keeps the checkpoint's value."""
 
     max_seconds: float = 30.0  # a longer file is cut
-    normalize_samples: bool | None = None  # each file by itself, to zero mean and unit variance
+    normalize_samples: bool | None = None  # per file, to zero mean and unit variance
     workers: int | None = None  # threads that decode; as many as cores unless given
 
     def __post_init__(self) -> None:
@@ -51,30 +52,35 @@ class Options:
 
 
 class Recipe(NamedTuple):
-    """What a checkpoint's feature extractor does: rate in samples a second, normalisation."""
+    """Rate and normalisation of a checkpoint's feature extractor.
+
+    `rate` is in samples a second.
+    """
 
     rate: int = 16_000
     normalize: bool = True
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """As preprocessor_config.json says, or processor_config.json; without either the defaults.
+    """Read the recipe from preprocessor_config.json or processor_config.json.
+
+    Without either file it is the default recipe.
 
     Raises:
       InputError: damaged, or of an extractor that feeds other than raw samples.
     """
     path = folder / "preprocessor_config.json"
-    nested = folder / "processor_config.json"  # which keeps tokenizer and extractor together
+    nested = folder / "processor_config.json"  # holds tokenizer and extractor
     try:
         if path.exists():
-            given = json.loads(path.read_text())
+            config = json.loads(path.read_text())
         elif nested.exists():
-            given = json.loads((path := nested).read_text()).get("feature_extractor", {})
+            config = json.loads((path := nested).read_text()).get("feature_extractor", {})
         else:
             return Recipe()
-        kind = given.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
-        size, padding = given.get("feature_size", 1), given.get("padding_value", 0)
-        rate, normalize = given.get("sampling_rate", 16_000), given.get("do_normalize", True)
+        kind = config.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
+        size, padding = config.get("feature_size", 1), config.get("padding_value", 0)
+        rate, normalize = config.get("sampling_rate", 16_000), config.get("do_normalize", True)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if kind != "Wav2Vec2FeatureExtractor" or size != 1 or padding != 0 or rate not in RATES:
@@ -94,15 +100,18 @@ def tower(
     default: str,
     about: dict[str, Any],
 ) -> Tower:
-    """A Tower that reads audio files as the checkpoint's feature extractor does.
+    """Return a Tower that reads audio files.
+
+    Files are prepared as by the checkpoint's feature extractor.
 
     Args:
-      forward: (module, samples [B, N], lengths [B]) to the outputs by name and the mask [B, L] of
+      forward: (module, samples [B, N], lengths [B]) -> the outputs by name and the mask [B, L] of
         the frames that are heard.
-      least: samples that make the first frame; a shorter file cannot be encoded.
+      least: samples of the first frame; a shorter file cannot be encoded.
 
     Raises:
-      InputError: what `read_recipe` and `outputs.tower` raise.
+      InputError: what `read_recipe` and `outputs.tower` raise, or `max_seconds` is less than one
+        frame.
     """
     recipe = read_recipe(folder)
     if options.normalize_samples is not None:
@@ -138,11 +147,12 @@ def sample_batches(
     least: int = 1,
     options: Options = Options(),
 ) -> Iterator[Batch]:
-    """Batches of samples float32 [B, N] and their numbers int32 [B], files of like length together.
+    """Yield batches of samples, files of similar length in one batch.
 
-    N is the first of `BUCKETS` that holds the batch's longest file, so there are as many programs
-    as buckets in use. Headers tell the lengths beforehand: only one batch is in memory at a time.
-    Files that cannot be read are left out and reported with the batch they belonged to.
+    A batch has samples float32 [B, N] and their lengths int32 [B]. N is the first of `BUCKETS` (or
+    `max_seconds`) that holds the batch's longest file, so there are as many programs as buckets in
+    use. Lengths are known from the headers beforehand: only one batch is in memory at a time. Files
+    that cannot be read are left out and reported with the batch they belonged to.
     """
     longest = math.ceil(options.max_seconds * recipe.rate)
     buckets = [bucket * recipe.rate for bucket in BUCKETS if bucket < options.max_seconds]
@@ -158,30 +168,32 @@ def sample_batches(
 
     with ThreadPoolExecutor(options.workers or os.cpu_count()) as pool:
         seconds = np.array(list(pool.map(duration, paths)), float)
-        order = np.argsort(-seconds, kind="stable")  # the longest first: memory peaks at once
+        order = np.argsort(-seconds, kind="stable")  # longest first: memory peaks early
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            made = list(pool.map(one, [paths[row] for row in rows]))
+            results = list(pool.map(one, [paths[row] for row in rows]))
             kept = {
                 row: samples
-                for row, samples in zip(rows.tolist(), made, strict=True)
+                for row, samples in zip(rows.tolist(), results, strict=True)
                 if not isinstance(samples, str)
             }
             failed = {
-                row: why for row, why in zip(rows.tolist(), made, strict=True) if row not in kept
+                row: why for row, why in zip(rows.tolist(), results, strict=True) if row not in kept
             }
             lengths = pad_to(np.array([len(line) for line in kept.values()], np.int32), size)
             width = next(bucket for bucket in buckets if bucket >= lengths.max())
             samples = np.zeros((size, width), np.float32)
-            for place, line in enumerate(kept.values()):
-                samples[place, : len(line)] = line
+            for index, line in enumerate(kept.values()):
+                samples[index, : len(line)] = line
             rows = np.array(list(kept), int)
             cut = int((seconds[rows] > options.max_seconds).sum())
             yield Batch(rows, (samples, lengths), failed, cut)
 
 
 def read(path: str, rate: int, seconds: float = math.inf) -> np.ndarray | str:
-    """The mean of a file's channels, float32 [n] at `rate`, or why it cannot be read.
+    """Return a file's samples float32 [n] at `rate`, or an error message.
+
+    The samples are the mean of the channels; the message says why the file cannot be read.
 
     Args:
       seconds: the file is cut there, before its rate is changed.
@@ -189,20 +201,20 @@ def read(path: str, rate: int, seconds: float = math.inf) -> np.ndarray | str:
     if not storage.remote(path) and not os.path.isfile(path):
         return "no such file"
     try:
-        samples, own = _decode(path, seconds)
+        samples, file_rate = _decode(path, seconds)
     except DAMAGE as error:
         return getattr(error, "error_string", "") or str(error) or type(error).__name__
     if not len(samples):
         return "no samples"
-    if own not in RATES:
-        return f"a rate of {own} samples a second"
+    if file_rate not in RATES:
+        return f"a rate of {file_rate} samples a second"
     if not np.isfinite(samples).all():
         return "samples that are not numbers"
-    return resample(samples.mean(axis=1), own, rate)
+    return resample(samples.mean(axis=1), file_rate, rate)
 
 
 def duration(path: str) -> float:
-    """Seconds that a file lasts by its header, 0 where that cannot be read."""
+    """Return a file's seconds by its header, 0 if unreadable."""
     try:
         if soundfile is not None:
             with storage.open_file(path) as file:
@@ -215,16 +227,22 @@ def duration(path: str) -> float:
 
 
 def normalize(samples: np.ndarray) -> np.ndarray:
-    """Samples [n] of zero mean and unit variance, by the formula of Wav2Vec2FeatureExtractor."""
+    """Return samples [n] with zero mean and unit variance.
+
+    The formula is Wav2Vec2FeatureExtractor's: (x - mean) / sqrt(variance + 1e-7).
+    """
     return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
 
 
 def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
-    """Samples [n] at another rate, float32 [ceil(n new / old)]: band-limited interpolation.
+    """Resample [n] from rate `old` to `new` by band-limited interpolation.
 
     y(t) = sum_i x_i h(t - i / old) with h(t) = c / old sinc(c t) cos²(π c t / 12), zero from six
-    zero crossings on, and c = 0.99 min(old, new): what torchaudio.functional.resample does unless
-    told otherwise (Smith, "Digital Audio Resampling"). Evaluated polyphase, in float64.
+    zero crossings on, and c = 0.99 min(old, new): what torchaudio.functional.resample does by
+    default (Smith, "Digital Audio Resampling"). Evaluated polyphase, in float64.
+
+    Returns:
+      float32 [ceil(n new / old)].
     """
     if old == new:
         return samples.astype(np.float32)
@@ -240,7 +258,10 @@ def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
 
 
 def _decode(path: str, seconds: float) -> tuple[np.ndarray, int]:
-    """Samples [n, C], float32 in [-1, 1), and their rate, of at most the first `seconds`."""
+    """Return at most the first `seconds` of samples, and their rate.
+
+    Samples are float32 [n, C]; integer formats are scaled to [-1, 1).
+    """
     if soundfile is not None:
         with storage.open_file(path) as raw, soundfile.SoundFile(raw) as file:
             count = int(min(file.frames, seconds * file.samplerate))
@@ -260,8 +281,11 @@ def _decode(path: str, seconds: float) -> tuple[np.ndarray, int]:
 
 
 def _read_wav(path: str) -> tuple[int, np.ndarray]:
-    """Rate and samples [n] or [n, C] of a WAV file, on disk where that can be."""
+    """Read rate and samples [n] or [n, C] of a WAV file.
+
+    The samples stay on disk, memory-mapped, where their format allows it.
+    """
     try:
         return wavfile.read(path, mmap=True)
-    except ValueError:  # three bytes a sample are no type of NumPy's
+    except ValueError:  # NumPy has no type of three bytes a sample
         return wavfile.read(path)

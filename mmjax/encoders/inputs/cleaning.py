@@ -1,8 +1,9 @@
-"""Cleaning a text before it is tokenised, exactly as Ducho's `clear_text` does; for English only.
+"""Clean English texts before tokenisation, exactly as Ducho's `clear_text`.
 
-What is none of ASCII's letters and digits and ' , . ! ; ? ( ) becomes a space, so accented letters
-and other scripts are lost. Punctuation stands alone, contractions are split (do n't), lone digits
-become words. Case and outer spaces stay: Ducho lowers and strips too but throws that result away.
+Characters other than ASCII's letters and digits and ' , . ! ; ? ( ) become a space, so accented
+letters and other scripts are lost. Punctuation is set off by spaces, contractions are split
+(do n't), single digits become words. Case and outer spaces stay: Ducho lowers and strips too but
+throws that result away.
 """
 
 import re
@@ -13,8 +14,8 @@ STEPS = (
     (r"[^A-Za-z0-9',.!;?()]", " "),
     (r"(!)!*|([,.;?()])", r" \1\2 "),  # exclamation marks in a row are one
     (r"  +", " "),
-    (r"[. ]{7,}", " ... "),  # three dots, which now stand between spaces, or more
-    # Initials are put together again, but for those that begin the text.
+    (r"[. ]{7,}", " ... "),  # three dots or more, with spaces around them by now
+    # Initials are joined again, except those that begin the text.
     (r"(?<= )(?:\w \. )+\w \.", lambda initials: initials[0].replace(" ", "")),
     (r"n't", " n't"),
     (rf"'(?={ENDINGS})", " '"),
@@ -23,7 +24,11 @@ STEPS = (
 
 
 def clean(text: str) -> str:
-    """English words, contractions in two, lone digits as words, punctuation apart."""
+    """Return a text with contractions, digits and punctuation separated.
+
+    Contractions are split in two, digits that stand between spaces become words, and punctuation is
+    set off by spaces.
+    """
     for pattern, replacement in STEPS:
         text = re.sub(pattern, replacement, text)
     for digit, word in enumerate(DIGITS):

@@ -1,4 +1,7 @@
-"""Images from files to batches of pixels: decoded by threads, ahead of the device."""
+"""Read image files into batches of pixels.
+
+Threads decode the files while the device computes.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +38,13 @@ def tower(
     pooling: str = "mean",
     about: dict[str, Any],
 ) -> Tower:
-    """A Tower that reads image files as the checkpoint's image processor does.
+    """Return a Tower that reads image files.
+
+    Files are prepared as by the checkpoint's image processor.
 
     Args:
-      forward: (module, pixels [B, H, W, 3]) to the outputs by name.
-      folder: with preprocessor_config.json; `pixels` where it has none.
+      forward: (module, pixels [B, H, W, 3]) -> the outputs by name.
+      folder: has preprocessor_config.json; `pixels` is used if it has none.
 
     Raises:
       InputError: what `Pixels.read` and `outputs.tower` raise.
@@ -75,12 +80,13 @@ def pixel_batches(
     options: Options = Options(),
     draft: Shape | None = None,
 ) -> Iterator[Batch]:
-    """Batches of uint8 [B, H, W, 3] in the order of `paths`, `make` of each RGB image.
+    """Yield batches of pixels uint8 [B, H, W, 3].
 
-    Images that cannot be read are left out and reported with the batch they belonged to.
+    They are in the order of `paths`. `make` turns each RGB image into its pixels. Images that
+    cannot be read are left out and reported with the batch they belonged to.
     """
-    for rows, made, failed in decoded(paths, size, make, options, draft):
-        pixels = np.stack(made) if made else np.zeros((0, *shape, 3), np.uint8)
+    for rows, arrays, failed in decoded(paths, size, make, options, draft):
+        pixels = np.stack(arrays) if arrays else np.zeros((0, *shape, 3), np.uint8)
         yield Batch(rows, (pad_to(pixels, size),), failed)
 
 
@@ -91,9 +97,9 @@ def decoded(
     options: Options = Options(),
     draft: Shape | None = None,
 ) -> Iterator[tuple[np.ndarray, list[Any], dict[int, str]]]:
-    """For each `size` paths: positions that could be read, what `make` made of them, and failures.
+    """Yield positions, results of `make` and failures per `size` paths.
 
-    Threads decode; failures are position -> why.
+    Positions are of the images that could be read; failures are position -> reason. Threads decode.
     """
 
     def one(path: str) -> Any:
@@ -108,14 +114,16 @@ def decoded(
 
     with ThreadPoolExecutor(options.workers or os.cpu_count()) as pool:
         for start in range(0, len(paths), size):
-            made = list(pool.map(one, paths[start : start + size]))
-            rows = [i for i, image in enumerate(made) if not isinstance(image, str)]
-            failed = {start + i: why for i, why in enumerate(made) if isinstance(why, str)}
-            yield start + np.array(rows, int), [made[i] for i in rows], failed
+            results = list(pool.map(one, paths[start : start + size]))
+            rows = [i for i, image in enumerate(results) if not isinstance(image, str)]
+            failed = {start + i: why for i, why in enumerate(results) if isinstance(why, str)}
+            yield start + np.array(rows, int), [results[i] for i in rows], failed
 
 
 def read(path: str, max_pixels: int, draft: Shape | None = None) -> Image.Image:
-    """An image as RGB, turned as its EXIF says, transparency laid on white as a browser does.
+    """Read an image as RGB, rotated by its EXIF orientation.
+
+    Transparent pixels are laid on white, as a browser does.
 
     Args:
       draft: JPEGs may shrink while they decode, to no less than this (height, width): much

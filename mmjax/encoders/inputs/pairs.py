@@ -1,4 +1,7 @@
-"""Images with their texts: what towers of modality "image_text" share. An input is (path, text)."""
+"""Batch image-text pairs for towers of modality "image_text".
+
+An input is (path, text).
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,11 +36,13 @@ def tower(
     default: str,
     about: dict[str, Any],
 ) -> Tower:
-    """A Tower that reads pairs through the checkpoint's image processor and tokenizer.
+    """Return a Tower that reads image-text pairs.
+
+    They are prepared by the checkpoint's image processor and tokenizer.
 
     Args:
-      forward: (module, pixels [B, H, W, 3], ids [B, L], mask [B, L]) to the outputs by name and the
-        mask of those whose length depends on the text's.
+      forward: (module, pixels [B, H, W, 3], ids [B, L], mask [B, L]) -> the outputs by name and
+        the mask of those whose length depends on the text's.
       window: the longest text in tokens that the model can read.
 
     Raises:
@@ -81,10 +86,11 @@ def tower(
 def pair_batches(
     pairs: Sequence[Pair], size: int, pictures: Batches, sentences: Batches
 ) -> Iterator[Batch]:
-    """Batches of the pictures' arrays followed by the sentences', texts of like length together.
+    """Yield batches of the image arrays followed by the text arrays.
 
-    A pair whose image cannot be read is left out and reported with its batch. An empty text is a
-    text: of the tokens that the tokenizer puts around every one.
+    Texts of similar length share a batch. A pair whose image cannot be read is left out and
+    reported with its batch. An empty text counts as a text: it has the tokens that the tokenizer
+    puts around every text.
 
     Args:
       pictures: batches of paths in their order, `size` to each but the last.
@@ -93,10 +99,10 @@ def pair_batches(
     if not pairs:
         return
     paths, texts = zip(*pairs, strict=True)
-    spoken = list(sentences(texts, size))  # all are tokenised at once anyway
-    order = np.concatenate([batch.rows for batch in spoken])
-    seen = pictures([paths[i] for i in order], size)
-    for start, words, batch in zip(range(0, len(order), size), spoken, seen, strict=True):
+    token_batches = list(sentences(texts, size))  # all are tokenised at once anyway
+    order = np.concatenate([batch.rows for batch in token_batches])
+    pixels = pictures([paths[i] for i in order], size)
+    for start, words, batch in zip(range(0, len(order), size), token_batches, pixels, strict=True):
         rows = order[batch.rows]
         arrays = (pad_to(array[batch.rows - start], size) for array in words.arrays)
         failed = {int(order[i]): why for i, why in batch.failed.items()}

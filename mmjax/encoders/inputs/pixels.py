@@ -1,4 +1,4 @@
-"""From a decoded image to the numbers a model was trained on, as its image processor says.
+"""Resize, crop and normalise images as the checkpoint's processor.
 
 The host resizes and crops (Pillow, uint8); the device scales and normalises, so that a quarter of
 the bytes travel. `Pixels.read` understands the preprocessor_config.json of the processors named in
@@ -24,7 +24,7 @@ STANDARD = ((0.5,) * 3, (0.5,) * 3)
 BICUBIC, BILINEAR = int(Image.Resampling.BICUBIC), int(Image.Resampling.BILINEAR)
 WAYS = ("zscore", "minmax", "none")
 
-# By the processor's name without what follows "Image" or "Feature": what it does by default.
+# Defaults of each processor, by its name up to "Image" or "Feature".
 KINDS: dict[str, dict[str, Any]] = {
     "ViT": {"size": {"height": 224, "width": 224}, "resample": BILINEAR, "mean": STANDARD},
     "DeiT": {
@@ -46,15 +46,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "mean": STANDARD,
     },
 }
-# Of these, a size of one number is that of the shorter edge.
+# Processors for which a size of one number is the shorter edge; else it is both edges.
 BY_SHORTEST_EDGE = ("CLIP", "Bit", "ConvNext", "Siglip")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change of it; None leaves what the checkpoint says."""
+    """Image settings of the user; None keeps the checkpoint's value."""
 
-    # Folder, packaged name, hub id, or preprocessor_config.json, read in the checkpoint's stead.
+    # Folder, packaged name, hub id, or preprocessor_config.json, instead of the checkpoint's.
     image_processor: str | None = None
     reshape: tuple[int, int] | None = None  # (height, width), bicubic, nothing cropped
     preprocessing: str | None = None  # of WAYS
@@ -66,7 +66,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Resize, centre crop, then (x·scale − offset − mean) / std per channel."""
+    """Image preprocessing: resize, centre crop, scale and normalise.
+
+    A channel becomes (x·scale − offset − mean) / std; with `minmax`, x·scale − offset is mapped to
+    [0, 1] instead.
+    """
 
     resize: tuple[int, int] | int | None  # (height, width), or the shorter edge
     crop: tuple[int, int] | None = None
@@ -75,12 +79,14 @@ class Pixels:
     offset: float = 0.0
     mean: tuple[float, ...] = (0.0,) * 3
     std: tuple[float, ...] = (1.0,) * 3
-    minmax: bool = False  # each image by itself to [0, 1], instead of mean and std
-    nearest: bool = False  # half an odd margin is rounded to even, as torchvision does; else down
+    minmax: bool = False  # per image to [0, 1], instead of mean and std
+    nearest: bool = False  # half an odd margin rounds to even, as torchvision does; else down
 
     @classmethod
     def read(cls, folder: Path, options: Options, default: "Pixels | None" = None) -> "Pixels":
-        """As `folder`'s preprocessor_config.json says, or `default` without it; then `options`.
+        """Read the preprocessing of `folder`, then apply `options`.
+
+        It is in preprocessor_config.json; without that file it is `default`.
 
         Raises:
           InputError: no such file and no default, a processor that is not in KINDS, or options
@@ -98,7 +104,11 @@ class Pixels:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of every image; InputError where they would differ."""
+        """Return (height, width) of every image.
+
+        Raises:
+          InputError: images would differ in shape.
+        """
         size = self.crop or self.resize
         if not isinstance(size, tuple):
             raise InputError(
@@ -107,24 +117,24 @@ class Pixels:
         return size
 
     def apply(self, image: Image.Image) -> np.ndarray:
-        """An RGB image to uint8 [H, W, 3]."""
+        """Resize and crop an RGB image to uint8 [H, W, 3]."""
         if self.resize is not None:
             height, width = _resized(image, self.resize)
             image = image.resize((width, height), Image.Resampling(self.resample))
         if self.crop is not None:
             margins = (has - want for has, want in zip(image.size[::-1], self.crop, strict=True))
-            top, left = (round(m / 2) if self.nearest else m // 2 for m in margins)
-            # What lies outside of a smaller image is black.
+            top, left = (round(margin / 2) if self.nearest else margin // 2 for margin in margins)
+            # Pixels outside of a smaller image become black.
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.asarray(image)
 
     def normalize(self, pixels: jax.Array) -> jax.Array:
-        """uint8 [B, H, W, 3] to float32, on the device."""
+        """Normalise uint8 [B, H, W, 3] to float32, on the device."""
         values = pixels.astype(jnp.float32) * self.scale - self.offset
         if self.minmax:
             low = values.min(axis=(1, 2, 3), keepdims=True)
             high = values.max(axis=(1, 2, 3), keepdims=True)
-            return (values - low) / jnp.maximum(high - low, 1e-12)  # one flat colour: zeros
+            return (values - low) / jnp.maximum(high - low, 1e-12)  # one colour only: zeros
         mean, std = (jnp.array(part).reshape(1, 1, 1, -1) for part in (self.mean, self.std))
         return (values - mean) / std
 
@@ -153,7 +163,7 @@ class Pixels:
             pixels = replace(pixels, mean=IMAGENET[0], std=IMAGENET[1], scale=1 / 255, offset=0.0)
         if way in ("minmax", "none"):
             pixels = replace(pixels, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1 / 255, offset=0.0)
-        if options.mean or options.std:  # they are said of values in [0, 1]
+        if options.mean or options.std:  # they refer to values in [0, 1]
             pixels = replace(pixels, scale=1 / 255, offset=0.0)
         mean, std = options.mean or pixels.mean, options.std or pixels.std
         return replace(pixels, minmax=way == "minmax", mean=tuple(mean), std=tuple(std))
@@ -161,8 +171,8 @@ class Pixels:
 
 def _parse(path: Path) -> Pixels:
     try:
-        given = json.loads(path.read_text())
-        name = given.get("image_processor_type") or given.get("feature_extractor_type") or "ViT"
+        config = json.loads(path.read_text())
+        name = config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT"
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     kind = name.split("Image")[0].split("Feature")[0]
@@ -171,9 +181,9 @@ def _parse(path: Path) -> Pixels:
             f"{path} is of a {name}, which is none of {', '.join(KINDS)}; name another by "
             "--image_processor, or give --reshape and --preprocessing with --backend=torch"
         )
-    about = KINDS[kind] | {key: value for key, value in given.items() if value is not None}
+    merged = KINDS[kind] | {key: value for key, value in config.items() if value is not None}
     try:
-        return _understood(kind, about)
+        return _understood(kind, merged)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be understood: {error}") from None
 
@@ -190,15 +200,15 @@ def _understood(kind: str, about: dict[str, Any]) -> Pixels:
         crop = _size("crop_size", about["crop_size"], square=True)
         if not isinstance(crop, tuple):
             raise ValueError(f"crop_size {about['crop_size']} has no height and width")
-    if kind == "ConvNext" and resize is not None:  # it crops by itself, and only below 384
+    if kind == "ConvNext" and resize is not None:  # it crops on its own, only below 384
         if not isinstance(resize, int):
             raise ValueError(f"size {about['size']} has no shortest_edge")
         crop = (resize, resize) if resize < 384 else crop
         resize = int(resize / about["crop_pct"]) if resize < 384 else (resize, resize)
     if not about.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
-    if about.get("include_top"):  # it divides by std once more
-        std = tuple(one * other for one, other in zip(std, own_std, strict=True))
+    if about.get("include_top"):  # this processor divides by std once more
+        std = tuple(value * divisor for value, divisor in zip(std, own_std, strict=True))
     return Pixels(
         resize=resize,
         crop=crop,
@@ -211,7 +221,10 @@ def _understood(kind: str, about: dict[str, Any]) -> Pixels:
 
 
 def _channels(name: str, values: Any) -> tuple[float, ...]:
-    """Of a processor's mean or std: three numbers, or one for all."""
+    """Return a processor's mean or std as three numbers.
+
+    One number stands for all channels.
+    """
     values = tuple(values) if isinstance(values, (list, tuple)) else (float(values),) * 3
     if len(values) != 3:
         raise ValueError(f"{name} has {len(values)} numbers for 3 channels")
@@ -219,7 +232,10 @@ def _channels(name: str, values: Any) -> tuple[float, ...]:
 
 
 def _size(name: str, size: Any, *, square: bool) -> tuple[int, int] | int:
-    """A processor's size: a number (one edge, or both), {height, width} or {shortest_edge}."""
+    """Parse a processor's size into (height, width) or a shorter edge.
+
+    It is a number (one edge, or both if `square`), {height, width} or {shortest_edge}.
+    """
     if isinstance(size, dict):
         if set(size) == {"shortest_edge"}:
             return int(size["shortest_edge"])
@@ -234,10 +250,13 @@ def _size(name: str, size: Any, *, square: bool) -> tuple[int, int] | int:
 
 
 def _resized(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
-    """(height, width) after the resize; the longer edge is rounded down, as torchvision does."""
+    """Return (height, width) after the resize.
+
+    The longer edge is rounded down, as torchvision does.
+    """
     if isinstance(size, tuple):
         return size
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    other = int(size * long / short)
-    return (other, size) if width <= height else (size, other)
+    longer = int(size * long / short)
+    return (longer, size) if width <= height else (size, longer)

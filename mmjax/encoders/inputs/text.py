@@ -1,4 +1,7 @@
-"""What text towers share: batches of tokens in a few shapes, and sentence-transformers' recipes."""
+"""Tokenize texts into batches and read sentence-transformers recipes.
+
+All text towers share this module. Batches come in a few shapes only.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +23,16 @@ from mmjax.encoders.inputs.cleaning import clean
 
 POOLINGS = ("mean", "cls", "max", "pooler")
 PADDINGS = ("bucket", "max_length")
-# Heads of pre-training and of tasks, of whatever name: no tower has them.
+# Heads of pre-training and of tasks, under all their names: no tower has them.
 HEADS = hub.Rule(r"(?:cls|lm_head|(?:pre_)?classifier|qa_outputs|vocab_\w+)\..*", None)
-# Twice a length costs more than twice the time, a program about a second once: a middle way.
+# Padding costs time: twice the length takes more than twice as long. Each bucket costs about a
+# second of compilation, once. These lengths are a compromise.
 BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change of it; None leaves what the checkpoint says."""
+    """Text settings of the user; None keeps the checkpoint's value."""
 
     pooling: str | None = None  # of POOLINGS
     tokenizer: str | None = None  # folder, packaged name or hub id, instead of the checkpoint's
@@ -42,7 +46,7 @@ class Options:
 
 
 class Recipe(NamedTuple):
-    """How a checkpoint makes one vector of a text."""
+    """Steps from token states to one vector of a text."""
 
     pooling: str | None  # of `outputs.POOLINGS`; None is the model's own pooler
     normalize: bool
@@ -56,7 +60,7 @@ class Recipe(NamedTuple):
 
 
 class Words(NamedTuple):
-    """A tokenizer, the tokens at which it cuts a text, and both in a few words."""
+    """Tokenizer, length limit in tokens, and their description."""
 
     tokenizer: Any
     length: int
@@ -67,23 +71,26 @@ class Words(NamedTuple):
 
 
 def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
-    """Pooling, normalisation and length as sentence-transformers keeps them beside a model.
+    """Read pooling, normalisation and length from sentence-transformers' files.
 
-    Without those files it is the mean, not normalised; `pooling` overrules what they say.
+    They lie beside the model. Without them the recipe is the mean, not normalised.
+
+    Args:
+      pooling: overrides what the files say.
 
     Raises:
-      InputError: a pooling nobody knows, or a module that mmjax does not have.
+      InputError: an unknown pooling, or a module that mmjax does not have.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
     modules = _read_list(folder / "modules.json")
     if modules is None:
         return Recipe(_own(pooling or "mean"), False, None)
-    own, normalize, dense = "mean", False, []
+    file_pooling, normalize, dense = "mean", False, []
     for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            own = _pooling_of(folder / module["path"] / "config.json")
+            file_pooling = _pooling_of(folder / module["path"] / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind == "Dense" and not normalize:
@@ -93,9 +100,9 @@ def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
             raise InputError(f"{folder}/modules.json has a {kind!r}{after}, which mmjax lacks")
     length = None
     if (folder / "sentence_bert_config.json").exists():
-        about = json.loads((folder / "sentence_bert_config.json").read_text())
-        length = about.get("max_seq_length")
-    return Recipe(_own(pooling or own), normalize, length, tuple(dense))
+        config = json.loads((folder / "sentence_bert_config.json").read_text())
+        length = config.get("max_seq_length")
+    return Recipe(_own(pooling or file_pooling), normalize, length, tuple(dense))
 
 
 def tower(
@@ -110,15 +117,16 @@ def tower(
     default: str | None = None,
     about: dict[str, Any],
 ) -> Tower:
-    """A Tower that reads texts through the checkpoint's tokenizer.
+    """Return a Tower that reads texts through the checkpoint's tokenizer.
 
-    Without a `default` layer that is `sentence_embedding`: the last hidden state, pooled and
-    perhaps normalised as the folder's sentence-transformers files say. It is added to the outputs
-    of `forward` (module, ids [B, L], mask [B, L]).
+    Without a `default` layer it is `sentence_embedding`: the last hidden state, pooled and perhaps
+    normalised as the folder's sentence-transformers files say. It is added to the outputs of
+    `forward`.
 
     Args:
-      window: the longest text in tokens that the model can read; the tokenizer's own limit, the
-        recipe's and `options.max_length` shorten it.
+      forward: (module, ids [B, L], mask [B, L]) -> the outputs by name.
+      window: the longest text in tokens that the model can read. The tokenizer's own limit and
+        `options.max_length`, or else the recipe's limit, shorten it.
 
     Raises:
       InputError: what `hub.tokenizer`, `read_recipe` and `outputs.tower` raise.
@@ -130,10 +138,10 @@ def tower(
     def run(
         module: nnx.Module, ids: jax.Array, mask: jax.Array
     ) -> tuple[outputs.Outputs, jax.Array]:
-        found = forward(module.model, ids, mask)
-        if "last_hidden_state" in found and default is None:
-            found["sentence_embedding"] = embed(found, mask, recipe, module.dense)
-        return found, mask
+        layer_outputs = forward(module.model, ids, mask)
+        if "last_hidden_state" in layer_outputs and default is None:
+            layer_outputs["sentence_embedding"] = embed(layer_outputs, mask, recipe, module.dense)
+        return layer_outputs, mask
 
     def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
         return token_batches(words.tokenizer, texts, size, words.length, options)
@@ -153,7 +161,10 @@ def tower(
 
 
 def read_words(folder: Path, options: Options, window: int, recipe: Recipe) -> Words:
-    """The checkpoint's tokenizer, or that of `options`, and the least of the lengths that hold.
+    """Return the tokenizer and the smallest of the length limits.
+
+    The tokenizer is that of `options`, or else the checkpoint's. The limits are `window`, the
+    tokenizer's own and `options.max_length`, or else the recipe's.
 
     Raises:
       InputError: no usable tokenizer, or `options.max_length` is more than the model reads.
@@ -175,7 +186,9 @@ def embed(
     recipe: Recipe,
     dense: Iterable[Callable[[jax.Array], jax.Array]],
 ) -> jax.Array:
-    """One vector [B, F] of each text by the recipe, from last_hidden_state or pooler_output.
+    """Return one vector per text [B, F] by the recipe.
+
+    It is pooled from last_hidden_state, or is pooler_output.
 
     Args:
       dense: the layers of `recipe.dense`.
@@ -197,17 +210,18 @@ def embed(
 def token_batches(
     tokenizer: Any, texts: Sequence[str], size: int, max_length: int, options: Options
 ) -> Iterator[Batch]:
-    """Batches of ids [B, L] and mask [B, L], texts of like length together.
+    """Yield batches of ids [B, L] and mask [B, L].
 
-    L is the first of `BUCKETS` that holds the batch's longest text; longer texts are cut at
-    `max_length` tokens. So there are as many programs as buckets in use, whatever the texts.
+    Texts of similar length share a batch. L is the first of `BUCKETS` (or `max_length`) that holds
+    the batch's longest text; longer texts are cut at `max_length` tokens. So there are as many
+    programs as buckets in use, whatever the texts. With padding `max_length`, L is `max_length`.
     """
     texts = [clean(text) for text in texts] if options.clean else list(texts)
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
     cut = np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
     encoded = encoded["input_ids"]
     lengths = np.array([len(ids) for ids in encoded])
-    order = np.argsort(-lengths, kind="stable")  # the longest first: memory peaks at once
+    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks early
     buckets = [bucket for bucket in BUCKETS if bucket < max_length] + [max_length]
     if options.padding == "max_length":
         buckets = [max_length]
@@ -229,13 +243,13 @@ def _own(pooling: str) -> str | None:
 
 def _pooling_of(path: Path) -> str:
     try:
-        about = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if "pooling_mode" in about:
-        chosen = [about["pooling_mode"]]
+    if "pooling_mode" in config:
+        chosen = [config["pooling_mode"]]
     else:
-        chosen = [key for key, on in about.items() if key.startswith("pooling_mode_") and on]
+        chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
         names = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
         chosen = [names.get(key.removeprefix("pooling_mode_"), key) for key in chosen]
     if len(chosen) != 1 or chosen[0] not in POOLINGS:

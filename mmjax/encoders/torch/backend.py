@@ -1,11 +1,11 @@
-"""The torch backend: any torch module on the batches of the JAX towers, on the CPU or on CUDA.
+"""Torch backend: encode with any torch module, on CPU or CUDA.
 
-For what mmjax has no tower for. Modules come from transformers and sentence-transformers
-(`models`), or from torchvision, timm and files (`vision`); `inputs` makes what
-they read. Layers are named and pooled as everywhere (see `outputs`): outputs by their path in what
-the module returns (`pooler_output`, `hidden_states.3`; `output` if that is one tensor), and besides
-them every module by its name (`avgpool`, `classifier.3`), whose output a hook copies
-(`layers`).
+It is for models that have no tower in mmjax, and runs on the batches of the JAX towers. Modules
+come from transformers and sentence-transformers (`models`), or from torchvision, timm and files
+(`vision`); `inputs` makes what they read. Layers are named and pooled as in `outputs`: outputs by
+their path in what the module returns (`pooler_output`, `hidden_states.3`; `output` if that is one
+tensor), and besides them every module by its name (`avgpool`, `classifier.3`), whose output a hook
+copies (`layers`).
 """
 
 import contextlib
@@ -57,13 +57,15 @@ def load(
     text_options: text.Options = text.Options(),
     audio_options: audio.Options = audio.Options(),
 ) -> Tower:
-    """The tower of a torch module; its `params` are empty, and `encode` gives NumPy arrays.
+    """Load a torch module as a Tower.
+
+    The Tower's `params` are empty, and its `encode` gives NumPy arrays.
 
     Args:
       weights: folder, packaged name or hub id; a name of torchvision's or timm's; or a file.
       kind: of KINDS, or auto: folders and hub ids are transformers', bare names torchvision's or
         timm's if they have them, and files are custom.
-      modality: image, text or audio where the model does not tell: a dual encoder, a custom one.
+      modality: image, text or audio if the model does not say: a dual encoder, a custom one.
       revision: of a hub id, or the name of torchvision's weights (DEFAULT unless given).
       layers: outputs or modules, as NAME, NAME:POOLING or the number of a hidden state. A module
         that is called more than once gives what it last returned.
@@ -109,18 +111,18 @@ def load(
         reading = of_texts(model, text_options)
     else:
         reading = of_audio(model, audio_options, lambda inputs: runs(run, inputs))
-    about = {
+    manifest = {
         "encoder": f"torch:{kind}:{architecture or weights}",
         "revision": model.revision,
         "torch": torch.__version__,
         **reading.about,
     }
     with reported(f"{weights} does not run on a batch of {model.modality}"):
-        return tower(model, reading, run, asked, about)
+        return tower(model, reading, run, asked, manifest)
 
 
 def guess(request: Request) -> str:
-    """The kind of some weights, see `load`."""
+    """Return the kind of weights that `auto` stands for, see `load`."""
     path, name = Path(request.weights), request.architecture or request.weights
     if path.is_dir():
         parts = (path / "modules.json").exists() and not (path / "config.json").exists()
@@ -139,7 +141,9 @@ def guess(request: Request) -> str:
 def tower(
     model: Model, reading: Reading, run: Pass, layers: Sequence[str], about: dict[str, str]
 ) -> Tower:
-    """The Tower of passes over a reading, its layers found by one pass over the example.
+    """Return the Tower of a model and its reading of inputs.
+
+    Its layers are found by one pass over the example.
 
     Raises:
       InputError: no such layer, or it cannot be pooled so.
@@ -147,33 +151,35 @@ def tower(
     ((inputs, mask),) = reading.split(*reading.example)
     try:
         tensors = run(inputs, True)
-    except Exception:  # not every model has hidden states to give
+    except Exception:  # not every model returns hidden states
         tensors = run(inputs, False)
     count = len(next(iter(inputs.values())))
-    found = {name: rows(tensor, count) for name, tensor in tensors.items()}
-    found = {name: values for name, values in found.items() if values is not None}
-    recipe = reading.recipe if "last_hidden_state" in found else None
+    layer_rows = {name: rows(tensor, count) for name, tensor in tensors.items()}
+    layer_rows = {name: values for name, values in layer_rows.items() if values is not None}
+    recipe = reading.recipe if "last_hidden_state" in layer_rows else None
     behind = [dense.read(folder, np.float32) for folder in recipe.dense] if recipe else []
     if recipe is not None:
-        found["sentence_embedding"] = text.embed(found, mask, recipe, behind)
-    layers = layers or default(model, found)
-    chosen = choose(layers, found, model.module, reading.pooling, mask is not None)
-    read = {name for name, _ in chosen}
-    if recipe is not None and "sentence_embedding" in read:
-        read |= {"last_hidden_state", "pooler_output"}
-    states = any("hidden_states" in name for name in read)
+        layer_rows["sentence_embedding"] = text.embed(layer_rows, mask, recipe, behind)
+    layers = layers or default(model, layer_rows)
+    chosen = choose(layers, layer_rows, model.module, reading.pooling, mask is not None)
+    needed = {name for name, _ in chosen}
+    if recipe is not None and "sentence_embedding" in needed:
+        needed |= {"last_hidden_state", "pooler_output"}
+    states = any("hidden_states" in name for name in needed)
 
     def vectors(tensors: Mapping[str, Any], mask: np.ndarray | None) -> list[np.ndarray]:
-        found = {name: rows(tensors[name], len(tensors[name])) for name in read & tensors.keys()}
-        if recipe is not None and "sentence_embedding" in read:
-            found["sentence_embedding"] = text.embed(found, mask, recipe, behind)
-        return [np.asarray(pool(found[name], mask, how)) for name, how in chosen]
+        layer_rows = {
+            name: rows(tensors[name], len(tensors[name])) for name in needed & tensors.keys()
+        }
+        if recipe is not None and "sentence_embedding" in needed:
+            layer_rows["sentence_embedding"] = text.embed(layer_rows, mask, recipe, behind)
+        return [np.asarray(pool(layer_rows[name], mask, how)) for name, how in chosen]
 
     def encode(params: tuple[()], *arrays: jax.Array) -> tuple[np.ndarray, ...]:
         del params
         parts = [vectors(run(inputs, states), mask) for inputs, mask in reading.split(*arrays)]
-        whole = (np.concatenate(values) for values in zip(*parts, strict=True))
-        return tuple(pad_to(values, len(arrays[0])) for values in whole)
+        joined = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return tuple(pad_to(values, len(arrays[0])) for values in joined)
 
     names = [name if how is None else f"{name}:{how}" for name, how in chosen]
     widths = [values.shape[1] for values in vectors(tensors, mask)]
@@ -188,7 +194,10 @@ def tower(
 
 
 def passes(model: Model, device: str, dtype: Any, watched: Sequence[str]) -> Pass:
-    """How to run the model once: arrays by name to tensors by name, of its outputs and modules."""
+    """Return a function that runs the model once.
+
+    It maps arrays by name to tensors by name: the model's outputs and those of `watched` modules.
+    """
     import torch
 
     kept = watch(model.module, watched)
@@ -199,14 +208,14 @@ def passes(model: Model, device: str, dtype: Any, watched: Sequence[str]) -> Pas
             tensors[name] = values.to(dtype) if values.is_floating_point() else values
         kept.clear()
         with torch.inference_mode(), _exactly(dtype):
-            found = dict(named(model.run(tensors, states)))
-        return {**kept, **found}
+            returned = dict(named(model.run(tensors, states)))
+        return {**kept, **returned}
 
     return run
 
 
 def runs(run: Pass, inputs: dict[str, np.ndarray]) -> bool:
-    """Whether the model can read such arrays at all."""
+    """Return True if the model can read such arrays at all."""
     with contextlib.suppress(Exception):
         run(inputs, False)
         return True
@@ -214,7 +223,10 @@ def runs(run: Pass, inputs: dict[str, np.ndarray]) -> bool:
 
 
 def _exactly(dtype: Any) -> contextlib.AbstractContextManager:
-    """cuDNN convolves float32 in fewer bits unless asked; parity is worth the time."""
+    """Return a context in which cuDNN computes float32 exactly.
+
+    By default it convolves float32 in fewer bits (TF32); parity is worth the time.
+    """
     import torch
 
     if dtype == torch.float32 and torch.backends.cudnn.is_available():

@@ -1,4 +1,7 @@
-"""What the torch backend feeds its modules: the batches of the JAX towers, as NumPy arrays."""
+"""Make the torch backend's inputs from the JAX towers' batches.
+
+Inputs are NumPy arrays by the names that transformers gives them.
+"""
 
 import bisect
 import os
@@ -18,12 +21,12 @@ from mmjax.encoders.inputs.pixels import Options as ImageOptions
 from mmjax.encoders.inputs.pixels import Pixels
 from mmjax.encoders.torch.models import Model, library, reported
 
-NOWHERE = Path(os.devnull)  # a folder without files
+NOWHERE = Path(os.devnull)  # stands for a folder without files
 Inputs = tuple[dict[str, np.ndarray], np.ndarray | None]  # by transformers' names; a mask [B, L]
 
 
 class Reading(NamedTuple):
-    """How inputs become batches, and batches what a module is called with."""
+    """Functions that turn inputs into batches and module arguments."""
 
     batches: Batches
     split: Callable[..., Iterator[Inputs]]  # (*arrays of a batch) -> one item for each pass
@@ -34,7 +37,9 @@ class Reading(NamedTuple):
 
 
 def of_images(model: Model, options: ImageOptions) -> Reading:
-    """Images as the processor says; pixels float32 [B, 3, H, W].
+    """Return the reading of images: pixels float32 [B, 3, H, W].
+
+    They are prepared as the image processor says.
 
     Raises:
       InputError: an unknown processor, unless `reshape` and `preprocessing` say all there is.
@@ -58,9 +63,10 @@ def of_images(model: Model, options: ImageOptions) -> Reading:
 
 
 def of_texts(model: Model, options: text.Options) -> Reading:
-    """Texts as tokens; ids and mask int64 [B, L], without the rows that only fill the batch.
+    """Return the reading of texts: ids and mask int64 [B, L].
 
-    Where the tokenizer makes no mask the model sees its padding, which is then to `max_length`.
+    Rows that only fill the batch are left out. If the tokenizer makes no mask, the model sees its
+    padding, which is then to `max_length`.
 
     Raises:
       InputError: no usable tokenizer, or sentence-transformers' files that mmjax cannot follow.
@@ -94,23 +100,24 @@ def of_texts(model: Model, options: text.Options) -> Reading:
 
     length = min(16, words.length)
     example = np.zeros((2, length), np.int32), np.ones((2, length), bool)
-    about = {"preprocessing": str(words)}
+    manifest = {"preprocessing": str(words)}
     pooling = recipe.pooling or "mean"
-    if model.pools or model.prefix:  # it has a vector of its own
-        return Reading(batches, split, example, about, pooling)
-    about["sentence_embedding"] = str(recipe)
-    return Reading(batches, split, example, about, pooling, recipe)
+    if model.pools or model.prefix:  # the model itself gives a vector of the text
+        return Reading(batches, split, example, manifest, pooling)
+    manifest["sentence_embedding"] = str(recipe)
+    return Reading(batches, split, example, manifest, pooling, recipe)
 
 
 def of_audio(
     model: Model, options: audio.Options, runs: Callable[[dict[str, np.ndarray]], bool]
 ) -> Reading:
-    """Audio as samples, or as what transformers' feature extractor makes of them; file by file.
+    """Return the reading of audio: samples or extracted features per file.
 
-    Each file goes in by itself and unpadded: many audio models hear the padding.
+    Features are those of transformers' feature extractor, for models that do not read raw samples.
+    Each file is its own pass, unpadded: many audio models hear the padding.
 
     Args:
-      runs: tells whether the model runs on such arrays, to find the shortest file it can read.
+      runs: returns True if the model runs on such arrays, to find the shortest file it can read.
 
     Raises:
       InputError: no usable feature extractor.
@@ -120,18 +127,18 @@ def of_audio(
         recipe = audio.read_recipe(model.folder or NOWHERE)
         if options.normalize_samples is not None:
             recipe = recipe._replace(normalize=options.normalize_samples)
-        about = "zero mean and unit variance" if recipe.normalize else "not normalized"
+        preprocessing = "zero mean and unit variance" if recipe.normalize else "not normalized"
     except InputError:
         with reported(f"{model.folder} has no usable feature extractor"):
             extractor = library("transformers").AutoFeatureExtractor.from_pretrained(model.folder)
         recipe = audio.Recipe(extractor.sampling_rate, normalize=False)
-        about = type(extractor).__name__
+        preprocessing = type(extractor).__name__
 
     def features(samples: np.ndarray) -> dict[str, np.ndarray]:
         if extractor is None:
             return {"input_values": np.array(samples[None])}
-        made = extractor(samples, sampling_rate=recipe.rate, return_tensors="np")
-        return {name: np.asarray(values) for name, values in made.items()}
+        extracted = extractor(samples, sampling_rate=recipe.rate, return_tensors="np")
+        return {name: np.asarray(values) for name, values in extracted.items()}
 
     if extractor is None:
         least += bisect.bisect_left(
@@ -149,5 +156,5 @@ def of_audio(
                 yield features(line[:length]), None
 
     example = np.zeros((1, recipe.rate), np.float32), np.array([recipe.rate])
-    about = f"mono, {recipe.rate} Hz, {about}, cut at {options.max_seconds:g} s"
-    return Reading(batches, split, example, {"preprocessing": about})
+    preprocessing = f"mono, {recipe.rate} Hz, {preprocessing}, cut at {options.max_seconds:g} s"
+    return Reading(batches, split, example, {"preprocessing": preprocessing})

@@ -1,4 +1,7 @@
-"""From what a torch module returns, and what its parts return on the way, to rows by name."""
+"""Collect a torch module's outputs and inner activations by name.
+
+The outputs of its submodules are copied by hooks; all become rows of float32.
+"""
 
 import difflib
 import re
@@ -13,16 +16,17 @@ from mmjax.encoders.torch.models import Model
 
 
 def watch(module: Any, names: Sequence[str]) -> dict[str, Any]:
-    """A dict that every pass fills with the tensors of the modules of these names.
+    """Register hooks that copy named modules' outputs on every pass.
 
-    A name may lead on into what the module returns, as `encoder.layer.3.0` does into a tuple;
-    without that it is the first tensor.
+    Returns:
+      A dict that every pass fills with the tensors by name. A name may lead on into what the module
+      returns, as `encoder.layer.3.0` does into a tuple; without that it is the first tensor.
     """
     modules = dict(module.named_modules())
     kept: dict[str, Any] = {}
 
     def keep(path: str, output: Any) -> None:
-        # Copied, because the step after may work in place, as ReLU(inplace=True) does.
+        # Copied, because the next step may change it in place, as ReLU(inplace=True) does.
         values = {name: tensor.clone() for name, tensor in named(output, path)}
         kept.update({path: next(iter(values.values()), None), **values})
 
@@ -32,7 +36,10 @@ def watch(module: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def named(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor in what a module returned, by its path from `name`; "output" is the root's."""
+    """Yield every tensor of a module's output with its path.
+
+    Paths begin with `name`; "output" is the path of a tensor at the root.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -41,14 +48,15 @@ def named(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for key, part in value.items():
             yield from named(part, f"{name}.{key}".lstrip("."))
     elif isinstance(value, (list, tuple)):
-        for place, part in enumerate(value):
-            yield from named(part, f"{name or 'output'}.{place}")
+        for index, part in enumerate(value):
+            yield from named(part, f"{name or 'output'}.{index}")
 
 
 def rows(tensor: Any, count: int) -> np.ndarray | None:
-    """A tensor as float32 [B, F], [B, L, D] or [B, H, W, C]; None where it is nothing of these.
+    """Return a tensor as float32 rows, or None.
 
-    Of four axes torch has the channels second. A map of one place is a vector.
+    Rows are [B, F], [B, L, D] or [B, H, W, C]; None stands for any other tensor. Of four axes torch
+    has the channels second. A map of one place becomes a vector.
     """
     if tensor is None or not tensor.is_floating_point() or not 1 <= tensor.ndim <= 4:
         return None
@@ -62,7 +70,10 @@ def rows(tensor: Any, count: int) -> np.ndarray | None:
 
 
 def default(model: Model, found: Mapping[str, np.ndarray]) -> list[str]:
-    """The layer if none is asked for; of an image's tokens the first, as ViT's classifiers do."""
+    """Return the layer used if the user names none.
+
+    An image's tokens are pooled by `cls` (the first token), as ViT's classifiers do.
+    """
     for name in model.defaults:
         if name in found:
             tokens = model.modality == "image" and found[name].ndim == 3
@@ -73,7 +84,7 @@ def default(model: Model, found: Mapping[str, np.ndarray]) -> list[str]:
 def choose(
     layers: Sequence[str], found: Mapping[str, np.ndarray], module: Any, pooling: str, ragged: bool
 ) -> list[tuple[str, str | None]]:
-    """The outputs or modules that layers name, and how each is pooled.
+    """Resolve layers to outputs or modules and their poolings.
 
     Raises:
       InputError: there is none such, it gives no rows, it is asked for twice, or cannot be pooled.
@@ -104,7 +115,10 @@ def _names(found: Mapping[str, np.ndarray], module: Any) -> str:
 
 
 def _module(name: str, modules: Mapping[str, Any]) -> str:
-    """The module of a name, or the one whose output it leads into; "" where there is none."""
+    """Return the module that a name is, or leads into.
+
+    The result is "" if there is none.
+    """
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name

@@ -1,4 +1,7 @@
-"""Modules for the torch backend from transformers and sentence-transformers, and what all share."""
+"""Load torch modules of transformers and sentence-transformers.
+
+The types and helpers that all kinds of modules share are here, too.
+"""
 
 import contextlib
 import importlib
@@ -18,13 +21,13 @@ INPUTS = {  # what models of transformers call their main input
     "input_features": "audio",
 }
 HALVES = {"image": "vision", "text": "text", "audio": "audio"}  # as dual encoders call them
-WINDOW = 512  # tokens, of models that do not say
+WINDOW = 512  # tokens, for models that do not give a limit
 
 Run = Callable[[dict[str, Any], bool], Any]
 
 
 class Request(NamedTuple):
-    """What the user asks for; `backend.load` says what the names mean."""
+    """Torch model that the user asks for; `backend.load` explains the fields."""
 
     weights: str
     revision: str | None
@@ -35,23 +38,26 @@ class Request(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A torch module and what must be known to feed it."""
+    """Torch module and the facts needed to feed it."""
 
     module: Any  # torch.nn.Module
     run: Run  # (tensors by transformers' names, hidden states too?) -> what the module returns
     modality: str
     revision: str
     folder: Path | None = None  # where files of a tokenizer or a processor may lie
-    defaults: tuple[str, ...] = ("output",)  # the first that there is, if no layer is asked for
+    # If no layer is asked for, the first of these that exists is used.
+    defaults: tuple[str, ...] = ("output",)
     pixels: Pixels | None = None  # where there is no preprocessor_config.json
     window: int = WINDOW
-    pools: bool = False  # it makes one vector of a text by itself
+    pools: bool = False  # the module itself makes one vector of a text
     prompt: str = ""  # put before each text
-    prefix: str = ""  # with which outputs may be asked for
+    prefix: str = ""  # outputs may be asked for with this prefix
 
 
 def transformers(request: Request) -> Model:
-    """Any architecture that AutoModel knows, or another class of transformers by its name.
+    """Load an architecture of transformers.
+
+    It is one that AutoModel knows, or another class of transformers by its name.
 
     Raises:
       InputError: no such checkpoint or class, or a checkpoint that leaves parameters at random.
@@ -66,21 +72,21 @@ def transformers(request: Request) -> Model:
 
     def attempt(**options: Any) -> tuple[Any, list[str]]:
         with reported(f"{request.weights} cannot be loaded by transformers"), _quiet():
-            module, about = loader.from_pretrained(
+            module, loading_info = loader.from_pretrained(
                 source,
                 revision=commit or "main",
                 dtype=request.dtype,
                 trust_remote_code=request.trust,
-                ignore_mismatched_sizes=True,  # refused below, by name
+                ignore_mismatched_sizes=True,  # rejected below, by name
                 output_loading_info=True,
                 **options,
             )
-        wrong = [name for name, *_ in about["mismatched_keys"]]
-        return module, sorted({*about["missing_keys"], *wrong})
+        mismatched = [name for name, *_ in loading_info["mismatched_keys"]]
+        return module, sorted({*loading_info["missing_keys"], *mismatched})
 
     module, lacking = attempt()
     if lacking and all("pooler." in name for name in lacking):
-        # Checkpoints of other heads have none, and one drawn at random is worse than none.
+        # Checkpoints of other heads have no pooler, and a random one is worse than none.
         module, lacking = attempt(add_pooling_layer=False)
     if lacking:
         raise InputError(
@@ -111,7 +117,9 @@ def transformers(request: Request) -> Model:
 
 
 def sentence_transformers(request: Request) -> Model:
-    """A SentenceTransformer with all of its modules, also those that mmjax lacks.
+    """Load a SentenceTransformer with all of its modules.
+
+    That includes modules that mmjax lacks.
 
     Raises:
       InputError: no such checkpoint, or the package is not installed.
@@ -128,7 +136,7 @@ def sentence_transformers(request: Request) -> Model:
             model_kwargs={"dtype": request.dtype},
         )
     revision = checkpoint.revision
-    if Path(request.weights).is_dir():  # its modules keep their weights in folders of their own
+    if Path(request.weights).is_dir():  # each of its modules has a folder of weights
         files = [path for path in checkpoint.folder.rglob("*") if path.suffix in SUFFIXES]
         revision = " ".join(digest(folder) for folder in sorted({path.parent for path in files}))
     return Model(
@@ -145,7 +153,7 @@ def sentence_transformers(request: Request) -> Model:
 
 
 def library(package: str) -> Any:
-    """A package of the extra `torch`.
+    """Import a package of the extra `torch`.
 
     Raises:
       InputError: it is not installed, or was compiled for another torch.
@@ -161,7 +169,10 @@ def library(package: str) -> Any:
 
 @contextlib.contextmanager
 def reported(what: str) -> Iterator[None]:
-    """Other people's code may raise anything: it becomes one sentence, and its cause is kept."""
+    """Turn any exception of foreign code into one InputError.
+
+    Foreign code may raise anything; the cause is kept.
+    """
     try:
         yield
     except InputError:
@@ -174,7 +185,10 @@ def reported(what: str) -> Iterator[None]:
 
 
 def _source(request: Request, checkpoint: hub.Checkpoint) -> tuple[str, str | None]:
-    """The folder; but where code is trusted the hub id and its commit, for that code to be had."""
+    """Return the folder to load from, or hub id and commit.
+
+    The latter is for trusted code, which transformers then downloads.
+    """
     local = request.weights in hub.PACKAGED or Path(request.weights).exists()
     if request.trust and not local:
         return request.weights, checkpoint.revision
@@ -191,7 +205,10 @@ def _modality(module: Any, weights: str) -> str:
 
 
 def _window(module: Any) -> int:
-    """The longest text in tokens; RoBERTa and its kin count positions from their padding's on."""
+    """Return the longest text in tokens.
+
+    RoBERTa and its kin count positions from their padding's on.
+    """
     for name, part in module.named_modules():
         if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
             return part.num_embeddings - part.padding_idx - 1
@@ -207,39 +224,46 @@ def _whole(module: Any) -> Run:
 
 
 def _half(module: Any, modality: str) -> Run:
-    """One half of a dual encoder: what it returns itself, and its vector in the common space."""
+    """Return a run of one half of a dual encoder.
+
+    It gives what the half returns itself, and its vector in the common space.
+    """
     features = getattr(module, f"get_{modality}_features")
     half = getattr(module, f"{HALVES[modality]}_model", None)
-    own: dict[str, Any] = {}
+    half_outputs: dict[str, Any] = {}
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
         if isinstance(output, Mapping):
-            own.update(output)  # at once: some then put the common vector in pooler_output's place
+            # Copied now: some models then overwrite pooler_output with the common vector.
+            half_outputs.update(output)
 
     if half is not None:
         half.register_forward_hook(keep)
 
     def run(inputs: dict[str, Any], states: bool) -> dict[str, Any]:
-        own.clear()
+        half_outputs.clear()
         result = features(**inputs, **_also(states))
         if isinstance(result, Mapping):
-            return {**(own or result), f"{modality}_embeds": result.pooler_output}
-        return {**own, f"{modality}_embeds": result}
+            return {**(half_outputs or result), f"{modality}_embeds": result.pooler_output}
+        return {**half_outputs, f"{modality}_embeds": result}
 
     return run
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its report of unused weights, which are checked here."""
+    """Silence transformers' progress bars and its report of unused weights.
+
+    Unused weights are checked here.
+    """
     from transformers.utils import logging
 
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Modules for the torch backend by name from torchvision and timm, and pickled ones."""
+"""Load torch modules of torchvision, timm and pickle files."""
 
 import difflib
 import importlib
@@ -14,14 +14,15 @@ from mmjax.encoders.checkpoints.weights import tensors
 from mmjax.encoders.inputs.pixels import IMAGENET, Pixels
 from mmjax.encoders.torch.models import Model, Request, Run, library, reported
 
-# As Ducho prepares images for modules that do not say how.
+# Ducho's preprocessing, for modules that do not say theirs.
 PIXELS = Pixels((224, 224), mean=IMAGENET[0], std=IMAGENET[1])
 
 
 def torchvision(request: Request) -> Model:
-    """A model by name, with its DEFAULT weights or those that `revision` names; or with a file's.
+    """Load a torchvision model by name.
 
-    Images are prepared as the weights' own transforms say.
+    Its weights are DEFAULT, those that `revision` names, or a file's. Images are prepared as the
+    weights' own transforms say.
 
     Raises:
       InputError: no such model or weights, or a file that does not fit.
@@ -33,9 +34,9 @@ def torchvision(request: Request) -> Model:
     chosen = "DEFAULT" if request.architecture else request.revision or "DEFAULT"
     _check(chosen, entries.__members__, f"torchvision's {name} has no weights")
     entry = entries[chosen]
-    # The published weights of these two read inputs that are scaled once more.
-    again = name in ("googlenet", "inception_v3")
-    options = {"transform_input": True, "init_weights": False} if again else {}
+    # The published weights of these two expect inputs that are scaled once more.
+    rescaled = name in ("googlenet", "inception_v3")
+    options = {"transform_input": True, "init_weights": False} if rescaled else {}
     if request.architecture:
         checkpoint = hub.find(request.weights, request.revision)
         module, revision = models.get_model(name, weights=None, **options), checkpoint.revision
@@ -48,7 +49,9 @@ def torchvision(request: Request) -> Model:
 
 
 def timm(request: Request) -> Model:
-    """A model by name, as NAME or NAME.TAG, or with a file's weights; without its classifier.
+    """Load a timm model by name, without its classifier.
+
+    The name is NAME or NAME.TAG. The weights are the published ones or a file's.
 
     Raises:
       InputError: no such model or weights, or a file that does not fit.
@@ -63,23 +66,25 @@ def timm(request: Request) -> Model:
         checkpoint = hub.find(request.weights, request.revision)
         revision = checkpoint.revision
         _fill(module, checkpoint.weights)
-    module.reset_classifier(0)  # so that the output is what the classifier read
-    about = importlib.import_module("timm.data").resolve_model_data_config(module)
-    crop = tuple(about["input_size"][1:])
-    resize = tuple(int(edge / about["crop_pct"]) for edge in crop)
+    module.reset_classifier(0)  # so that the output is the classifier's input
+    data_config = importlib.import_module("timm.data").resolve_model_data_config(module)
+    crop = tuple(data_config["input_size"][1:])
+    resize = tuple(int(edge / data_config["crop_pct"]) for edge in crop)
     pixels = Pixels(
-        resize if about["crop_mode"] == "squash" else min(resize),
+        resize if data_config["crop_mode"] == "squash" else min(resize),
         crop,
-        int(Image.Resampling[about["interpolation"].upper()]),
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
+        int(Image.Resampling[data_config["interpolation"].upper()]),
+        mean=tuple(data_config["mean"]),
+        std=tuple(data_config["std"]),
         nearest=True,
     )
     return Model(module, _plain(module), "image", revision, pixels=pixels)
 
 
 def custom(request: Request) -> Model:
-    """A module that `torch.save` pickled, called with a batch: pixels, or token ids and mask.
+    """Load a module that `torch.save` pickled.
+
+    It is called with a batch: pixels, or token ids and mask.
 
     Raises:
       InputError: no such file, no module in it, or its code is not trusted.
@@ -110,18 +115,18 @@ def _plain(module: Any) -> Run:
 
 
 def _preset(entry: Any) -> Pixels:
-    """The transforms of torchvision's classification weights as `Pixels`."""
+    """Return the transforms of torchvision's classification weights as `Pixels`."""
     preset = entry.transforms()
     if not {"resize_size", "crop_size"} <= vars(preset).keys():
         return PIXELS
     (resize,), (crop,) = preset.resize_size, preset.crop_size
-    how = Image.Resampling[preset.interpolation.name]
+    resample = Image.Resampling[preset.interpolation.name]
     mean, std = tuple(preset.mean), tuple(preset.std)
-    return Pixels(resize, (crop, crop), int(how), mean=mean, std=std, nearest=True)
+    return Pixels(resize, (crop, crop), int(resample), mean=mean, std=std, nearest=True)
 
 
 def _fill(module: Any, path: Path) -> None:
-    """Loads a file of weights, of which nothing is run."""
+    """Load weights of a file into a module without running code."""
     import torch
 
     state = {}

@@ -1,8 +1,8 @@
-"""ALIGN (Jia et al. 2021): an EfficientNet and a BERT with one space of vectors.
+"""ALIGN (Jia et al. 2021): EfficientNet and BERT with one embedding space.
 
-The image half ends with EfficientNet's last block, without the convolution on top; its mean over
-places is the image's vector, and a projection of the first token the text's. Vectors are what
-transformers' get_image_features and get_text_features give: not of unit length.
+The image encoder ends with EfficientNet's last block, without the convolution on top. The image's
+vector is that block's mean over positions; the text's is a projection of its first token. Vectors
+equal those of transformers' get_image_features and get_text_features: not of unit length.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from mmjax.encoders.towers.efficientnet import EfficientNet
 
 MODEL_TYPES = ("align", "align_vision_model", "align_text_model")  # of config.json
 
-TEXT_DEFAULTS: dict[str, Any] = {  # what config.json may leave out, as transformers has it
+TEXT_DEFAULTS: dict[str, Any] = {  # transformers' defaults for what config.json omits
     "vocab_size": 30522,
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -39,7 +39,10 @@ TEXT_DEFAULTS: dict[str, Any] = {  # what config.json may leave out, as transfor
 
 
 class Text(nnx.Module):
-    """ALIGN's text half: BERT and, with `projection`, a linear layer of so many outputs."""
+    """ALIGN's text encoder: BERT and an optional linear projection.
+
+    `projection` is the width of text_embeds; None computes no text_embeds.
+    """
 
     def __init__(
         self, config: bert.Config, *, pooler: bool, projection: int | None, rngs: nnx.Rngs
@@ -49,29 +52,37 @@ class Text(nnx.Module):
         self.projection = nnx.Linear(width, projection, rngs=rngs) if projection else None
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> Outputs:
-        """ids: int [B, L]; mask: bool [B, L]; what `Bert` gives and text_embeds [B, F]."""
-        found = self.bert(ids, mask)
+        """Return BERT's outputs and, with the projection, text_embeds [B, F].
+
+        Args:
+          ids: int [B, L].
+          mask: bool [B, L], true at tokens.
+        """
+        results = self.bert(ids, mask)
         if self.projection is not None:
-            found["text_embeds"] = self.projection(found["last_hidden_state"][:, 0])
-        return found
+            results["text_embeds"] = self.projection(results["last_hidden_state"][:, 0])
+        return results
 
 
 def embed_image(module: EfficientNet, pixels: jax.Array) -> Outputs:
-    """What `EfficientNet` gives, its pooler_output also as image_embeds [B, F]."""
-    found = module(pixels)
-    return {**found, "image_embeds": found["pooler_output"]}
+    """Return EfficientNet's outputs, pooler_output also as image_embeds [B, F]."""
+    results = module(pixels)
+    return {**results, "image_embeds": results["pooler_output"]}
 
 
 def key_map(modality: str, *, pooler: bool = True) -> list[Rule]:
-    """Names of AlignModel and of its halves on their own; the other half's are ignored."""
+    """Return the key map of AlignModel and its separate halves.
+
+    The other half's names are ignored.
+    """
     if modality == "image":
-        other = Rule(r"(?:text_model|text_projection)\..*|temperature", None)
-        return [other, *efficientnet.key_map("vision_model")]
-    words = bert.key_map("text_model", pooler=pooler)
+        ignored = Rule(r"(?:text_model|text_projection)\..*|temperature", None)
+        return [ignored, *efficientnet.key_map("vision_model")]
+    text_rules = bert.key_map("text_model", pooler=pooler)
     return [
         Rule(r"vision_model\..*|temperature", None),
         *hub.linear("text_projection", "projection"),
-        *(rule._replace(path=rule.path and f"bert.{rule.path}") for rule in words),
+        *(rule._replace(path=rule.path and f"bert.{rule.path}") for rule in text_rules),
     ]
 
 
@@ -85,16 +96,19 @@ def load(
     image: ImageOptions = ImageOptions(),
     text_options: TextOptions = TextOptions(),
 ) -> Tower:
-    """The image or the text tower of a checkpoint: folder or hub id.
+    """Build the image or text tower of an ALIGN checkpoint.
 
     Args:
+      weights: folder or hub id.
       modality: "image" or "text"; the other half is not read.
-      layers: outputs by name or number; image_embeds or text_embeds unless given, or the mean of
-        last_hidden_state where a text half has no projection.
+      layers: outputs by name or number; image_embeds or text_embeds unless given, or
+        sentence_embedding where a text encoder has no projection: the mean of last_hidden_state,
+        unless the checkpoint's sentence-transformers files name another pooling.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint, half = open_half(weights, revision, modality, "align")
     shared = {

@@ -1,6 +1,7 @@
-"""AltCLIP (Chen et al. 2022): CLIP's image half, and XLM-RoBERTa taught to speak CLIP's language.
+"""AltCLIP (Chen et al. 2022): CLIP's image encoder with XLM-RoBERTa for text.
 
-Vectors are what transformers' get_image_features and get_text_features give: not of unit length.
+XLM-RoBERTa was trained to share CLIP's embedding space. Vectors equal those of transformers'
+get_image_features and get_text_features: not of unit length.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from mmjax.encoders.towers.vit import read_fields
 
 MODEL_TYPES = ("altclip", "altclip_vision_model", "altclip_text_model")  # of config.json
 
-# What config.json omits of the text half is transformers'.
+# transformers' defaults for text fields that config.json omits.
 TEXT_DEFAULTS = {
     "vocab_size": 250002,
     "hidden_size": 1024,
@@ -39,9 +40,10 @@ TEXT_DEFAULTS = {
 
 
 class Text(nnx.Module):
-    """AltCLIP's text half: XLM-RoBERTa, a LayerNorm and a linear layer to its teacher's width.
+    """AltCLIP's text encoder: XLM-RoBERTa, a LayerNorm and a linear layer.
 
-    `projection` is the width of text_embeds, None without them.
+    The linear layer maps to the teacher's width, `teacher`. `projection` is the width of
+    text_embeds; None computes no text_embeds.
     """
 
     def __init__(
@@ -62,24 +64,30 @@ class Text(nnx.Module):
         )
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> Outputs:
-        """ids: int [B, L]; mask: bool [B, L], true at tokens.
+        """Return the hidden states and pooled outputs of a batch of texts.
 
-        Gives XLM-RoBERTa's hidden_states.0 (the embeddings) to hidden_states.N [B, L, D],
-        last_hidden_state (transformed) [B, L, T], pooler_output (its first token) [B, T] and,
-        projected, text_embeds [B, F].
+        Args:
+          ids: int [B, L].
+          mask: bool [B, L], true at tokens.
+
+        Returns:
+          XLM-RoBERTa's hidden_states.0 (the embeddings) to hidden_states.N [B, L, D],
+          last_hidden_state (after the linear layer) [B, L, T], pooler_output (its first token)
+          [B, T] and, with the projection, text_embeds [B, F]. T is the teacher's width.
         """
-        found = self.roberta(ids, mask)
-        last = self.transformation(self.norm(found["last_hidden_state"]))
-        found |= {"last_hidden_state": last, "pooler_output": last[:, 0]}
+        results = self.roberta(ids, mask)
+        last = self.transformation(self.norm(results["last_hidden_state"]))
+        results |= {"last_hidden_state": last, "pooler_output": last[:, 0]}
         if self.projection is not None:
-            found["text_embeds"] = self.projection(last[:, 0])
-        return found
+            results["text_embeds"] = self.projection(last[:, 0])
+        return results
 
 
 def key_map(modality: str) -> list[Rule]:
-    """Names of AltCLIPModel and of its halves on their own; the other half's are ignored.
+    """Return the key map of AltCLIPModel and its separate halves.
 
-    Of both halves versions of transformers write `encoder.layer` or `encoder.layers`.
+    The other half's names are ignored. In both halves, versions of transformers write either
+    `encoder.layer` or `encoder.layers`.
     """
     if modality == "image":
         rules = [
@@ -88,20 +96,20 @@ def key_map(modality: str) -> list[Rule]:
             *hub.linear("visual_projection", "projection"),
         ]
     else:
-        words = bert.key_map(r"(?:text_model\.)?roberta", pooler=False)
+        text_rules = bert.key_map(r"(?:text_model\.)?roberta", pooler=False)
         rules = [
             Rule(r"vis(?:ion_model|ual_projection)\..*", None),
             *hub.layer_norm(r"(?:text_model\.)?pre_LN", "norm"),
             *hub.linear(r"(?:text_model\.)?transformation", "transformation"),
             *hub.linear("text_projection", "projection"),
-            *(rule._replace(path=rule.path and f"roberta.{rule.path}") for rule in words),
+            *(rule._replace(path=rule.path and f"roberta.{rule.path}") for rule in text_rules),
         ]
     either = r"encoder\.layers?\."
     patterns = (
         rule.pattern.replace(r"encoder\.layers\.", either).replace(r"encoder\.layer\.", either)
         for rule in rules
     )
-    rules = [rule._replace(pattern=new) for rule, new in zip(rules, patterns, strict=True)]
+    rules = [rule._replace(pattern=pattern) for rule, pattern in zip(rules, patterns, strict=True)]
     return [Rule("logit_scale", None), *rules]
 
 
@@ -115,16 +123,18 @@ def load(
     image: ImageOptions = ImageOptions(),
     text_options: TextOptions = TextOptions(),
 ) -> Tower:
-    """The image or the text tower of a checkpoint: folder or hub id.
+    """Build the image or text tower of an AltCLIP checkpoint.
 
     Args:
+      weights: folder or hub id.
       modality: "image" or "text"; the other half is not read.
       layers: outputs by name or number; image_embeds or text_embeds unless given, or pooler_output
         where the checkpoint has no projection.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint, half = open_half(weights, revision, modality, "altclip")
     name = "visual" if modality == "image" else "text"

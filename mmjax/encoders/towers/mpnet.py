@@ -1,8 +1,8 @@
-"""MPNet (Song et al. 2020): BERT without segments, whose attention also knows relative positions.
+"""MPNet (Song et al. 2020): BERT without segments, with relative position biases.
 
-One bias for each head and each bucket of distances is added to the scores of every block (Raffel et
-al. 2020, with both directions); absolute positions count as RoBERTa's. A text's vector is pooled
-from the last hidden state as the checkpoint's sentence-transformers files say.
+One bias for each head and each bucket of distances is added to the attention scores of every block
+(Raffel et al. 2020, with both directions). Absolute positions count as in RoBERTa. A text's vector
+is pooled from the last hidden state as the checkpoint's sentence-transformers files say.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,17 @@ from mmjax.encoders.towers.bert import Bert, Config
 MODEL_TYPES = ("mpnet",)  # of config.json
 
 PADDING = 1  # whatever config.json says
-BUCKETS, FAR = 32, 128  # half of them for each direction; distances from FAR on share the last
+# Half of the buckets for each direction. The log scale ends at FAR; its last bucket starts at 91.
+BUCKETS, FAR = 32, 128
 
 
 def read_config(config: dict[str, Any]) -> Config:
-    """Raises InputError for a missing key and for variants this tower does not compute."""
+    """Read the shape from config.json.
+
+    Raises:
+      InputError: a key is missing, or config.json asks for a variant that this tower does not
+        compute.
+    """
     count = config.get("relative_attention_num_buckets", BUCKETS)
     if count != BUCKETS:
         raise InputError(
@@ -40,35 +46,44 @@ def read_config(config: dict[str, Any]) -> Config:
 
 
 def buckets(length: int) -> np.ndarray:
-    """The bucket [L, L] of each query's distance to each key.
+    """Return the bucket [L, L] of each query's distance to each key.
 
-    Distances up to 7 have one each, farther ones share eight whose borders grow by √2.
+    Distances up to 7 have one bucket each; farther ones share eight buckets whose borders grow by
+    √2. Keys after the query have a second set of buckets.
     """
-    ahead = np.arange(length)[None] - np.arange(length)[:, None]
-    distance, half = np.abs(ahead), BUCKETS // 2
+    offset = np.arange(length)[None] - np.arange(length)[:, None]
+    distance, half = np.abs(offset), BUCKETS // 2
     exact = half // 2
     # In float32, as the checkpoints were trained: some distances lie on a border.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     steps = ratio / np.float32(np.log(FAR / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(int), half - 1)
-    return np.where(distance < exact, distance, far) + half * (ahead > 0)
+    return np.where(distance < exact, distance, far) + half * (offset > 0)
 
 
 class Mpnet(Bert):
-    """BERT's encoder with biases of relative positions."""
+    """BERT's encoder with relative position biases."""
 
     def __init__(self, config: Config, *, pooler: bool = True, rngs: nnx.Rngs):
         super().__init__(config, pooler=pooler, padding=PADDING, rngs=rngs)
         self.relative = Embedding(BUCKETS, config.num_attention_heads, rngs=rngs)
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> Outputs:  # type: ignore[override]
-        """ids: int [B, L]; mask: bool [B, L], true at tokens. Gives what `Bert` gives."""
+        """Return the outputs of `Bert`.
+
+        Args:
+          ids: int [B, L].
+          mask: bool [B, L], true at tokens.
+        """
         bias = self.relative(buckets(ids.shape[1])).transpose(2, 0, 1)[None]  # [1, H, L, L]
         return super().__call__(ids, mask, bias=bias)
 
 
 def key_map() -> list[Rule]:
-    """Names of MPNetModel, with or without the `mpnet.` that task models put before them."""
+    """Return the key map of MPNetModel.
+
+    Names come with or without the prefix `mpnet.` that task models add.
+    """
     layer = r"(?:mpnet\.)?encoder\.layer\.(\d+)\.attention\."
     return [
         *hub.embedding(r"(?:mpnet\.)?encoder\.relative_attention_bias", "relative"),
@@ -89,14 +104,16 @@ def load(
     dtype: str = "float32",
     options: text.Options = text.Options(),
 ) -> Tower:
-    """The text tower of a checkpoint: folder or hub id.
+    """Build the text tower of an MPNet checkpoint.
 
     Args:
+      weights: folder or hub id.
       layers: outputs by name or number; `sentence_embedding` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     config = read_config(hub.read_config(checkpoint.folder, MODEL_TYPES))

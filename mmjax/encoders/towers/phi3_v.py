@@ -1,9 +1,9 @@
-"""Phi-3-vision and Phi-3.5-vision (Abdin et al. 2024): CLIP's ViT over squares of an image, Phi-3.
+"""Phi-3-vision and Phi-3.5-vision (Abdin et al. 2024): CLIP's ViT and Phi-3.
 
-Each square's and the overview's patches come from the last but one block of CLIP ViT-L/14-336; four
-neighbours become one token of the decoder, whose long windows are LongRoPE's (Ding et al. 2024).
-transformers has no such model: names, configuration and order are those of the code that was
-published with the checkpoints.
+An image is cut into squares, plus an overview. The patches of each come from the last but one block
+of CLIP ViT-L/14-336; four neighbouring patches become one token of the decoder. Long windows use
+LongRoPE (Ding et al. 2024). transformers has no such model: names, configuration and order are
+those of the code that was published with the checkpoints.
 """
 
 import math
@@ -32,18 +32,18 @@ from mmjax.encoders.vlm.rotary import Rotary
 
 MODEL_TYPES = ("phi3_v",)  # of config.json
 
-# What a user says of one image. The texts before and behind the image are tokenised apart, each
-# with the tokenizer's special tokens, so that BEGIN stands before both.
+# Prompt for one image. The texts before and after the image are tokenised separately, each with the
+# tokenizer's special tokens, so that BEGIN stands before both.
 IMAGE = "<|image_1|>"
 PROMPT = "<|user|>\n<|image_1|>\n{prompt}<|end|>\n<|assistant|>\n"
 BEGIN = "<s>"
-# An answer ends by <|end|>, behind which the model says <|endoftext|>. The published
-# generation_config.json names </s> alone, at which the model does not stop.
+# An answer ends with <|end|>, after which the model emits <|endoftext|>. The published
+# generation_config.json names only </s>, at which the model does not stop.
 ENDS = {"<|end|>": 32007, "<|endoftext|>": 32000, "<|assistant|>": 32001}
 
 
 class Vision(nnx.Module):
-    """CLIP's image half up to the block that is read, the class token left out."""
+    """CLIP's image encoder up to the read block, without class token."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         width, epsilon = config.hidden_size, config.layer_norm_eps
@@ -64,7 +64,10 @@ class Vision(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: normalised [N, S, S, 3], to patches in rows [N, P, V]."""
+        """Encode normalised squares [N, S, S, 3] to patches [N, P, V].
+
+        Patches are in rows from the top left.
+        """
 
         def layer(block: layers.Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return block(x), None
@@ -74,7 +77,7 @@ class Vision(nnx.Module):
 
 
 class Phi3V(nnx.Module):
-    """The vision tower, what makes tokens of its patches, and the decoder."""
+    """Vision tower, projection of patches to image tokens, and decoder."""
 
     def __init__(
         self,
@@ -94,25 +97,35 @@ class Phi3V(nnx.Module):
         self.down = nnx.Linear(width, width, rngs=rngs)
 
     def look(self, crops: Crops) -> tuple[jax.Array, None]:
-        """Crops of a batch, to image tokens [B, M, D]; nothing is added to later layers."""
+        """Encode the crops of a batch to image tokens [B, M, D].
+
+        The second result is None: nothing is added to later layers.
+        """
         batch, _, side = crops.pixels.shape[:3]
         squares = [crops.overview[:, None], crops.pixels.astype(jnp.float32)]
         x = jnp.concatenate(squares, axis=1).reshape(-1, side, side, 3) / 255
         mean, std = (jnp.array(part).reshape(1, 1, 1, 3) for part in (self.mean, self.std))
         patches = self.vision(((x - mean) / std).astype(self.up.kernel.dtype))
-        found = self.project(merge(patches)).reshape(batch, -1, self.up.out_features)
+        image_tokens = self.project(merge(patches)).reshape(batch, -1, self.up.out_features)
         # In the order of NEWLINE and SEPARATOR.
         marks = self.project(jnp.stack([self.newline[...], self.separator[...]]))[None]
-        table = jnp.concatenate([jnp.repeat(marks, batch, axis=0), found], axis=1)
+        table = jnp.concatenate([jnp.repeat(marks, batch, axis=0), image_tokens], axis=1)
         return jnp.take_along_axis(table, crops.places[:, :, None], axis=1), None
 
     def project(self, squares: jax.Array) -> jax.Array:
-        """[..., 4 V] to [..., D]."""
+        """Project merged patches [..., 4 V] to tokens [..., D]."""
         return self.down(layers.gelu(self.up(squares)))
 
 
 def merge(patches: jax.Array) -> jax.Array:
-    """Each 2 x 2 neighbours of [N, P, V] side by side, in rows, [N, P / 4, 4 V]."""
+    """Concatenate each 2 x 2 neighbouring patches into one.
+
+    Args:
+      patches: [N, P, V], in rows.
+
+    Returns:
+      [N, P / 4, 4 V], in rows.
+    """
     count, area, width = patches.shape
     half = math.isqrt(area) // 2
     grid = patches.reshape(count, half, 2, half, 2, width).swapaxes(2, 3)
@@ -120,15 +133,18 @@ def merge(patches: jax.Array) -> jax.Array:
 
 
 def key_map(config: decoder.Config, vision: VisionConfig) -> list[Rule]:
-    """Names of Phi3VForCausalLM; the blocks of CLIP behind the one that is read are ignored."""
+    """Return the key map of Phi3VForCausalLM.
+
+    CLIP's blocks after the one that is read are ignored.
+    """
     layer, block = r"model\.layers\.(\d+)\.", r"decoder.blocks[\1]."
     images = r"model\.vision_embed_tokens\."
     tower = images + r"img_processor\.(?:vision_model\.)?"
-    unread = "|".join(str(n) for n in range(vision.depth, vision.num_hidden_layers))
+    skipped = "|".join(str(n) for n in range(vision.depth, vision.num_hidden_layers))
     heads = config.num_attention_heads, *[config.num_key_value_heads] * 2
     return [
-        Rule(images + r"wte\.weight", None),  # the decoder's embedding again, where it is saved
-        Rule(tower + rf"encoder\.layers\.(?:{unread})\..*", None),
+        Rule(images + r"wte\.weight", None),  # a copy of the decoder's embedding, if saved
+        Rule(tower + rf"encoder\.layers\.(?:{skipped})\..*", None),
         Rule(tower + r"post_layernorm\..*", None),
         *(
             rule._replace(path=rule.path and "vision." + rule.path.replace(r".\1.", r"[\1]."))
@@ -175,29 +191,32 @@ def load(
     image: ImageOptions = ImageOptions(),
     answers: generation.Options = generation.Options(),
 ) -> Tower:
-    """The tower of a checkpoint, folder or hub id, for images (and texts) under a prompt.
+    """Build the tower of a Phi-3-vision checkpoint.
+
+    It encodes images (and texts) under a prompt.
 
     Args:
-      num_crops: squares of an image at most; unless given, as the checkpoint's image processor
-        says. The model card advises 16 for single images.
-      window: tokens of a prompt and its answer at most; see `turns`.
+      weights: folder or hub id.
+      num_crops: maximum number of squares of an image; unless given, as the checkpoint's image
+        processor says. The model card advises 16 for single images.
+      window: maximum number of tokens of a prompt and its answer; see `turns`.
 
-    The others are those of `qwen_tower.tower`.
+    The other arguments are those of `qwen_tower.tower`.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, a shard is missing; what
+      InputError: the checkpoint is missing, of another architecture, or lacks a shard; also what
         `embedding.tower` raises.
     """
     if int8:
         eight_bits.check()
     checkpoint = hub.find(weights, revision)
     folder = checkpoint.folder
-    given = hub.read_config(folder, MODEL_TYPES)
-    config, vision = text_config(folder, given), vision_config(folder, given)
+    config_json = hub.read_config(folder, MODEL_TYPES)
+    config, vision = text_config(folder, config_json), vision_config(folder, config_json)
     pixels = phi3_v_images.read(folder, num_crops)
-    by = turns(folder, config, given, window)
+    rotary = turns(folder, config, config_json, window)
     graph, params = hub.load_module(
-        lambda: build(config, vision, by, pixels["mean"], pixels["std"]),
+        lambda: build(config, vision, rotary, pixels["mean"], pixels["std"]),
         checkpoint.weights,
         key_map(config, vision),
         jnp.dtype(dtype),
@@ -208,7 +227,7 @@ def load(
     family = Family(
         around=("", BEGIN + "\n"),
         begin=BEGIN,
-        image_id=config.vocab_size - 1,  # behind all that the tokenizer knows
+        image_id=config.vocab_size - 1,  # after all ids of the tokenizer
         view=partial(phi3_v_images.view, num_crops=pixels["num_crops"], **sizes),
         shape=phi3_v_images.tokens,
         collate=phi3_v_images.collate,

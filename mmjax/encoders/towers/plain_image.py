@@ -1,9 +1,9 @@
-"""Images without a network: colour, layout and texture, reduced on the catalogue.
+"""Image features without a network: colour, layout and texture.
 
-Three descriptions of a picture squeezed to 64 x 64, computed on the device in batches:
-an 8 x 8 thumbnail in Oklab (layout), a joint Oklab histogram (palette), and histograms of
-gradient orientations in 8 x 8 cells (texture). They are standardised over the catalogue, each of
-the three weighing the same, and reduced to principal components, half whitened.
+Three descriptors of an image resized to 64 x 64, computed on the device in batches: an 8 x 8
+thumbnail in Oklab (layout), a joint Oklab histogram (palette), and histograms of gradient
+orientations in 8 x 8 cells (texture). They are standardised over the catalogue, each of the three
+with the same weight, and reduced to principal components, half whitened.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,19 +35,22 @@ OKLAB = (
 
 
 def load(*, width: int = 128) -> Fitted:
-    """The encoder of at most `width` components, fewer when the catalogue has fewer images."""
+    """Build the encoder of at most `width` principal components.
+
+    There are fewer when the catalogue has fewer images.
+    """
 
     def batches(paths: Sequence[str], size: int) -> Iterator[Batch]:
         return images.pixel_batches(paths, size, squeeze, (SIDE, SIDE), draft=(2 * SIDE, 2 * SIDE))
 
     def fit(paths: Sequence[str], run: Run) -> np.ndarray:
         described = np.zeros((len(paths), sum(BLOCKS)), np.float32)
-        read = np.zeros(len(paths), bool)
+        is_read = np.zeros(len(paths), bool)
         for rows, values in run(batches, describe, ()):
-            described[rows], read[rows] = values, True
-        features = np.zeros((len(paths), min(width, max(1, read.sum() - 1))), np.float32)
-        if read.any():
-            features[read] = compress(described[read], features.shape[1])
+            described[rows], is_read[rows] = values, True
+        features = np.zeros((len(paths), min(width, max(1, is_read.sum() - 1))), np.float32)
+        if is_read.any():
+            features[is_read] = compress(described[is_read], features.shape[1])
         return features
 
     return Fitted(
@@ -63,13 +66,23 @@ def load(*, width: int = 128) -> Fitted:
 
 
 def squeeze(image: Image.Image) -> np.ndarray:
-    """uint8 [64, 64, 3]; each pixel is the mean of those it stands for."""
+    """Resize an image to uint8 [64, 64, 3] without keeping its shape.
+
+    Each pixel is the mean of those it covers.
+    """
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 @jax.jit
 def describe(_: Any, pixels: jax.Array) -> jax.Array:
-    """uint8 [B, 64, 64, 3] to the three descriptions side by side, [B, 192 + 245 + 576]."""
+    """Compute the three descriptors of each image, concatenated.
+
+    Args:
+      pixels: uint8 [B, 64, 64, 3].
+
+    Returns:
+      [B, 192 + 245 + 576].
+    """
     with jax.default_matmul_precision("highest"):
         lab = oklab(pixels.astype(jnp.float32) / 255)
         parts = (thumbnail(lab), palette(lab), gradients(lab[..., 0]))
@@ -77,20 +90,24 @@ def describe(_: Any, pixels: jax.Array) -> jax.Array:
 
 
 def oklab(rgb: jax.Array) -> jax.Array:
-    """sRGB in [0, 1] to Oklab, in which distances are near to what an eye sees."""
+    """Convert sRGB in [0, 1] to Oklab, a perceptual colour space.
+
+    Distances in it are near to what an eye sees.
+    """
     linear = jnp.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return jnp.cbrt(linear @ jnp.array(CONES).T) @ jnp.array(OKLAB).T
 
 
 def thumbnail(lab: jax.Array) -> jax.Array:
-    """Mean colour of each cell: [B, 8, 8, 3]."""
+    """Return the mean colour of each cell, [B, 8, 8, 3]."""
     return lab.reshape(-1, GRID, CELL, GRID, CELL, 3).mean(axis=(2, 4))
 
 
 def palette(lab: jax.Array) -> jax.Array:
-    """Joint histogram [B, 5, 7, 7] of lightness and colour, each pixel shared by the bins near it.
+    """Return the joint histogram [B, 5, 7, 7] of lightness and colour.
 
-    The square root (Hellinger) keeps one large plain background from drowning the rest.
+    Each pixel is shared by the bins near it. The square root (Hellinger) keeps one large plain
+    background from dominating the rest.
     """
     flat = lab.reshape(len(lab), -1, 3)
     shares = (
@@ -102,29 +119,34 @@ def palette(lab: jax.Array) -> jax.Array:
 
 
 def gradients(light: jax.Array) -> jax.Array:
-    """Orientation histograms [B, 8, 8, 9] of lightness [B, 64, 64], weighted by steepness."""
-    edge = jnp.pad(light, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    dy = edge[:, 2:, 1:-1] - edge[:, :-2, 1:-1]
-    dx = edge[:, 1:-1, 2:] - edge[:, 1:-1, :-2]
+    """Return histograms [B, 8, 8, 9] of gradient orientations, weighted by steepness.
+
+    Args:
+      light: lightness [B, 64, 64].
+    """
+    padded = jnp.pad(light, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    dy = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    dx = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
     # Unsigned: light on dark and dark on light are the same texture.
-    turn = jnp.arctan2(dy, dx) / jnp.pi % 1 * ANGLES
-    apart = _distances(turn, ANGLES)
-    share = jnp.maximum(0, 1 - jnp.minimum(apart, ANGLES - apart))
+    orientation = jnp.arctan2(dy, dx) / jnp.pi % 1 * ANGLES
+    distances = _distances(orientation, ANGLES)
+    share = jnp.maximum(0, 1 - jnp.minimum(distances, ANGLES - distances))
     cells = (share * jnp.hypot(dx, dy)[..., None]).reshape(-1, GRID, CELL, GRID, CELL, ANGLES)
     return jnp.sqrt(cells.mean(axis=(2, 4)))
 
 
 def compress(described: np.ndarray, width: int) -> np.ndarray:
-    """[n, R] standardised, each block weighing the same, to its first `width` components [n, F].
+    """Reduce descriptors [n, R] to `width` principal components [n, F].
 
-    Components are scaled by the fourth root of their variance, half way to whitening: neighbours
-    in MovieLens posters share more genres so than with none of it or all. The average row has
-    unit length. Signs make each component's largest loading positive: the same catalogue always
-    gives the same numbers.
+    Descriptors are standardised, each block with the same weight. Components are divided by the
+    fourth root of their variance, half way to whitening: neighbours in MovieLens posters share more
+    genres that way than with none of it or all. The root mean square of the rows' lengths is 1. The
+    largest loading of each component is made positive: the same catalogue always gives the same
+    numbers.
     """
     values = described - described.mean(axis=0)
     scale = values.std(axis=0)
-    # A bin that hardly ever fills must not be blown up to the weight of the others.
+    # A floor on the scale keeps nearly empty bins from getting the weight of the others.
     floor = np.concatenate(
         [np.full(len(block), 0.1 * block.max(initial=0)) for block in _blocks(scale)]
     )
@@ -143,13 +165,16 @@ def compress(described: np.ndarray, width: int) -> np.ndarray:
 
 
 def _shares(values: jax.Array, low: float, high: float, bins: int) -> jax.Array:
-    """Linear shares [..., bins] of values between the two nearest bin centres."""
-    place = jnp.clip((values - low) / (high - low), 0, 1) * (bins - 1)
-    return jnp.maximum(0, 1 - _distances(place, bins))
+    """Split values linearly between the two nearest bin centres, [..., bins]."""
+    position = jnp.clip((values - low) / (high - low), 0, 1) * (bins - 1)
+    return jnp.maximum(0, 1 - _distances(position, bins))
 
 
 def _distances(places: jax.Array, bins: int) -> jax.Array:
-    """Of each place to each bin 0, 1, …: [..., bins]."""
+    """Return the distance of each place to each bin.
+
+    Bins are 0, 1, …; the result is [..., bins].
+    """
     return jnp.abs(places[..., None] - jnp.arange(bins).reshape((1,) * places.ndim + (bins,)))
 
 

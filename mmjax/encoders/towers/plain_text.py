@@ -1,4 +1,4 @@
-"""Text without a network: TF-IDF and a truncated singular value decomposition (LSA).
+"""Text features without a network: TF-IDF and truncated SVD (LSA).
 
 tf = 1 + ln(count), idf = ln((1 + n) / (1 + df)) + 1, rows of unit length; then the documents'
 coordinates U S on the leading singular vectors, again of unit length (Deerwester et al. 1990).
@@ -18,14 +18,16 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def load(*, width: int = 128, min_df: int = 2) -> Fitted:
-    """The encoder of at most `width` dimensions, fewer when the catalogue is small.
+    """Build the encoder of at most `width` dimensions.
+
+    There are fewer when the catalogue is small.
 
     Args:
       min_df: words in fewer texts than this are dropped.
     """
 
     def fit(texts: Sequence[str], run: Run) -> np.ndarray:
-        del run  # sparse algebra on the host; a million texts take it under a minute or two
+        del run  # sparse algebra on the host; under a minute or two for a million texts
         return reduce(tf_idf(texts, min_df), width)
 
     return Fitted(
@@ -42,18 +44,24 @@ def load(*, width: int = 128, min_df: int = 2) -> Fitted:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits, with inner apostrophes, compatibility forms folded."""
+    """Return the lower-case words of a text, compatibility forms folded.
+
+    A word is a run of letters and digits, with inner apostrophes.
+    """
     return WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def tf_idf(texts: Sequence[str], min_df: int) -> scipy.sparse.csr_array:
-    """Unit rows [n, words], columns in the alphabetical order of the words that are kept."""
+    """Compute TF-IDF rows [n, words] of unit length.
+
+    Columns are in the alphabetical order of the words that are kept.
+    """
     vocabulary: dict[str, int] = {}
     ids: list[np.ndarray] = []
     for text in texts:
-        found = [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)]
-        ids.append(np.array(found, np.int32))
-    lengths = np.array([len(found) for found in ids])
+        word_ids = [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)]
+        ids.append(np.array(word_ids, np.int32))
+    lengths = np.array([len(word_ids) for word_ids in ids])
     columns = np.concatenate([*ids, np.empty(0, np.int32)])
     rows = np.repeat(np.arange(len(texts)), lengths)
     shape = (len(texts), max(1, len(vocabulary)))
@@ -71,14 +79,15 @@ def tf_idf(texts: Sequence[str], min_df: int) -> scipy.sparse.csr_array:
 
 
 def reduce(weights: scipy.sparse.csr_array, width: int) -> np.ndarray:
-    """[n, words] to unit rows [n, F] on the leading singular vectors; empty rows stay zeros.
+    """Project rows [n, words] on the leading singular vectors, [n, F].
 
-    Start vector and signs are fixed, so that the same texts always give the same numbers.
+    Rows have unit length; empty rows stay zeros. Start vector and signs are fixed, so that the same
+    texts always give the same numbers.
     """
     width = min(width, *weights.shape)
     if width == 0:
         return np.zeros((weights.shape[0], 1), np.float32)
-    if 2 * width >= min(weights.shape):  # the iteration finds few of many, not most of them
+    if 2 * width >= min(weights.shape):  # svds finds few of many vectors, not most
         u, s, vt = np.linalg.svd(weights.toarray(), full_matrices=False)
     else:
         start = np.random.default_rng(0).normal(size=min(weights.shape))
@@ -88,5 +97,5 @@ def reduce(weights: scipy.sparse.csr_array, width: int) -> np.ndarray:
     largest = np.take_along_axis(vt, np.abs(vt).argmax(axis=1)[:, None], axis=1)[:, 0]
     coordinates = u * (s * np.sign(largest))
     norms = np.linalg.norm(coordinates, axis=1, keepdims=True)
-    # A text none of whose words is shared gives rounding noise, which must not become a unit row.
+    # A text that shares no word gives rounding noise, which must not become a unit row.
     return np.where(norms > 1e-6, coordinates / np.maximum(norms, 1e-6), 0).astype(np.float32)

@@ -1,4 +1,7 @@
-"""BLIP-2's Q-Former (Li et al. 2023): BERT whose first tokens are learned queries of an image."""
+"""BLIP-2's Q-Former (Li et al. 2023): BERT with learned image queries.
+
+The queries are its first tokens.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +18,10 @@ LAYER = r"qformer\.encoder\.layer\.(\d+)\."
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says of the Q-Former, by its own names; omissions are transformers'."""
+    """Shape of the Q-Former, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -31,11 +37,12 @@ class Config:
 
 
 class Block(nnx.Module):
-    """BERT's block, whose queries may look at an image and have an MLP of their own.
+    """BERT's block with cross-attention and a separate MLP for queries.
 
     Args:
-      looks: the width of what queries look at, None in blocks where they do not.
-      modality: whose layers it has: those for queries, for texts, or both.
+      looks: width of the image tokens that queries attend to; None in blocks without
+        cross-attention.
+      modality: selects the layers: those for queries, for texts, or both.
     """
 
     def __init__(self, config: Config, looks: int | None, modality: str, *, rngs: nnx.Rngs):
@@ -59,26 +66,36 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, mask: jax.Array | None, queries: int, image: jax.Array | None
     ) -> jax.Array:
-        """x: [B, L, D], its first are queries; mask: bool [B, 1, L]; image: [B, N, V]."""
+        """Apply the block to queries and text tokens.
+
+        Args:
+          x: [B, L, D].
+          mask: bool [B, 1, L].
+          queries: number of queries; they are the first tokens of x.
+          image: [B, N, V].
+        """
         x = self.attention_norm(x + self.attention(x, mask))
-        asked, read = x[:, :queries], x[:, queries:]
+        query_states, text_states = x[:, :queries], x[:, queries:]
         if self.cross is not None:
-            asked = self.cross_norm(asked + self.cross(asked, context=image))
+            query_states = self.cross_norm(query_states + self.cross(query_states, context=image))
         if self.query_mlp is not None:
-            asked = self.query_mlp_norm(asked + self.query_mlp(asked))
+            query_states = self.query_mlp_norm(query_states + self.query_mlp(query_states))
         if self.mlp is not None:
-            read = self.mlp_norm(read + self.mlp(read))
-        return jnp.concatenate([asked, read], axis=1)
+            text_states = self.mlp_norm(text_states + self.mlp(text_states))
+        return jnp.concatenate([query_states, text_states], axis=1)
 
 
 class Qformer(nnx.Module):
-    """The blocks; every `cross_attention_frequency`-th, the first included, looks at the image."""
+    """Blocks of the Q-Former.
+
+    Every `cross_attention_frequency`-th block, the first included, cross-attends to the image.
+    """
 
     def __init__(self, config: Config, vision: int, modality: str, *, rngs: nnx.Rngs):
         self.norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
-        every = config.cross_attention_frequency if "image" in modality else None
+        frequency = config.cross_attention_frequency if "image" in modality else None
         self.blocks = nnx.List(
-            Block(config, vision if every and n % every == 0 else None, modality, rngs=rngs)
+            Block(config, vision if frequency and n % frequency == 0 else None, modality, rngs=rngs)
             for n in range(config.num_hidden_layers)
         )
 
@@ -89,7 +106,10 @@ class Qformer(nnx.Module):
         queries: int = 0,
         image: jax.Array | None = None,
     ) -> list[jax.Array]:
-        """All hidden states [B, L, D], that of the embeddings first; arguments as a block's."""
+        """Return all hidden states [B, L, D], the embeddings' first.
+
+        Arguments are those of `Block`.
+        """
         hidden = [self.norm(x)]
         for block in self.blocks:
             hidden.append(block(hidden[-1], mask, queries, image))
@@ -97,7 +117,7 @@ class Qformer(nnx.Module):
 
 
 class Words(nnx.Module):
-    """Tokens with their positions, not yet normalised."""
+    """Token embeddings plus positions, not yet normalised."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.words = Embedding(config.vocab_size, config.hidden_size, rngs=rngs)
@@ -108,7 +128,10 @@ class Words(nnx.Module):
 
 
 def key_map() -> list[Rule]:
-    """Names of Blip2QFormerModel and Blip2TextEmbeddings, into `qformer` and `embeddings`."""
+    """Return the key map of Blip2QFormerModel and Blip2TextEmbeddings.
+
+    It fills `qformer` and `embeddings`.
+    """
     layer, block = LAYER, r"qformer.blocks.\1."
     rules = hub.layer_norm(r"qformer\.layernorm", "qformer.norm")
     for theirs, ours in ((r"attention\.", "attention"), (r"crossattention\.", "cross")):
@@ -125,14 +148,17 @@ def key_map() -> list[Rule]:
         ]
     return [
         *rules,
-        Rule(r"embeddings\.position_ids", None),  # a buffer that counts up
+        Rule(r"embeddings\.position_ids", None),  # buffer 0, 1, 2, …
         *hub.embedding(r"embeddings\.word_embeddings", "embeddings.words"),
         *hub.embedding(r"embeddings\.position_embeddings", "embeddings.positions"),
     ]
 
 
 def unused(modality: str) -> list[Rule]:
-    """What a modality does not need of it is ignored: these come before `key_map`."""
+    """Return rules that ignore what a modality does not need.
+
+    They come before those of `key_map`.
+    """
     patterns = []
     if "image" not in modality:
         patterns.append(LAYER + r"(?:crossattention|intermediate_query|output_query)\..*")

@@ -1,7 +1,8 @@
-"""Qwen2.5-VL (Bai et al. 2025): Qwen2-VL, but most layers of the vision tower look into windows.
+"""Qwen2.5-VL (Bai et al. 2025): Qwen2-VL with window attention for images.
 
-A window is `window_size` pixels wide and high. Patches are sorted by window once, so that a window
-is a run of neighbours, and the tokens are put back into the image's order at the end.
+Most layers of the vision tower attend within windows. A window is `window_size` pixels wide and
+high. Patches are sorted by window once, so that a window is a run of neighbours; the tokens are put
+back into the image's order at the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +26,15 @@ from mmjax.encoders.vlm.rotary import Rotary, Turn
 
 EPSILON = 1e-6  # of the vision tower's norms
 
-Look = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q, k, v [B, P, H, d] to the first's
+Look = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v) [B, P, H, d] to q's shape
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What config.json says of the vision tower, by its own names; omissions are transformers'."""
+    """Shape of the vision tower, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     depth: int = 32
     hidden_size: int = 3584
@@ -48,7 +52,7 @@ class VisionConfig:
 
 
 class Vision(nnx.Module):
-    """Patches, blocks that see an image or a window of it, the merger."""
+    """Vision tower: patches, blocks with full or window attention, merger."""
 
     def __init__(self, config: VisionConfig, mean: Any, std: Any, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -63,7 +67,7 @@ class Vision(nnx.Module):
     def __call__(self, patches: Patches) -> tuple[jax.Array, None]:
         patches, window, order = by_window(patches, self.side)
         x = self.patches(patches.pixels)
-        by = rotary.turn(self.turns, patches.at)
+        rotations = rotary.turn(self.turns, patches.at)
         mask = qwen_vl.same_image(patches)
 
         def whole(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -73,15 +77,18 @@ class Vision(nnx.Module):
             return within(q, k, v, window, self.side**2)
 
         def layer(block: Block, x: jax.Array, full: jax.Array) -> tuple[jax.Array, None]:
-            return block(x, by, lambda *qkv: jax.lax.cond(full, whole, inside, *qkv)), None
+            return block(x, rotations, lambda *qkv: jax.lax.cond(full, whole, inside, *qkv)), None
 
         x, _ = layers.over(self.blocks, layer, x, jnp.array(self.full))
-        back = jnp.argsort(order)[:, :, None]
-        return jnp.take_along_axis(self.merger(x), back, axis=1), None
+        inverse = jnp.argsort(order)[:, :, None]
+        return jnp.take_along_axis(self.merger(x), inverse, axis=1), None
 
 
 class Block(nnx.Module):
-    """Attention and gated MLP, each with an RMSNorm before it and a residual around it."""
+    """Pre-norm transformer block: attention and gated MLP with RMSNorm.
+
+    Each has an RMSNorm before it and a residual around it.
+    """
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         width, hidden = config.hidden_size, config.intermediate_size
@@ -91,34 +98,38 @@ class Block(nnx.Module):
         self.mlp_norm = RmsNorm(width, EPSILON, rngs=rngs)
 
     def __call__(self, x: jax.Array, by: Turn, look: Look) -> jax.Array:
-        """x: [B, P, V]."""
-        seen = look(*self.attention.project(self.attention_norm(x), by=by))
-        x = x + self.attention.out(seen.reshape(x.shape))
+        """Apply the block to x [B, P, V]; `look` computes the attention."""
+        attended = look(*self.attention.project(self.attention_norm(x), by=by))
+        x = x + self.attention.out(attended.reshape(x.shape))
         return x + self.mlp(self.mlp_norm(x))
 
 
 def by_window(patches: Patches, side: int) -> tuple[Patches, jax.Array, jax.Array]:
-    """Sorts patches so that those of a window, `side` patches wide and high, lie together.
+    """Sort patches so that those of a window are contiguous.
+
+    Args:
+      side: of a window, in patches.
 
     Returns:
-      The patches; the window of each, int [B, P]; where each 2 x 2 square was, int [B, P / 4].
+      The patches; the window of each, int [B, P]; the earlier index of each 2 x 2 square, int
+      [B, P / 4].
     """
     row, column = patches.at[:, 0] // side, patches.at[:, 1] // side
-    window = (patches.image << 24) + (row << 12) + column  # no side is of 4,096 windows
+    window = (patches.image << 24) + (row << 12) + column  # a side has fewer than 4,096 windows
     order = jnp.argsort(window[:, ::4], axis=1)
-    places = (4 * order[:, :, None] + jnp.arange(4)[None, None]).reshape(window.shape)
+    indices = (4 * order[:, :, None] + jnp.arange(4)[None, None]).reshape(window.shape)
 
     def move(one: Patches, at: jax.Array) -> Patches:
         return Patches(one.pixels[at], one.image[at], one.at[:, at], one.grid[:, at])
 
-    return jax.vmap(move)(patches, places), jnp.take_along_axis(window, places, axis=1), order
+    return jax.vmap(move)(patches, indices), jnp.take_along_axis(window, indices, axis=1), order
 
 
 def within(q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array, size: int) -> jax.Array:
-    """Attention of each patch to those of its window, which lie together and are at most `size`.
+    """Compute attention of each patch to those of its window.
 
-    So a block of `size` patches need look no further than into the blocks before and behind it:
-    the work is of P x 3 size, and not of P x P.
+    Patches of a window are contiguous and at most `size`. So a block of `size` patches attends only
+    to itself and to the blocks before and after it: the work is P x 3 size, not P x P.
 
     Args:
       q, k, v: [B, P, H, d].
@@ -134,16 +145,16 @@ def within(q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array, size: in
         return padded.reshape(batch, blocks + 2, size, *array.shape[2:])
 
     def around(cuts: jax.Array) -> jax.Array:  # [B * blocks, 3 * size, ...]
-        three = jnp.concatenate([cuts[:, :-2], cuts[:, 1:-1], cuts[:, 2:]], axis=2)
-        return three.reshape(batch * blocks, 3 * size, *three.shape[3:])
+        neighbours = jnp.concatenate([cuts[:, :-2], cuts[:, 1:-1], cuts[:, 2:]], axis=2)
+        return neighbours.reshape(batch * blocks, 3 * size, *neighbours.shape[3:])
 
     def own(cuts: jax.Array) -> jax.Array:  # [B * blocks, size, ...]
         return cuts[:, 1:-1].reshape(batch * blocks, *cuts.shape[2:])
 
     windows = cut(window, -1)
     mask = own(windows)[:, :, None] == around(windows)[:, None, :]
-    seen = layers.attend(own(cut(q)), around(cut(k)), around(cut(v)), mask)
-    return seen.reshape(batch, blocks * size, *q.shape[2:])[:, :count]
+    attended = layers.attend(own(cut(q)), around(cut(k)), around(cut(v)), mask)
+    return attended.reshape(batch, blocks * size, *q.shape[2:])[:, :count]
 
 
 def key_map(config: Config) -> list[Rule]:
@@ -165,5 +176,5 @@ def build(config: Config, vision: VisionConfig, turns: Rotary, mean: Any, std: A
 KIND = qwen2_vl.KIND._replace(
     model_types=("qwen2_5_vl",), vision=VisionConfig, build=build, key_map=key_map
 )
-MODEL_TYPES = KIND.model_types  # by which `auto` finds it
+MODEL_TYPES = KIND.model_types  # by these `auto` chooses the encoder
 load = partial(tower, KIND)

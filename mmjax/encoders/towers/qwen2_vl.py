@@ -1,7 +1,7 @@
-"""Qwen2-VL (Wang et al. 2024): a ViT at the image's own resolution, a merger, Qwen2 with M-RoPE.
+"""Qwen2-VL (Wang et al. 2024): a native-resolution ViT, a merger, Qwen2.
 
-The default of arXiv 2508.04571: an item's embedding is the state of the end token of the answer
-that the model gives to a structured prompt.
+The decoder has M-RoPE. The model is the default of arXiv 2508.04571: an item's embedding is the
+state of the end token of the answer that the model gives to a structured prompt.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,10 @@ from mmjax.encoders.vlm.rotary import Rotary
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What config.json says of the vision tower, by its own names; omissions are transformers'."""
+    """Shape of the vision tower, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     depth: int = 32
     embed_dim: int = 1280
@@ -39,7 +42,10 @@ class VisionConfig:
 
 
 class Vision(nnx.Module):
-    """Patches, blocks that turn queries and keys by row and column, the merger."""
+    """Vision tower: patches, blocks with 2-D rotary positions, merger.
+
+    Queries and keys are rotated by row and column.
+    """
 
     def __init__(self, config: VisionConfig, mean: Any, std: Any, *, rngs: nnx.Rngs):
         width = config.embed_dim
@@ -65,17 +71,20 @@ class Vision(nnx.Module):
     def __call__(self, patches: Patches) -> tuple[jax.Array, None]:
         x = self.patches(patches.pixels)
         mask = qwen_vl.same_image(patches)
-        by = rotary.turn(self.turns, patches.at)
+        rotations = rotary.turn(self.turns, patches.at)
 
         def layer(block: layers.Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return block(x, mask, by=by), None
+            return block(x, mask, by=rotations), None
 
         x, _ = layers.over(self.blocks, layer, x, None)
         return self.merger(x), None
 
 
 class Merger(nnx.Module):
-    """Four patches become one token: the norm of each, or of the four together, then an MLP."""
+    """MLP that merges each four patches to one token.
+
+    With `together` the four are normalised as one vector, else each on its own.
+    """
 
     def __init__(
         self, norm: nnx.Module, width: int, out: int, *, together: bool = False, rngs: nnx.Rngs
@@ -85,14 +94,17 @@ class Merger(nnx.Module):
         self.down = nnx.Linear(4 * width, out, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, P, V], to [B, P / 4, D]."""
-        squares = len(x), x.shape[1] // 4, 4 * x.shape[2]
-        x = self.norm(x.reshape(squares)) if self.together else self.norm(x).reshape(squares)
+        """Merge each four patches to one token.
+
+        x: [B, P, V], to [B, P / 4, D].
+        """
+        shape = len(x), x.shape[1] // 4, 4 * x.shape[2]
+        x = self.norm(x.reshape(shape)) if self.together else self.norm(x).reshape(shape)
         return self.down(layers.gelu(self.up(x)))
 
 
 def turns(config: Config, given: dict[str, Any]) -> Rotary:
-    """How the decoder's positions turn.
+    """Return the rotary positions of the decoder.
 
     Raises:
       InputError: what `qwen_vl.rope` raises.
@@ -131,5 +143,5 @@ KIND = Kind(
         "std": qwen_vl.STD,
     },
 )
-MODEL_TYPES = KIND.model_types  # by which `auto` finds it
+MODEL_TYPES = KIND.model_types  # by these `auto` chooses the encoder
 load = partial(tower, KIND)

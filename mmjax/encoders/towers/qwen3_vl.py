@@ -1,7 +1,7 @@
-"""Qwen3-VL (Bai et al. 2025): learned positions in the vision tower, states of which go deeper.
+"""Qwen3-VL (Bai et al. 2025): a ViT with learned positions, and DeepStack.
 
-What a few early layers of the vision tower saw is merged to tokens as well and added to the first
-layers of the decoder where the image stands (DeepStack, Meng et al. 2024).
+The states of a few early layers of the vision tower are also merged to tokens and added to the
+first layers of the decoder at the image's positions (DeepStack, Meng et al. 2024).
 """
 
 import math
@@ -30,7 +30,10 @@ EPSILON = 1e-6  # of the vision tower's norms
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What config.json says of the vision tower, by its own names; omissions are transformers'."""
+    """Shape of the vision tower, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     depth: int = 27
     hidden_size: int = 1152
@@ -51,7 +54,10 @@ class VisionConfig:
 
 
 class Vision(nnx.Module):
-    """Patches with learned positions, blocks that turn by row and column, the mergers."""
+    """Vision tower: patches with learned positions, rotary blocks, mergers.
+
+    Queries and keys are rotated by row and column.
+    """
 
     def __init__(self, config: VisionConfig, mean: Any, std: Any, *, rngs: nnx.Rngs):
         width, out = config.hidden_size, config.out_hidden_size
@@ -84,35 +90,37 @@ class Vision(nnx.Module):
         x = self.patches(patches.pixels)
         x = x + interpolate(self.positions.table[...], patches).astype(x.dtype)
         mask = qwen_vl.same_image(patches)
-        by = rotary.turn(self.turns, patches.at)
+        rotations = rotary.turn(self.turns, patches.at)
         count = len(self.deep)
-        places = np.full(self.depth, count)  # out of range, where a layer's states are dropped
-        places[list(self.deep)] = np.arange(count)
+        slots = np.full(self.depth, count)  # out of range: a layer's states are dropped
+        slots[list(self.deep)] = np.arange(count)
 
         def layer(block: layers.Block, carry: Any, place: jax.Array) -> tuple[Any, None]:
             x, kept = carry
-            x = block(x, mask, by=by)
+            x = block(x, mask, by=rotations)
             return (x, kept.at[place].set(x, mode="drop")), None
 
         kept = jnp.zeros((count, *x.shape), x.dtype)
-        (x, kept), _ = layers.over(self.blocks, layer, (x, kept), jnp.array(places))
+        (x, kept), _ = layers.over(self.blocks, layer, (x, kept), jnp.array(slots))
         _, added = layers.over(self.mergers, lambda merge, _, x: (None, merge(x)), None, kept)
         return self.merger(x), added
 
 
 def interpolate(table: jax.Array, patches: Patches) -> jax.Array:
-    """A square table of positions, stretched bilinearly over each image from corner to corner.
+    """Interpolate a square table of positions bilinearly over each image.
+
+    The corners of the table are at the corners of the image.
 
     Args:
       table: [S * S, V], row by row.
 
     Returns:
-      What lies at each patch, float32 [B, P, V].
+      The position of each patch, float32 [B, P, V].
     """
     side = math.isqrt(len(table))
-    where = patches.at * (side - 1) / jnp.maximum(patches.grid - 1, 1)  # [B, 2, P]
-    low = jnp.floor(where).astype(jnp.int32)
-    part = where - low
+    coordinates = patches.at * (side - 1) / jnp.maximum(patches.grid - 1, 1)  # [B, 2, P]
+    low = jnp.floor(coordinates).astype(jnp.int32)
+    fraction = coordinates - low
 
     def corner(down: int, right: int) -> jax.Array:
         row, column = (
@@ -120,14 +128,14 @@ def interpolate(table: jax.Array, patches: Patches) -> jax.Array:
         )
         weight = 1.0
         for axis, step in enumerate((down, right)):
-            weight = weight * (part[:, axis] if step else 1 - part[:, axis])
+            weight = weight * (fraction[:, axis] if step else 1 - fraction[:, axis])
         return weight[:, :, None] * jnp.take(table, row * side + column, axis=0)
 
     return sum(corner(down, right) for down in (0, 1) for right in (0, 1))
 
 
 def turns(config: Config, given: dict[str, Any]) -> Rotary:
-    """How the decoder's positions turn.
+    """Return the rotary positions of the decoder.
 
     Raises:
       InputError: what `qwen_vl.rope` raises.
@@ -137,18 +145,18 @@ def turns(config: Config, given: dict[str, Any]) -> Rotary:
 
 
 def key_map(config: Config) -> list[Rule]:
-    before = r"(?:model\.)?visual\."
+    prefix = r"(?:model\.)?visual\."
 
     def merger(source: str, target: str) -> list[Rule]:
         return [
-            *hub.layer_norm(before + source + r"\.norm", target + ".norm"),
-            *hub.linear(before + source + r"\.linear_fc1", target + ".up"),
-            *hub.linear(before + source + r"\.linear_fc2", target + ".down"),
+            *hub.layer_norm(prefix + source + r"\.norm", target + ".norm"),
+            *hub.linear(prefix + source + r"\.linear_fc1", target + ".up"),
+            *hub.linear(prefix + source + r"\.linear_fc2", target + ".down"),
         ]
 
     return [
         *qwen_vl.vision_rules({"linear_fc1": "up", "linear_fc2": "down"}),
-        *hub.embedding(before + "pos_embed", "vision.positions"),
+        *hub.embedding(prefix + "pos_embed", "vision.positions"),
         *merger("merger", "vision.merger"),
         *merger(r"deepstack_merger_list\.(\d+)", r"vision.mergers[\1]"),
         *qwen_vl.text_rules(config),
@@ -174,5 +182,5 @@ KIND = Kind(
         "std": (0.5,) * 3,
     },
 )
-MODEL_TYPES = KIND.model_types  # by which `auto` finds it
+MODEL_TYPES = KIND.model_types  # by these `auto` chooses the encoder
 load = partial(tower, KIND)

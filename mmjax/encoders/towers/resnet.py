@@ -1,8 +1,9 @@
-"""ResNet (He et al. 2016), of Hugging Face's checkpoints and of torchvision's state dicts.
+"""ResNet (He et al. 2016), from Hugging Face's or torchvision's checkpoints.
 
-A strided stem, then four stages of residual blocks, x + f(x), each stage half as large as the one
-before and twice as wide; the image's vector is the mean over places of the last. Torchvision's
-"v1.5" is what both compute: the 3 x 3 convolution of a bottleneck has the stride, not the 1 x 1.
+A strided stem, then four stages of residual blocks, x + f(x). Each stage is half as large as the
+one before and twice as wide. The image's vector is the mean over positions of the last. Both
+checkpoints compute torchvision's "v1.5": the stride is in the 3 x 3 convolution of a bottleneck,
+not in the 1 x 1.
 """
 
 import re
@@ -30,7 +31,7 @@ from mmjax.encoders.towers.convolution import ConvNorm, conv_norm, count_classes
 # Torchvision's IMAGENET1K_V1 transform, for checkpoints without preprocessor_config.json; where the
 # margin is odd torchvision may crop one pixel further right or down than transformers and this do.
 PIXELS = Pixels(256, (224, 224), BILINEAR, mean=IMAGENET[0], std=IMAGENET[1], nearest=True)
-# What training code puts before the names of the network, and what it keeps beside it.
+# Prefixes that training code adds to names, names of the classifier, and other heads.
 PREFIX = r"(?:(?:module|backbone|model|resnet)\.)*"
 CLASSIFIER = r"(?:fc|classifier\.1)"
 HEADS = (
@@ -43,7 +44,7 @@ MODEL_TYPES = ("resnet",)  # of config.json
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of the network, by the names of config.json."""
+    """Shape of the network, by the names of config.json."""
 
     embedding_size: int
     hidden_sizes: tuple[int, ...]
@@ -55,7 +56,12 @@ class Config:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Config":
-        """Raises InputError for a missing key and for variants this tower does not compute."""
+        """Read the shape from config.json.
+
+        Raises:
+          InputError: a key is missing, or config.json asks for a variant that this tower does not
+            compute.
+        """
         names = [*cls.__dataclass_fields__]
         missing = [name for name in names[:4] if name not in config]
         if missing:
@@ -66,18 +72,24 @@ class Config:
             raise InputError(f"hidden_act {config['hidden_act']!r} is none of {[*ACTIVATIONS]}")
         if config.get("num_channels", 3) != 3:
             raise InputError(f"ResNet of {config['num_channels']} channels; images have 3")
-        found = {name: config[name] for name in names if name in config}
-        found |= {name: tuple(found[name]) for name in ("hidden_sizes", "depths")}
-        return cls(**found)
+        fields = {name: config[name] for name in names if name in config}
+        fields |= {name: tuple(fields[name]) for name in ("hidden_sizes", "depths")}
+        return cls(**fields)
 
     @classmethod
     def infer(cls, source: Path) -> "Config":
-        """From the names and shapes of a file or folder with torchvision's tensors."""
-        name = re.compile(PREFIX + r"(conv1|layer(\d+)\.(\d+)\.conv(\d))\.weight")
+        """Infer the shape from a file or folder of torchvision's tensors.
+
+        Names and shapes of the tensors give it.
+
+        Raises:
+          InputError: conv1 or a layer is missing.
+        """
+        pattern = re.compile(PREFIX + r"(conv1|layer(\d+)\.(\d+)\.conv(\d))\.weight")
         widths = {
             (int(match[2] or 0), int(match[3] or 0), int(match[4] or 0)): len(read())
             for tensor, read in tensors(source)
-            if (match := name.fullmatch(tensor))
+            if (match := pattern.fullmatch(tensor))
         }
         stages = max(stage for stage, _, _ in widths)
         depths = [len({n for at, n, _ in widths if at == stage}) for stage in range(1, stages + 1)]
@@ -93,7 +105,10 @@ class Config:
 
 
 class Block(nnx.Module):
-    """activation(shortcut(x) + f(x)), f of two 3 x 3 convolutions or 1 x 1, 3 x 3, 1 x 1."""
+    """Residual block, activation(shortcut(x) + f(x)).
+
+    f has two 3 x 3 convolutions (basic), or 1 x 1, 3 x 3 and 1 x 1 (bottleneck).
+    """
 
     def __init__(
         self, config: Config, channels: int, features: int, stride: int, *, rngs: nnx.Rngs
@@ -122,7 +137,7 @@ class Block(nnx.Module):
         self.shortcut = None if same else ConvNorm(channels, features, stride=stride, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C]."""
+        """Apply the block to x [B, H, W, C]."""
         y = x
         for conv in self.convs:
             y = conv(y)
@@ -156,11 +171,15 @@ class ResNet(nnx.Module):
         self.classifier = nnx.Linear(channels, classes, rngs=rngs) if classes else None
 
     def __call__(self, pixels: jax.Array) -> Outputs:
-        """pixels: [B, H, W, 3], normalised.
+        """Return the feature maps and pooled output of a batch of images.
 
-        Gives hidden_states.0 (the stem's) to hidden_states.4 and last_hidden_state [B, H', W', C],
-        pooler_output [B, C] and, with the classifier, logits; by the names of torchvision's nodes
-        also layer1 to layer4, avgpool and fc.
+        Args:
+          pixels: [B, H, W, 3], normalised.
+
+        Returns:
+          hidden_states.0 (the stem's, after max pooling) to hidden_states.4 and last_hidden_state
+          [B, H', W', C], pooler_output [B, C] and, with the classifier, logits; by the names of
+          torchvision's nodes also layer1 to layer4, avgpool and fc.
         """
         x = self.stem(pixels)
         hidden = [max_pool(x)]
@@ -170,22 +189,28 @@ class ResNet(nnx.Module):
                 x = block(x)
             hidden.append(x)
         pooled = outputs.pool(x, None, "mean")
-        found = {**outputs.states(hidden), "last_hidden_state": x, "pooler_output": pooled}
-        found |= {f"layer{n}": state for n, state in enumerate(hidden) if n} | {"avgpool": pooled}
+        results = {**outputs.states(hidden), "last_hidden_state": x, "pooler_output": pooled}
+        results |= {f"layer{n}": state for n, state in enumerate(hidden) if n} | {"avgpool": pooled}
         if self.classifier is not None:
-            found["logits"] = found["fc"] = self.classifier(pooled)
-        return found
+            results["logits"] = results["fc"] = self.classifier(pooled)
+        return results
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The largest of 3 x 3 places, every second place: [B, H, W, C] to half the size."""
+    """Max-pool feature maps with a 3 x 3 window, stride 2.
+
+    x: [B, H, W, C], to half the size.
+    """
     outside = jnp.array(-jnp.inf, x.dtype)
     edges = ((0, 0), (1, 1), (1, 1), (0, 0))
     return jax.lax.reduce_window(x, outside, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
 
 
 def key_map(config: Config, *, classes: int | None = None) -> list[Rule]:
-    """Names of ResNetModel and ResNetForImageClassification, and torchvision's."""
+    """Return the key map of Hugging Face's and torchvision's ResNet.
+
+    Hugging Face's names are those of ResNetModel and ResNetForImageClassification.
+    """
     rules = hub.linear(PREFIX + CLASSIFIER, "classifier") if classes else []
     stem = PREFIX + r"embedder\.embedder\."
     rules += conv_norm(stem + "convolution", stem + "normalization", "stem")
@@ -217,18 +242,20 @@ def load(
     dtype: str = "float32",
     options: Options = Options(),
 ) -> Tower:
-    """The image tower of a checkpoint: folder, hub id, or a file with torchvision's names.
+    """Build the image tower of a ResNet checkpoint.
 
     Depths, widths and blocks come from config.json or, without one, from the tensors themselves.
     Without preprocessor_config.json images are prepared as torchvision does for IMAGENET1K_V1: the
     shorter edge to 256, bilinear, the central 224 x 224, ImageNet's mean and deviation.
 
     Args:
+      weights: folder, hub id, or a file with torchvision's names.
       layers: outputs by name or number; `pooler_output` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     if hub.has(checkpoint.weights, PREFIX + r"layer1\.0\.conv1\.weight"):

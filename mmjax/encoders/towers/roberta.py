@@ -1,7 +1,7 @@
-"""RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT: BERT whose positions count tokens only.
+"""RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT.
 
-A text's vector is pooled from the last hidden state as the checkpoint's sentence-transformers files
-say.
+They are BERT with positions that count only tokens, not padding. A text's vector is pooled from the
+last hidden state as the checkpoint's sentence-transformers files say.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 
 
 def padding_of(config: dict[str, Any]) -> int:
-    """The id of padding, 1 unless config.json says otherwise."""
+    """Return the padding id, 1 unless config.json has another."""
     padding = config.get("pad_token_id")
     return 1 if padding is None else padding
 
@@ -33,18 +33,20 @@ def load(
     dtype: str = "float32",
     options: text.Options = text.Options(),
 ) -> Tower:
-    """The text tower of a checkpoint: folder or hub id.
+    """Build the text tower of a RoBERTa checkpoint.
 
     Args:
+      weights: folder or hub id.
       layers: outputs by name or number; `sentence_embedding` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
-    given = hub.read_config(checkpoint.folder, MODEL_TYPES)
-    config, padding = Config.read(given), padding_of(given)
+    config_json = hub.read_config(checkpoint.folder, MODEL_TYPES)
+    config, padding = Config.read(config_json), padding_of(config_json)
     pooler = hub.has(checkpoint.weights, r"(?:roberta\.)?pooler\..*")
     graph, params = hub.load_module(
         lambda: Bert(config, pooler=pooler, padding=padding, rngs=nnx.Rngs(0)),

@@ -1,8 +1,8 @@
-"""SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025) of a fixed resolution.
+"""SigLIP (Zhai et al. 2023) and SigLIP 2 of a fixed resolution.
 
-An image is pooled by the attention of one learned query; a text is padded to its full length, sees
-its padding and is read at its last place. Vectors are what transformers' get_image_features and
-get_text_features give: not of unit length.
+SigLIP 2 is by Tschannen et al. 2025. An image is pooled by the attention of one learned query. A
+text is padded to its full length, attends to its padding and is pooled at its last position.
+Vectors equal those of transformers' get_image_features and get_text_features: not of unit length.
 """
 
 import json
@@ -37,7 +37,10 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What config.json says of the image half, by its own names; omissions are transformers'."""
+    """Shape of the image encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -52,7 +55,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What config.json says of the text half, by its own names; omissions are transformers'."""
+    """Shape of the text encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -62,23 +68,27 @@ class TextConfig:
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     max_position_embeddings: int = 64
-    projection_size: int | None = None  # the width unless given
+    projection_size: int | None = None  # hidden_size unless given
 
 
 class Pooler(nnx.Module):
-    """One learned query's attention over all tokens, then an MLP with a residual."""
+    """Attention pooling by one learned query, then a residual MLP."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         width = config.hidden_size
         self.heads = config.num_attention_heads
         self.probe = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,), jnp.float32))
-        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)  # one matrix, as torch keeps it
+        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)  # one matrix, as in torch
         self.out = nnx.Linear(width, width, rngs=rngs)
         self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
         self.mlp = Mlp(width, config.intermediate_size, config.hidden_act, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """x: [B, L, D]; mask: bool [B, L], true at tokens; to [B, D]."""
+        """Pool tokens x [B, L, D] to [B, D].
+
+        Args:
+          mask: bool [B, L], true at tokens.
+        """
         batch, length, width = x.shape
         query = self.qkv(self.probe[...][None])[:, :width]  # [1, D]
         query = jnp.broadcast_to(query[None], (batch, 1, width)).reshape(batch, 1, self.heads, -1)
@@ -86,13 +96,13 @@ class Pooler(nnx.Module):
             part.reshape(batch, length, self.heads, -1)
             for part in jnp.split(self.qkv(x), 3, axis=-1)
         )
-        seen = None if mask is None else mask[:, None, :]
-        pooled = self.out(attend(query, key, value, seen).reshape(batch, width))
+        attention_mask = None if mask is None else mask[:, None, :]
+        pooled = self.out(attend(query, key, value, attention_mask).reshape(batch, width))
         return pooled + self.mlp(self.norm(pooled))
 
 
 class Trunk(nnx.Module):
-    """From embedded patches to the image's vector."""
+    """Transformer from embedded patches to the image's vector."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.blocks = clip.blocks(config, rngs=rngs)
@@ -100,19 +110,24 @@ class Trunk(nnx.Module):
         self.pooler = Pooler(config, rngs=rngs) if config.vision_use_head else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> Outputs:
-        """x: [B, L, D]; mask: bool [B, L], true at patches."""
+        """Return the hidden states and pooled output of embedded patches.
+
+        Args:
+          x: [B, L, D].
+          mask: bool [B, L], true at patches.
+        """
         hidden = [x]
         for block in self.blocks:
             hidden.append(block(hidden[-1], None if mask is None else mask[:, None, :]))
         last = self.norm(hidden[-1])
-        found = {**outputs.states(hidden), "last_hidden_state": last}
+        results = {**outputs.states(hidden), "last_hidden_state": last}
         if self.pooler is not None:
-            found["pooler_output"] = found["image_embeds"] = self.pooler(last, mask)
-        return found
+            results["pooler_output"] = results["image_embeds"] = self.pooler(last, mask)
+        return results
 
 
 class Vision(nnx.Module):
-    """SigLIP's image half."""
+    """SigLIP's image encoder."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.tokens = Tokens(
@@ -121,16 +136,20 @@ class Vision(nnx.Module):
         self.trunk = Trunk(config, rngs=rngs)
 
     def __call__(self, pixels: jax.Array) -> Outputs:
-        """pixels: [B, H, W, 3].
+        """Return the hidden states and pooled output of a batch of images.
 
-        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
-        [B, L, D] and, with the head, pooler_output [B, D], also as image_embeds.
+        Args:
+          pixels: [B, H, W, 3].
+
+        Returns:
+          hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
+          [B, L, D] and, with the head, pooler_output [B, D], also as image_embeds.
         """
         return self.trunk(self.tokens(pixels))
 
 
 class Text(nnx.Module):
-    """SigLIP's text half: no mask, neither causal nor for padding."""
+    """SigLIP's text encoder: neither a causal nor a padding mask."""
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -141,10 +160,14 @@ class Text(nnx.Module):
         self.head = nnx.Linear(width, config.projection_size or width, rngs=rngs)
 
     def __call__(self, ids: jax.Array) -> Outputs:
-        """ids: int [B, L], padded to the length the model was trained on.
+        """Return the hidden states and pooled output of a batch of texts.
 
-        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
-        [B, L, D] and pooler_output [B, F], also as text_embeds.
+        Args:
+          ids: int [B, L], padded to the length the model was trained on.
+
+        Returns:
+          hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
+          [B, L, D] and pooler_output [B, F], also as text_embeds.
         """
         hidden = [self.words(ids) + self.positions(jnp.arange(ids.shape[1]))[None]]
         for block in self.blocks:
@@ -160,7 +183,10 @@ class Text(nnx.Module):
 
 
 def vision_rules(prefix: str) -> list[Rule]:
-    """Names of SiglipVisionModel after `prefix`, without its patch embedding."""
+    """Return rules for the names of SiglipVisionModel after `prefix`.
+
+    The patch embedding is not included.
+    """
     return [
         Rule(prefix + r"embeddings\.position_ids", None),
         Rule(prefix + r"embeddings\.position_embedding\.weight", "tokens.positions"),
@@ -177,7 +203,10 @@ def vision_rules(prefix: str) -> list[Rule]:
 
 
 def key_map(modality: str) -> list[Rule]:
-    """Names of SiglipModel and of its halves on their own; the other half's are ignored."""
+    """Return the key map of SiglipModel and its separate halves.
+
+    The other half's names are ignored.
+    """
     rules = [Rule(r"logit_(?:scale|bias)", None), Rule(r"classifier\..*", None)]
     if modality == "image":
         prefix = r"(?:vision_model\.)?"
@@ -198,17 +227,19 @@ def load(
     image: ImageOptions = ImageOptions(),
     text_options: TextOptions = TextOptions(),
 ) -> Tower:
-    """The image or the text tower of a checkpoint: folder or hub id.
+    """Build the image or text tower of a SigLIP checkpoint.
 
     Args:
+      weights: folder or hub id.
       modality: "image" or "text"; the other half is not read.
       layers: outputs by name or number; image_embeds or text_embeds unless given, or
-        last_hidden_state:mean where the image half has no head.
+        last_hidden_state:mean where the image encoder has no head.
       dtype: of parameters and computation, float32 or bfloat16.
       text_options: texts are always padded to max_length, whatever its `padding`.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     if modality == "text":
         return load_text("siglip", weights, revision, layers, dtype, text_options)
@@ -244,7 +275,10 @@ def load_text(
     dtype: str,
     options: TextOptions,
 ) -> Tower:
-    """The text tower of `kind`, "siglip" or "siglip2", whose text halves are alike.
+    """Build the text tower of a SigLIP or SigLIP 2 checkpoint.
+
+    Args:
+      kind: "siglip" or "siglip2", whose text encoders are alike.
 
     Raises:
       InputError: what `load` raises.
@@ -257,7 +291,7 @@ def load_text(
         key_map("text"),
         jnp.dtype(dtype),
     )
-    made = text.tower(
+    tower = text.tower(
         graph,
         params,
         lambda module, ids, mask: module(ids),
@@ -272,25 +306,25 @@ def load_text(
             "half": "text",
         },
     )
-    named = options.tokenizer
-    spell = canonical(hub.settings(named) if named else checkpoint.folder)
+    tokenizer = options.tokenizer
+    normalize = canonical(hub.settings(tokenizer) if tokenizer else checkpoint.folder)
 
     def batches(texts: Sequence[str], size: int) -> Iterator[Batch]:
-        # Cleaning needs the punctuation; the tower's own finds nothing left to do.
+        # Clean before punctuation is dropped; the tower's own cleaning then changes nothing.
         texts = [clean(line) for line in texts] if options.clean else texts
-        return made.batches([spell(line) for line in texts], size)
+        return tower.batches([normalize(line) for line in texts], size)
 
-    return replace(made, batches=batches)
+    return replace(tower, batches=batches)
 
 
 def canonical(folder: Path) -> Callable[[str], str]:
-    """What a text goes through before the tokenizer, as in training.
+    """Return the function that normalises texts before the tokenizer.
 
-    Lower case; with SigLIP's own tokenizer also without punctuation and runs of blanks, which not
-    every tokenizer.json says. SigLIP 2 has Gemma's, which keeps them.
+    As in training: lower case; with SigLIP's own tokenizer also without punctuation and runs of
+    blanks, which not every tokenizer.json does. SigLIP 2 has Gemma's, which keeps them.
     """
     path = folder / "tokenizer_config.json"
-    about = json.loads(path.read_text()) if path.exists() else {}
-    if "SiglipTokenizer" in about.get("tokenizer_class", ""):
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    if "SiglipTokenizer" in settings.get("tokenizer_class", ""):
         return lambda line: " ".join(line.lower().translate(PUNCTUATION).split())
     return str.lower

@@ -1,8 +1,8 @@
-"""SigLIP 2 NaFlex (Tschannen et al. 2025): images keep their shape.
+"""SigLIP 2 NaFlex (Tschannen et al. 2025): images keep their aspect ratio.
 
-An image becomes the largest grid of patches of nearly its own aspect ratio that the model may
-read, padded to that many; positions are resized to each grid. Checkpoints of a fixed resolution
-are `siglip`'s. Vectors are not of unit length, as there.
+An image becomes the largest grid of patches of nearly its own aspect ratio that the model may read,
+padded to that many patches; positions are resized to each grid. `siglip` reads checkpoints of a
+fixed resolution. Vectors are not of unit length, as there.
 """
 
 import json
@@ -36,7 +36,10 @@ MODEL_TYPES = ("siglip2", "siglip2_vision_model", "siglip2_text_model")  # of co
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What config.json says of the image half, by its own names; omissions are transformers'."""
+    """Shape of the image encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -50,7 +53,10 @@ class VisionConfig:
 
 
 class Tokens(nnx.Module):
-    """Patches of images of many shapes, with positions of a square grid resized to each."""
+    """Patch embedding for grids of many shapes.
+
+    Positions of a square grid are resized to each grid.
+    """
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
@@ -59,38 +65,51 @@ class Tokens(nnx.Module):
         self.positions = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     def __call__(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
-        """patches: [B, L, p · p · 3]; grid: int [B, 2], rows and columns; to [B, L, D]."""
+        """Embed patches with their positions, [B, L, D].
+
+        Args:
+          patches: [B, L, p · p · 3].
+          grid: int [B, 2], rows and columns.
+        """
         table = self.positions[...]
         side = round(len(table) ** 0.5)
         rows, columns = jnp.split(jnp.maximum(grid, 1), 2, axis=1)  # [B, 1] each
-        place = jnp.arange(patches.shape[1])[None]
-        down = triangle(jnp.minimum(place // columns, rows - 1), rows, side)  # also of padding
-        across = triangle(place % columns, columns, side)
+        index = jnp.arange(patches.shape[1])[None]
+        down = triangle(jnp.minimum(index // columns, rows - 1), rows, side)  # clipped for padding
+        across = triangle(index % columns, columns, side)
         weights = (down[..., None] * across[:, :, None]).reshape(*down.shape[:2], side * side)
         positions = (weights @ table.astype(jnp.float32)).astype(table.dtype)
         return self.project(patches) + positions
 
 
 def triangle(place: jax.Array, count: jax.Array, side: int) -> jax.Array:
-    """Weights [B, L, side] of an antialiased linear resize from `side` to `count` [B, 1] places."""
+    """Return weights [B, L, side] of an antialiased linear resize.
+
+    It resizes from `side` to `count` [B, 1] places.
+    """
     spacing = side / count
     centres = (place + 0.5) * spacing - 0.5  # [B, L]
-    away = jnp.abs(jnp.arange(side)[None, None] - centres[..., None])
-    weights = jnp.maximum(0, 1 - away / jnp.maximum(spacing, 1)[..., None])
+    distance = jnp.abs(jnp.arange(side)[None, None] - centres[..., None])
+    weights = jnp.maximum(0, 1 - distance / jnp.maximum(spacing, 1)[..., None])
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 class Vision(nnx.Module):
-    """SigLIP 2's image half."""
+    """SigLIP 2's image encoder."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.tokens = Tokens(config, rngs=rngs)
         self.trunk = siglip.Trunk(config, rngs=rngs)
 
     def __call__(self, patches: jax.Array, grid: jax.Array) -> tuple[Outputs, jax.Array]:
-        """patches: [B, L, p · p · 3] in rows from the top left, then padding; grid: int [B, 2].
+        """Return the outputs of `siglip.Vision` and the mask of patches.
 
-        Gives the outputs of `siglip.Vision`, and a mask [B, L] of what is no padding.
+        Args:
+          patches: [B, L, p · p · 3] in rows from the top left, then padding.
+          grid: int [B, 2], rows and columns.
+
+        Returns:
+          The outputs, and a mask [B, L], true where there is no padding.
         """
         mask = jnp.arange(patches.shape[1])[None] < grid.prod(axis=1)[:, None]
         return self.trunk(self.tokens(patches, grid), mask), mask
@@ -98,7 +117,7 @@ class Vision(nnx.Module):
 
 @dataclass(frozen=True)
 class Flexible:
-    """How an image becomes patches."""
+    """Image preprocessing of NaFlex: from an image to patches."""
 
     pixels: Pixels
     patch: int  # pixels
@@ -106,10 +125,10 @@ class Flexible:
 
     @classmethod
     def read(cls, folder: Path, options: ImageOptions, patch: int) -> "Flexible":
-        """As preprocessor_config.json says.
+        """Read the preprocessing from preprocessor_config.json.
 
         Raises:
-          InputError: what `Pixels.read` raises, and where images would not keep their shape.
+          InputError: what `Pixels.read` raises, or images would not keep their shape.
         """
         pixels = Pixels.read(folder, options)
         if pixels.resize is not None or pixels.minmax:
@@ -119,15 +138,20 @@ class Flexible:
             )
         path = Path(options.image_processor or folder)
         path = path if path.suffix == ".json" else path / "preprocessor_config.json"
-        about = json.loads(path.read_text())
-        if not about.get("do_resize", True):
+        settings = json.loads(path.read_text())
+        if not settings.get("do_resize", True):
             raise InputError(f"{path} does not resize, which SigLIP 2 NaFlex cannot do without")
-        if about.get("patch_size", patch) != patch:
-            raise InputError(f"{path} has patches of {about['patch_size']}, the model of {patch}")
-        return cls(pixels, patch, about.get("max_num_patches", 256))
+        if settings.get("patch_size", patch) != patch:
+            raise InputError(
+                f"{path} has patches of {settings['patch_size']}, the model of {patch}"
+            )
+        return cls(pixels, patch, settings.get("max_num_patches", 256))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns: the largest scale, by bisection to 1e-5, of at most `most` patches."""
+        """Return the rows and columns of patches for an image size.
+
+        They belong to the largest scale, by bisection to 1e-5, of at most `most` patches.
+        """
 
         def at(scale: float) -> tuple[int, int]:
             return tuple(max(1, math.ceil(side * scale / self.patch)) for side in (height, width))
@@ -142,7 +166,11 @@ class Flexible:
         return at(low)
 
     def apply(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """An RGB image to uint8 patches [most, p · p · 3] and its grid int [2]."""
+        """Cut an RGB image into patches.
+
+        Returns:
+          uint8 patches [most, p · p · 3] and their grid, int [2].
+        """
         rows, columns = self.grid(image.height, image.width)
         size, p = (columns * self.patch, rows * self.patch), self.patch
         array = np.asarray(image.resize(size, Image.Resampling(self.pixels.resample)))
@@ -152,7 +180,11 @@ class Flexible:
 
 
 def key_map() -> list[Rule]:
-    """Names of Siglip2Model's image half, alone or not; the text half's are ignored."""
+    """Return the key map of Siglip2Model's image encoder.
+
+    The checkpoint may be of the whole model or of this half only; the text encoder's names are
+    ignored.
+    """
     prefix = r"(?:vision_model\.)?"
     return [
         Rule(r"(?:logit_(?:scale|bias)|(?:classifier|text_model)\..*)", None),
@@ -171,10 +203,13 @@ def load(
     image: ImageOptions = ImageOptions(),
     text_options: TextOptions = TextOptions(),
 ) -> Tower:
-    """The image or the text tower of a NaFlex checkpoint: folder or hub id; else as `siglip.load`.
+    """Build the image or text tower of a NaFlex checkpoint.
+
+    Arguments are those of `siglip.load`.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     if modality == "text":
         return siglip.load_text("siglip2", weights, revision, layers, dtype, text_options)
@@ -191,8 +226,8 @@ def load(
         return module(patches.astype(jnp.dtype(dtype)), grid)
 
     def batches(paths: Sequence[str], size: int) -> Iterator[Batch]:
-        for rows, made, failed in images.decoded(paths, size, flexible.apply, image):
-            parts = (np.stack(part) for part in zip(*made, strict=True))
+        for rows, decoded, failed in images.decoded(paths, size, flexible.apply, image):
+            parts = (np.stack(part) for part in zip(*decoded, strict=True))
             yield Batch(rows, tuple(pad_to(part, size) for part in parts), failed)
 
     patch = (1, flexible.most, config.patch_size**2 * 3)

@@ -1,7 +1,8 @@
-"""ViT (Dosovitskiy et al. 2021), and what its descendants share: tokens of patches and positions.
+"""ViT (Dosovitskiy et al. 2021) and the parts that related models share.
 
-A class token and the image's patches, each with a learned position, through pre-norm transformer
-blocks. Positions of another image size than the trained one are interpolated.
+A class token and the image's patches, each with a learned position, pass through pre-norm
+transformer blocks. Positions are interpolated for another image size than the trained one. Related
+models share the tokens of patches and positions.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,10 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says of the shape, by its own names; what it omits is transformers'."""
+    """Shape of the encoder, by the names of config.json.
+
+    Fields that config.json omits take transformers' defaults.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -40,44 +44,50 @@ class Config:
     layer_norm_eps: float = 1e-12
     image_size: int = 224
     patch_size: int = 16
-    pooler_output_size: int | None = None  # the width unless given
+    pooler_output_size: int | None = None  # hidden_size unless given
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Config":
-        """Raises InputError for variants this tower does not compute."""
+        """Read the shape from config.json.
+
+        Raises:
+          InputError: config.json asks for a variant that this tower does not compute.
+        """
         if not config.get("qkv_bias", True) or config.get("pooler_act", "tanh") != "tanh":
             raise InputError("ViT without qkv_bias or with another pooler_act is not supported")
         return read_fields(cls, config)
 
 
 def read_fields(kind: type[C], config: dict[str, Any]) -> C:
-    """The fields of a Config that config.json has; the others keep their defaults.
+    """Read the fields of a configuration class from config.json.
+
+    Fields that it lacks keep their defaults.
 
     Raises:
-      InputError: images or patches that are not square and of three channels, an activation that
-        nobody knows, or heads that do not divide the width.
+      InputError: images or patches are not square or not of three channels, the activation is
+        unknown, or the heads do not divide the width.
     """
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    found = {name: config[name] for name in names if config.get(name) is not None}
-    for name in {"image_size", "patch_size"} & found.keys():
-        sides = found[name] if isinstance(found[name], (list, tuple)) else [found[name]]
+    fields = {name: config[name] for name in names if config.get(name) is not None}
+    for name in {"image_size", "patch_size"} & fields.keys():
+        sides = fields[name] if isinstance(fields[name], (list, tuple)) else [fields[name]]
         if len(set(sides)) != 1:
             raise InputError(f"config.json has {name} {sides}; only square ones are supported")
-        found[name] = sides[0]
+        fields[name] = sides[0]
     if config.get("num_channels", 3) != 3:
         raise InputError(f"config.json has {config['num_channels']} channels; images have three")
-    made = kind(**found)
-    if made.hidden_act not in ACTIVATIONS:
-        raise InputError(f"hidden_act {made.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
-    if made.hidden_size % made.num_attention_heads:
+    instance = kind(**fields)
+    if instance.hidden_act not in ACTIVATIONS:
+        raise InputError(f"hidden_act {instance.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
+    if instance.hidden_size % instance.num_attention_heads:
         raise InputError(
-            f"{made.num_attention_heads} heads do not divide a width of {made.hidden_size}"
+            f"{instance.num_attention_heads} heads do not divide a width of {instance.hidden_size}"
         )
-    return made
+    return instance
 
 
 class Tokens(nnx.Module):
-    """Patches in rows from the top left, a class token before them, plus learned positions."""
+    """Class token, patches in rows from the top left, and learned positions."""
 
     def __init__(
         self,
@@ -99,7 +109,10 @@ class Tokens(nnx.Module):
         self.class_token = nnx.Param(first) if class_token else None
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """pixels: [B, H, W, 3], to [B, L, D]; L is the patches' count, plus one for the class."""
+        """Embed images [B, H, W, 3] to tokens [B, L, D].
+
+        L is the number of patches, plus one for the class token.
+        """
         patches = self.patches(pixels)  # [B, rows, columns, D]
         batch, *grid, width = patches.shape
         tokens, positions = patches.reshape(batch, -1, width), self.positions[...]
@@ -111,21 +124,28 @@ class Tokens(nnx.Module):
 
 
 def resized(table: jax.Array, grid: tuple[int, int], antialias: bool = False) -> jax.Array:
-    """Positions [S · S, D] of a square grid, interpolated bicubically to [rows · columns, D].
+    """Interpolate a square grid of positions bicubically to another grid.
 
-    As torch's `interpolate` with align_corners=False does it, in float32.
+    As torch's `interpolate` with align_corners=False, in float32.
+
+    Args:
+      table: [S · S, D].
+      grid: rows and columns.
+
+    Returns:
+      [rows · columns, D].
     """
     side = round(len(table) ** 0.5)
     if grid == (side, side):
         return table
     square = table.reshape(side, side, -1).astype(jnp.float32)
     rows, columns = (bicubic(side, target, antialias) for target in grid)
-    found = jnp.einsum("ri,cj,ijd->rcd", rows, columns, square)
-    return found.reshape(grid[0] * grid[1], -1).astype(table.dtype)
+    interpolated = jnp.einsum("ri,cj,ijd->rcd", rows, columns, square)
+    return interpolated.reshape(grid[0] * grid[1], -1).astype(table.dtype)
 
 
 def bicubic(source: int, target: int, antialias: bool) -> np.ndarray:
-    """Weights [target, source] of a bicubic resize (Keys 1981).
+    """Return weights [target, source] of a bicubic resize (Keys 1981).
 
     With antialiasing the kernel (a = -1/2, as Pillow's) is stretched to the larger of the two
     spacings and what lies outside has no weight; without it (a = -3/4) the border is repeated.
@@ -133,19 +153,22 @@ def bicubic(source: int, target: int, antialias: bool) -> np.ndarray:
     spacing = source / target
     centres = (np.arange(target)[:, None] + 0.5) * spacing - 0.5
     if antialias:
-        away = (np.arange(source)[None] - centres) / max(spacing, 1)
-        weights = _keys(away, -0.5)
+        distance = (np.arange(source)[None] - centres) / max(spacing, 1)
+        weights = _keys(distance, -0.5)
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     weights = np.zeros((target, source))
     for tap in (-1, 0, 1, 2):
-        place = np.floor(centres) + tap
-        there = np.clip(place, 0, source - 1).astype(int)
-        np.add.at(weights, (np.arange(target)[:, None], there), _keys(place - centres, -0.75))
+        position = np.floor(centres) + tap
+        index = np.clip(position, 0, source - 1).astype(int)
+        np.add.at(weights, (np.arange(target)[:, None], index), _keys(position - centres, -0.75))
     return weights.astype(np.float32)
 
 
 def _keys(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' piecewise cubic, one at zero and zero at the other integers."""
+    """Evaluate Keys' piecewise cubic kernel.
+
+    It is one at zero and zero at the other integers.
+    """
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
@@ -153,7 +176,7 @@ def _keys(x: np.ndarray, a: float) -> np.ndarray:
 
 
 class Vit(nnx.Module):
-    """ViT's encoder; `pooler` adds the tanh layer on the class token."""
+    """ViT's encoder; `pooler` adds a tanh layer on the class token."""
 
     def __init__(self, config: Config, *, pooler: bool = True, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -171,27 +194,31 @@ class Vit(nnx.Module):
             for _ in range(config.num_hidden_layers)
         )
         self.norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)
-        pooled = config.pooler_output_size or width
-        self.pooler = nnx.Linear(width, pooled, rngs=rngs) if pooler else None
+        pooled_width = config.pooler_output_size or width
+        self.pooler = nnx.Linear(width, pooled_width, rngs=rngs) if pooler else None
 
     def __call__(self, pixels: jax.Array) -> Outputs:
-        """pixels: [B, H, W, 3].
+        """Return the hidden states of a batch of images.
 
-        Gives hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
-        [B, L, D] and, with the pooler, pooler_output [B, F].
+        Args:
+          pixels: [B, H, W, 3].
+
+        Returns:
+          hidden_states.0 (the embeddings) to hidden_states.N, last_hidden_state (normalised)
+          [B, L, D] and, with the pooler, pooler_output [B, F].
         """
         hidden = [self.tokens(pixels)]
         for block in self.blocks:
             hidden.append(block(hidden[-1]))
         last = self.norm(hidden[-1])
-        found = {**outputs.states(hidden), "last_hidden_state": last}
+        results = {**outputs.states(hidden), "last_hidden_state": last}
         if self.pooler is not None:
-            found["pooler_output"] = jnp.tanh(self.pooler(last[:, 0]))
-        return found
+            results["pooler_output"] = jnp.tanh(self.pooler(last[:, 0]))
+        return results
 
 
 def token_rules(source: str) -> list[Rule]:
-    """Names of ViT's and DINOv2's embeddings, into `tokens`."""
+    """Return rules that map ViT's and DINOv2's embeddings into `tokens`."""
     return [
         Rule(rf"{source}\.mask_token", None),  # for pre-training
         Rule(rf"{source}\.cls_token", "tokens.class_token", np.ravel),
@@ -201,7 +228,10 @@ def token_rules(source: str) -> list[Rule]:
 
 
 def key_map() -> list[Rule]:
-    """Names of ViTModel, with or without the `vit.` that task models put before them."""
+    """Return the key map of ViTModel.
+
+    Names come with or without the prefix `vit.` that task models add.
+    """
     layer = r"(?:vit\.)?encoder\.layer\.(\d+)\."
     return [
         Rule(r"(?:classifier|decoder)\..*", None),  # heads
@@ -225,15 +255,17 @@ def load(
     dtype: str = "float32",
     options: Options = Options(),
 ) -> Tower:
-    """The image tower of a checkpoint: folder or hub id.
+    """Build the image tower of a ViT checkpoint.
 
     Args:
+      weights: folder or hub id.
       layers: outputs by name or number; unless given, pooler_output where the checkpoint has a
         pooler, else the class token, last_hidden_state:cls.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     config = Config.read(hub.read_config(checkpoint.folder, MODEL_TYPES))

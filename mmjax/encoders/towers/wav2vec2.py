@@ -1,11 +1,11 @@
-"""Wav2Vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021): audio towers of one layout.
+"""Wav2Vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021).
 
-Convolutions make a frame of some 20 ms of raw samples, a grouped convolution tells the frames'
-places, and transformer blocks follow, post-norm ("base") or pre-norm ("large", stable).
+Audio encoders of one layout: convolutions make a frame of some 20 ms of raw samples, a grouped
+convolution encodes the frames' positions, and transformer blocks follow, post-norm ("base") or
+pre-norm ("large", stable).
 
-What is padding never counts: not in the group norm over time, not in attention, not in pooling.
-So a file's vector does not depend on what it is batched with, which in transformers it does for
-checkpoints with group norm.
+Padding never counts: not in the group norm over time, not in attention, not in pooling. So a file's
+vector does not depend on its batch; in transformers it does for checkpoints with group norm.
 """
 
 import math
@@ -32,7 +32,7 @@ NORM_EPSILON = 1e-5  # of the norms between convolutions, whatever config.json's
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json says of the shape, by its own names."""
+    """Shape of the encoder, by the names of config.json."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -53,7 +53,12 @@ class Config:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Config":
-        """Raises InputError for a missing key and for variants this tower does not compute."""
+        """Read the shape from config.json.
+
+        Raises:
+          InputError: a key is missing, or config.json asks for a variant that this tower does not
+            compute.
+        """
         for name in ("add_adapter", "adapter_attn_dim", "conv_pos_batch_norm"):
             if config.get(name):
                 raise InputError(f"{name} {config[name]} is not supported")
@@ -66,13 +71,13 @@ class Config:
         for name in ("hidden_act", "feat_extract_activation"):
             if config[name] not in ACTIVATIONS:
                 raise InputError(f"{name} {config[name]!r} is none of {[*ACTIVATIONS]}")
-        given = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
+        fields = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
         for name in ("conv_dim", "conv_kernel", "conv_stride"):
-            given[name] = tuple(given[name])
-        return cls(**given)
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
 
     def least(self) -> int:
-        """Samples that make the first frame."""
+        """Return the number of samples that make the first frame."""
         samples = 1
         for kernel, stride in zip(self.conv_kernel[::-1], self.conv_stride[::-1], strict=True):
             samples = (samples - 1) * stride + kernel
@@ -80,14 +85,21 @@ class Config:
 
 
 class TimeNorm(nnx.Module):
-    """Each channel of zero mean and unit variance over time: GroupNorm, a group per channel."""
+    """GroupNorm over time with one group per channel.
+
+    Each channel gets zero mean and unit variance.
+    """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        del rngs  # nothing is drawn; as every layer has it
+        del rngs  # unused; every layer takes it
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array, there: jax.Array) -> jax.Array:
-        """x: [B, L, D], in float32 inside; there: bool [B, L], true at the frames that count."""
+        """Normalise x [B, L, D] over the frames that count, in float32.
+
+        Args:
+          there: bool [B, L], true at the frames that count.
+        """
         scale, bias = (
             part[...].astype(jnp.float32)[None, None] for part in (self.scale, self.bias)
         )
@@ -101,14 +113,14 @@ class TimeNorm(nnx.Module):
 
 
 class Convolution(nnx.Module):
-    """Convolution over time without padding, perhaps a norm, activation."""
+    """Convolution over time without padding, optional norm, activation."""
 
     def __init__(self, config: Config, place: int, *, rngs: nnx.Rngs):
-        before = config.conv_dim[place - 1] if place else 1
+        channels = config.conv_dim[place - 1] if place else 1
         width = config.conv_dim[place]
         self.kernel, self.stride = config.conv_kernel[place], config.conv_stride[place]
         self.conv = nnx.Conv(
-            before,
+            channels,
             width,
             (self.kernel,),
             strides=(self.stride,),
@@ -123,7 +135,12 @@ class Convolution(nnx.Module):
         self.activation = ACTIVATIONS[config.feat_extract_activation]
 
     def __call__(self, x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x: [B, L, C], of which the first `lengths` [B] are heard; the same of the output."""
+        """Return the output frames and their valid lengths.
+
+        Args:
+          x: [B, L, C].
+          lengths: int [B]; the first `lengths` frames of x are valid.
+        """
         x = self.conv(x)
         lengths = (lengths - self.kernel) // self.stride + 1
         if isinstance(self.norm, TimeNorm):
@@ -134,7 +151,10 @@ class Convolution(nnx.Module):
 
 
 class Places(nnx.Module):
-    """Grouped convolution over time whose kernel is weight-normalised: tap k is g_k v_k / |v_k|."""
+    """Position embedding: a weight-normalised grouped convolution over time.
+
+    Tap k of the kernel is g_k v_k / |v_k|.
+    """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width, taps = config.hidden_size, config.num_conv_pos_embeddings
@@ -147,7 +167,10 @@ class Places(nnx.Module):
         self.activation = ACTIVATIONS[config.feat_extract_activation]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, L, D], zeros at padding, as it is before the first frame."""
+        """Return the position embedding of x [B, L, D].
+
+        x is zero at padding, as it is before the first frame.
+        """
         directions = self.directions[...].astype(jnp.float32)
         norms = self.norms[...].astype(jnp.float32)[:, None, None]
         kernel = directions * (norms * jax.lax.rsqrt((directions**2).sum((1, 2), keepdims=True)))
@@ -156,7 +179,7 @@ class Places(nnx.Module):
             x,
             kernel.astype(x.dtype),
             window_strides=(1,),
-            padding=[(taps // 2, (taps - 1) // 2)],  # as many frames as there were
+            padding=[(taps // 2, (taps - 1) // 2)],  # keeps the number of frames
             dimension_numbers=("NWC", "WIO", "NWC"),
             feature_group_count=self.groups,
         )
@@ -164,13 +187,13 @@ class Places(nnx.Module):
 
 
 class Wav2Vec2(nnx.Module):
-    """The encoder of Wav2Vec2Model and HubertModel."""
+    """Encoder of Wav2Vec2Model and HubertModel."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width, last = config.hidden_size, config.conv_dim[-1]
         self.stable = config.do_stable_layer_norm
         self.convolutions = nnx.List(
-            Convolution(config, place, rngs=rngs) for place in range(len(config.conv_dim))
+            Convolution(config, index, rngs=rngs) for index in range(len(config.conv_dim))
         )
         norm = config.feat_proj_layer_norm
         self.projection_norm = layer_norm(last, config.layer_norm_eps, rngs=rngs) if norm else None
@@ -191,47 +214,64 @@ class Wav2Vec2(nnx.Module):
         )
 
     def __call__(self, samples: jax.Array, lengths: jax.Array) -> tuple[Outputs, jax.Array]:
-        """samples: [B, N]; lengths: int [B], how many of them are the file's, 0 of none.
+        """Return the hidden states of a batch and the mask of frames.
 
-        Gives extract_features [B, L, C] (what the projection reads), hidden_states.0 (the first
-        block's input) to hidden_states.N and last_hidden_state [B, L, D]; and bool [B, L], true at
-        the frames that are heard whole. With `do_stable_layer_norm` a LayerNorm lies between the
-        last two, as in transformers 5.
+        With `do_stable_layer_norm` a LayerNorm lies between hidden_states.N and last_hidden_state,
+        as in transformers 5.
+
+        Args:
+          samples: [B, N].
+          lengths: int [B], how many samples are the file's; 0 without a file.
+
+        Returns:
+          The outputs: extract_features [B, L, C] (the projection's input), hidden_states.0 (the
+          first block's input) to hidden_states.N and last_hidden_state [B, L, D]. And bool [B, L],
+          true at the frames whose samples are all the file's.
         """
         x = samples[:, :, None].astype(self.projection.kernel.dtype)
         for convolution in self.convolutions:
             x, lengths = convolution(x, lengths)
         features = x if self.projection_norm is None else self.projection_norm(x)
-        there = heard(x, lengths)
-        x = jnp.where(there[:, :, None], self.projection(features), 0)
+        valid = heard(x, lengths)
+        x = jnp.where(valid[:, :, None], self.projection(features), 0)
         x = x + self.places(x)
         hidden = [x if self.stable else self.norm(x)]
         for block in self.blocks:
-            hidden.append(block(hidden[-1], there[:, None]))
+            hidden.append(block(hidden[-1], valid[:, None]))
         last = self.norm(hidden[-1]) if self.stable else hidden[-1]
-        found = {"extract_features": features, **outputs.states(hidden), "last_hidden_state": last}
-        return found, there
+        results = {
+            "extract_features": features,
+            **outputs.states(hidden),
+            "last_hidden_state": last,
+        }
+        return results, valid
 
 
 def heard(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """bool [B, L]: which frames of x [B, L, D] are within `lengths` [B]."""
+    """Return the mask [B, L] of frames of x within `lengths`.
+
+    Args:
+      x: [B, L, D].
+      lengths: int [B].
+    """
     return jnp.arange(x.shape[1])[None] < lengths[:, None]
 
 
 def key_map() -> list[Rule]:
-    """Names of Wav2Vec2Model and HubertModel, with or without what task models put before them.
+    """Return the key map of Wav2Vec2Model and HubertModel.
 
-    The kernel of the frames' places has its norms and directions under two pairs of names, those
-    of torch's old and of its new weight norm.
+    Names come with or without the prefix that task models add. The norms and directions of the
+    position convolution's kernel have two pairs of names: those of torch's old and of its new
+    weight norm.
     """
     model = r"(?:(?:wav2vec2|hubert)\.)?"
     places = model + r"encoder\.pos_conv_embed\.conv\."
     layer = model + r"encoder\.layers\.(\d+)\."
     convolution = model + r"feature_extractor\.conv_layers\.(\d+)\."
     return [
-        Rule(model + "masked_spec_embed", None),  # in training it stands for masked frames
+        Rule(model + "masked_spec_embed", None),  # replaces masked frames in training
         Rule(r"(?:lm_head|quantizer|project_hid|project_q|projector|classifier)\..*", None),
-        Rule("layer_weights", None),  # of heads that add up the layers
+        Rule("layer_weights", None),  # of heads that sum the layers by weight
         *hub.conv(convolution + "conv", r"convolutions.\1.conv"),
         *hub.layer_norm(convolution + "layer_norm", r"convolutions.\1.norm"),
         *hub.layer_norm(model + r"feature_projection\.layer_norm", "projection_norm"),
@@ -267,15 +307,17 @@ def load(
     dtype: str = "float32",
     options: audio.Options = audio.Options(),
 ) -> Tower:
-    """The audio tower of a checkpoint: folder, file in a folder, or hub id.
+    """Build the audio tower of a Wav2Vec 2.0 or HuBERT checkpoint.
 
     Args:
-      layers: outputs by name or number, pooled over the frames by their mean unless named
-        otherwise; `last_hidden_state` unless given.
+      weights: folder, file in a folder, or hub id.
+      layers: outputs by name or number, pooled over the frames by their mean unless another pooling
+        is named; `last_hidden_state` unless given.
       dtype: of parameters and computation, float32 or bfloat16.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, or damaged; no such layer.
+      InputError: the checkpoint is missing, damaged or of another architecture, or a layer is
+        unknown.
     """
     checkpoint = hub.find(weights, revision)
     config = Config.read(hub.read_config(checkpoint.folder, MODEL_TYPES))

@@ -1,4 +1,4 @@
-"""The host's side of generation: rows in, answers out, places refilled as they become free."""
+"""Host side of generation: feed prompts to slots and collect answers."""
 
 import contextlib
 import itertools
@@ -19,11 +19,11 @@ from mmjax.encoders.vlm.lvlm import bucket
 
 
 class Answer(NamedTuple):
-    """What the model said."""
+    """Generated answer of one input."""
 
     text: str
     tokens: int  # the end token not counted
-    ended: bool  # by itself; else it was cut
+    ended: bool  # by an end token; else it was cut
 
 
 def stream(
@@ -37,17 +37,28 @@ def stream(
     on_batch: Callable[[Batch], None] = lambda batch: None,
     clock: Clock | None = None,
 ) -> Rows:
-    """As `core.stream`, with the answers: rows [n] in the order they end, and what they gave.
+    """Generate answers and yield rows in the order they end.
 
-    That is an array [n, D] for each layer, and last the answers [n], objects of `Answer`.
+    It replaces `core.stream`.
 
     Args:
-      speak: ids of an answer to its text.
+      steps: the generation programs.
+      speak: decodes the ids of an answer to its text.
       pooling: "eos", the state of the end token, or "mean_generated", the mean over the answer,
         its end token included.
+      batches: as in `core.stream`.
+      encode: unused; `steps` run instead.
+      params: as in `core.stream`.
+      rows: as in `core.stream`.
+      on_batch: as in `core.stream`.
+      clock: as in `core.stream`.
+
+    Yields:
+      Input indices [n]; a tuple of one array [n, D] for each layer and last the answers [n],
+      objects of `Answer`.
     """
-    del encode  # `steps` are what runs
-    given, clock = steps.prepare(place(params, rows)), clock or Clock()
+    del encode  # `steps` run instead
+    prepared, clock = steps.prepare(place(params, rows)), clock or Clock()
     number = 0
 
     def group(batch: Batch) -> int:
@@ -55,19 +66,19 @@ def stream(
         number += batch.begins
         return number
 
-    with contextlib.closing(prefetch(batches)) as made:
-        for _, some in itertools.groupby(made, group):
-            seen = iter(partial(_next, some, on_batch, clock), None)
-            for slots in run(steps, seen, given, rows):
-                over = np.flatnonzero(np.asarray(slots.done) & (np.asarray(slots.row) >= 0))
+    with contextlib.closing(prefetch(batches)) as prefetched:
+        for _, members in itertools.groupby(prefetched, group):
+            nonempty = iter(partial(_next, members, on_batch, clock), None)
+            for slots in run(steps, nonempty, prepared, rows):
+                finished = np.flatnonzero(np.asarray(slots.done) & (np.asarray(slots.row) >= 0))
                 yield (
-                    np.asarray(slots.row)[over],
-                    _results(slots, over, steps.limit, speak, pooling),
+                    np.asarray(slots.row)[finished],
+                    _results(slots, finished, steps.limit, speak, pooling),
                 )
 
 
 def _next(some: Iterator[Batch], on_batch: Callable[[Batch], None], clock: Clock) -> Batch | None:
-    """The next batch that has rows; None behind the last."""
+    """Return the next batch that has rows, or None after the last."""
     while (batch := clock.next(some)) is not None:
         on_batch(batch)
         if len(batch.rows):
@@ -81,14 +92,23 @@ def run(
     given: Prepared,
     rows: NamedSharding | None,
 ) -> Iterator[Slots]:
-    """Answers rows side by side; yields whenever some have ended.
+    """Generate answers in parallel slots and yield finished ones.
 
-    What a row gives depends on nothing that was answered before this call, to the last bit: the
-    places start empty, with the room that the first batch needs.
+    Slots are refilled as they become free. They start empty, with the room that the first batch
+    needs, so a row's values do not depend on earlier calls, to the last bit.
+
+    Args:
+      steps: the generation programs.
+      batches: batches that have rows.
+      given: parameters and prefix.
+      rows: sharding of a batch over devices.
+
+    Yields:
+      The slots, of which some have finished.
     """
     slots: Slots | None = None
     ready: Ready | None = None
-    waiting: deque[tuple[int, int]] = deque()  # (place in what is ready, row)
+    waiting: deque[tuple[int, int]] = deque()  # (row of `ready`, input)
     more = True
     while True:
         free = deque([] if slots is None else np.flatnonzero(np.asarray(slots.row) < 0).tolist())
@@ -100,10 +120,10 @@ def run(
                     break
                 prompts = jax.device_put(batch.arrays[0], rows)
                 size, length = prompts.ids.shape
-                line = np.append(batch.rows, np.full(size - len(batch.rows), -1)).astype(np.int32)
-                ready = steps.read(given, prompts, jax.device_put(line, rows))
+                inputs = np.append(batch.rows, np.full(size - len(batch.rows), -1)).astype(np.int32)
+                ready = steps.read(given, prompts, jax.device_put(inputs, rows))
                 waiting.extend(enumerate(batch.rows.tolist()))
-                room = bucket(steps.before + length + steps.limit + 1)  # few programs
+                room = bucket(steps.before + length + steps.limit + 1)  # keeps programs few
                 if slots is None:
                     slots = _spread(steps.empty(given, size, room), rows)
                     free.extend(range(size))
@@ -111,13 +131,13 @@ def run(
             count = min(len(free), len(waiting))
             target = np.full(len(slots.row), len(slots.row), np.int32)
             source, row = np.zeros_like(target), np.zeros_like(target)
-            for i in range(count):
-                target[i] = free.popleft()
-                source[i], row[i] = waiting.popleft()
+            for index in range(count):
+                target[index] = free.popleft()
+                source[index], row[index] = waiting.popleft()
             slots = steps.admit(slots, ready, source, target, row)
         if slots is None:
             return
-        # Coming back for every single answer would cost more than its place is worth.
+        # Returning to the host for every single answer costs more than an idle slot.
         size = len(slots.row)
         wanted = max(1, size // 8) if more else size
         slots = steps.advance(given, slots, np.int32(wanted))
@@ -134,8 +154,8 @@ def _results(
 ) -> tuple[Any, ...]:
     count, tokens = np.asarray(slots.count)[over], np.asarray(slots.tokens)[over]
     answers = np.empty(len(over), object)
-    for i, (n, ids) in enumerate(zip(count.tolist(), tokens, strict=True)):
-        answers[i] = Answer(speak(ids[: n - 1]), n - 1, n <= limit)
+    for index, (length, ids) in enumerate(zip(count.tolist(), tokens, strict=True)):
+        answers[index] = Answer(speak(ids[: length - 1]), length - 1, length <= limit)
     if pooling == "eos":
         states = np.asarray(slots.end)[:, over]
     else:
@@ -144,18 +164,21 @@ def _results(
 
 
 def _grow(slots: Slots, length: int) -> Slots:
-    """Room for `length` tokens a row."""
+    """Pad the cache to room for `length` tokens a row."""
     lacking = length - slots.past.k.shape[-1]
     if lacking <= 0:
         return slots
-    none, free = (0, 0), (0, lacking)
-    k = jnp.pad(slots.past.k, (none, none, none, none, free))
-    v = jnp.pad(slots.past.v, (none, none, none, free, none))
+    unpadded, extra = (0, 0), (0, lacking)
+    k = jnp.pad(slots.past.k, (unpadded, unpadded, unpadded, unpadded, extra))
+    v = jnp.pad(slots.past.v, (unpadded, unpadded, unpadded, extra, unpadded))
     return slots._replace(past=Past(k, v))
 
 
 def _spread(arrays: Any, rows: NamedSharding | None) -> Any:
-    """Answers split over the devices as batches are: the second axis of what has three or more."""
+    """Shard slots over the devices as batches are.
+
+    Arrays with three or more axes are split along the second, the others along the first.
+    """
     if rows is None:
         return arrays
     axis = rows.spec[0]

@@ -1,8 +1,8 @@
-"""The language model of a vision-language model: grouped-query attention, RMSNorm, gated MLP.
+"""Decoder of vision-language models: grouped-query attention, RMSNorm, gated MLP.
 
-Its layers are stacked into one array a parameter and run by a scan, so that compile time does not
-grow with depth. It is called in two ways: `read` takes whole prompts, perhaps after a prefix that
-was read before, and `step` one token of every running answer.
+The layers are stacked into one array a parameter and run by a scan, so compile time does not grow
+with depth. `read` prefills whole prompts, optionally after a cached prefix. `step` decodes one
+token of every running answer.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,15 @@ from mmjax.encoders.vlm import rotary
 from mmjax.encoders.vlm.rotary import Rotary, Turn
 from mmjax.parallel.mesh import flash_attention
 
-Keep = Callable[[jax.Array], Any]  # what to keep of a layer's states [B, L, D]
+Keep = Callable[[jax.Array], Any]  # maps a layer's states [B, L, D] to the part that is kept
 
 
 @dataclass(frozen=True)
 class Config:
-    """Of config.json's text part, by its own names where it has one."""
+    """Configuration of the decoder.
+
+    The names are those of config.json's text part, where it has one for the field.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -37,40 +40,50 @@ class Config:
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
-    bias: bool = True  # of queries, keys and values
-    out_bias: bool = False  # of what attention answers
-    head_norm: bool = False  # of each head's queries and keys
+    bias: bool = True  # of the query, key and value projections
+    out_bias: bool = False  # of the output projection of attention
+    head_norm: bool = False  # RMSNorm of each head's queries and keys
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was read, of N layers and K heads of keys."""
+    """Key-value cache in the layout of prefill.
+
+    N layers, T tokens, K key-value heads of width d.
+    """
 
     k: jax.Array  # [N, B, T, K, d]
     v: jax.Array  # [N, B, T, K, d]
 
 
 class Past(NamedTuple):
-    """The same as `step` looks at them: a head's in one piece, ready to be multiplied."""
+    """Key-value cache in the layout of `step`.
+
+    Each head's keys and values are contiguous, ready for a matrix product.
+    """
 
     k: jax.Array  # [N, B, K, d, T]
     v: jax.Array  # [N, B, K, T, d]
 
 
 def past(cache: Cache, room: int) -> Past:
-    """What was read, with room for `room` tokens a row."""
-    free = (0, room - cache.k.shape[2])
+    """Convert a cache to `Past`, padded to `room` tokens a row."""
+    extra = (0, room - cache.k.shape[2])
     k, v = cache.k.transpose(0, 1, 3, 4, 2), cache.v.transpose(0, 1, 3, 2, 4)
-    none = (0, 0)
+    unpadded = (0, 0)
     return Past(
-        jnp.pad(k, (none, none, none, none, free)), jnp.pad(v, (none, none, none, free, none))
+        jnp.pad(k, (unpadded, unpadded, unpadded, unpadded, extra)),
+        jnp.pad(v, (unpadded, unpadded, unpadded, extra, unpadded)),
     )
 
 
 class RmsNorm(nnx.Module):
-    """x / sqrt(mean(x²) + ε) times a scale, computed in float32 whatever the tower computes in."""
+    """RMS normalisation with a scale: x / sqrt(mean(x²) + ε) * scale.
+
+    The normalisation is computed in float32 in every dtype of the tower.
+    """
 
     def __init__(self, width: int, epsilon: float, *, rngs: nnx.Rngs):
-        del rngs  # nothing is drawn; as every layer has it
+        del rngs  # unused: no random initialisation, but every layer takes rngs
         self.scale = nnx.Param(jnp.ones(width))
         self.epsilon = epsilon
 
@@ -82,7 +95,7 @@ class RmsNorm(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """down(activation(gate(x)) * up(x))."""
+    """Gated MLP: down(activation(gate(x)) * up(x))."""
 
     def __init__(
         self, width: int, hidden: int, activation: str, *, bias: bool = False, rngs: nnx.Rngs
@@ -97,7 +110,7 @@ class GatedMlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Queries in groups, each group looking at one head of keys and values."""
+    """Grouped-query attention: a group of query heads shares one key-value head."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width, self.d = config.hidden_size, config.head_dim
@@ -108,12 +121,22 @@ class Attention(nnx.Module):
         self.key = Dense(width, keys, use_bias=config.bias, rngs=rngs)
         self.value = Dense(width, keys, use_bias=config.bias, rngs=rngs)
         self.out = Dense(queries, width, use_bias=config.out_bias, rngs=rngs)
-        normed = config.head_norm
-        norm = [RmsNorm(self.d, config.rms_norm_eps, rngs=rngs) if normed else None for _ in "qk"]
+        head_norm = config.head_norm
+        norm = [
+            RmsNorm(self.d, config.rms_norm_eps, rngs=rngs) if head_norm else None for _ in "qk"
+        ]
         self.query_norm, self.key_norm = norm
 
     def project(self, x: jax.Array, by: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x: [B, L, D], to turned queries [B, L, H, d] and keys, and values, [B, L, K, d]."""
+        """Project states to rotated queries, rotated keys, and values.
+
+        Args:
+          x: [B, L, D].
+          by: cosines and sines of the positions.
+
+        Returns:
+          Queries [B, L, H, d], keys and values [B, L, K, d].
+        """
         q, k, v = (
             part(x).reshape(*x.shape[:2], -1, self.d) for part in (self.query, self.key, self.value)
         )
@@ -122,27 +145,48 @@ class Attention(nnx.Module):
         return rotary.rotate(q, by), rotary.rotate(k, by), v
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        """mask: bool [1 or B, Q, T], true where to look; to [B, Q, D]."""
+        """Attend from queries to keys and values, and project the result.
+
+        Args:
+          q: [B, Q, H, d].
+          k: [B, T, K, d].
+          v: [B, T, K, d].
+          mask: bool [1 or B, Q, T], true where a query attends to a key.
+
+        Returns:
+          [B, Q, D].
+        """
         kind = flash_attention(q.dtype)
-        seen = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kind)
-        return self.out(seen.reshape(*q.shape[:2], -1))
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kind)
+        return self.out(attended.reshape(*q.shape[:2], -1))
 
     def look_back(self, q: jax.Array, past: Past, at: jax.Array) -> jax.Array:
-        """One token a row, q [B, 1, H, d], at a layer's past until `at`, int [B]; to [B, 1, D].
+        """Attend from one token a row to the layer's past.
 
-        Nothing is computed but what is kept is read: the past's bytes are what it costs.
+        The cost is memory-bound: it is the reading of the past's bytes.
+
+        Args:
+          q: [B, 1, H, d].
+          past: of one layer, without the layer axis.
+          at: int [B], the last position attended to.
+
+        Returns:
+          [B, 1, D].
         """
         batch, heads, _, length = past.k.shape
         grouped = q.reshape(batch, heads, -1, self.d)
-        wide = {"preferred_element_type": jnp.float32}
-        scores = jnp.einsum("bkgd,bkdt->bkgt", grouped, past.k, **wide) * self.d**-0.5
-        seen = (jnp.arange(length)[None] <= at[:, None])[:, None, None]
-        shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(past.v.dtype)
+        precision = {"preferred_element_type": jnp.float32}
+        scores = jnp.einsum("bkgd,bkdt->bkgt", grouped, past.k, **precision) * self.d**-0.5
+        visible = (jnp.arange(length)[None] <= at[:, None])[:, None, None]
+        shares = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(past.v.dtype)
         return self.out(jnp.einsum("bkgt,bktd->bkgd", shares, past.v).reshape(batch, 1, -1))
 
 
 class Block(nnx.Module):
-    """Attention and gated MLP, each with an RMSNorm before it and a residual around it."""
+    """Decoder block: attention and gated MLP.
+
+    Each has an RMSNorm before it and a residual around it.
+    """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -155,13 +199,16 @@ class Block(nnx.Module):
         return self.attention.project(self.attention_norm(x), by)
 
     def close(self, x: jax.Array, seen: jax.Array) -> jax.Array:
-        """seen: what attention answered."""
+        """Add the attention output `seen` and apply the MLP."""
         x = x + seen
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Decoder(nnx.Module):
-    """Embedding, blocks, norm and head; `head` is None where the embedding is used again."""
+    """Language model: embedding, blocks, norm and head.
+
+    `head` is None where the embedding is reused (tied weights).
+    """
 
     def __init__(self, config: Config, turns: Rotary, *, rngs: nnx.Rngs):
         self.config, self.turns = config, turns
@@ -173,7 +220,7 @@ class Decoder(nnx.Module):
         self.head = None if tied else nnx.Linear(*shape, use_bias=False, rngs=rngs)
 
     def logits(self, states: jax.Array) -> jax.Array:
-        """Normed states [..., D], to [..., V] in float32."""
+        """Compute the logits, float32 [..., V], of normed states [..., D]."""
         table = self.embed.table[...].T if self.head is None else self.head.kernel[...]
         return jnp.matmul(states, table, preferred_element_type=jnp.float32)
 
@@ -186,26 +233,27 @@ class Decoder(nnx.Module):
         prefix: Cache | None = None,
         deep: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, Cache, Any]:
-        """Reads prompts, each token looking at those before it and at the prefix.
+        """Prefill prompts with causal attention after an optional prefix.
 
         Args:
-          x: [B, L, D] the tokens' embeddings.
-          positions: int [B, A, L] along each axis.
-          real: bool [B, L], false at padding, on whichever side it is.
-          keep: applied to x, to every layer's states but the last's, before `deep`, and to the
-            normed states: transformers' hidden states. Nothing else of them is kept.
-          prefix: of a batch of 1: every row begins with it.
-          deep: (n, states) to states after layer n, where a model adds to them.
+          x: [B, L, D], the tokens' embeddings.
+          positions: int [B, A, L], along each axis.
+          real: bool [B, L], false at padding on either side.
+          keep: applied to x, to the states of every layer but the last (before `deep`), and to the
+            normed states: transformers' hidden states. Only its outputs are kept.
+          prefix: of a batch of 1; every row begins with it.
+          deep: (n, states) to the states after layer n, for models that add to them.
 
         Returns:
-          Normed states [B, L, D]; keys and values of x alone; what was kept, stacked [N + 1, …].
+          Normed states [B, L, D]; keys and values of x without the prefix; the outputs of `keep`,
+          stacked [N + 1, …].
         """
         by = rotary.turn(self.turns, positions)
         length = x.shape[1]
         mask = jnp.tril(jnp.ones((length, length), bool))[None] & real[:, None, :]
         if prefix is not None:
-            before = prefix.k.shape[2]
-            mask = jnp.pad(mask, ((0, 0), (0, 0), (before, 0)), constant_values=True)
+            prefix_length = prefix.k.shape[2]
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (prefix_length, 0)), constant_values=True)
 
         def layer(block: Block, x: jax.Array, given: Any) -> tuple[jax.Array, Any]:
             number, past = given
@@ -214,15 +262,17 @@ class Decoder(nnx.Module):
             y = block.close(x, block.attention.attend(q, keys, values, mask))
             return y if deep is None else deep(number, y), (Cache(k, v), keep(y))
 
-        count = jnp.arange(self.config.num_hidden_layers)
-        last, (cache, kept) = over(self.blocks, layer, x, (count, prefix))
+        numbers = jnp.arange(self.config.num_hidden_layers)
+        last, (cache, kept) = over(self.blocks, layer, x, (numbers, prefix))
         last = self.norm(last)
         return last, cache, _all(keep(x), kept, keep(last))
 
     def read_words(self, ids: jax.Array, real: jax.Array, keep: Keep) -> tuple[Any, Cache, Any]:
-        """`read` of words alone, int [B, L], the first at position 0."""
-        where = jnp.broadcast_to(jnp.arange(ids.shape[1])[None, None], (len(ids), 3, ids.shape[1]))
-        return self.read(self.embed(ids), where, real, keep)
+        """Prefill text without images, int [B, L], from position 0."""
+        positions = jnp.broadcast_to(
+            jnp.arange(ids.shape[1])[None, None], (len(ids), 3, ids.shape[1])
+        )
+        return self.read(self.embed(ids), positions, real, keep)
 
     def step(
         self,
@@ -233,19 +283,19 @@ class Decoder(nnx.Module):
         at: jax.Array,
         keep: Keep,
     ) -> tuple[jax.Array, Any, Any]:
-        """Reads one more token of every row.
+        """Decode one more token of every row.
 
         Args:
-          blocks: `self.blocks`, or a list of their layers; with a list the past may be a list of
-            a layer's each, without the first axis.
+          blocks: `self.blocks`, or a list of their layers. With a list, `past` may be a list with
+            one entry a layer, without the layer axis.
           ids: int [B].
           positions: int [B, A].
-          past: what the rows have read so far, with room; updated in place when donated.
-          at: int [B], where in the past the token belongs: it looks at all until there.
+          past: keys and values read so far, with free room; updated in place when donated.
+          at: int [B], index of the token in the past; the token attends to all up to it.
           keep: as in `read`.
 
         Returns:
-          Normed states [B, D], the past with the token, what was kept.
+          Normed states [B, D]; the past with the token; the outputs of `keep`.
         """
         by = rotary.turn(self.turns, positions[:, :, None])
         rows = jnp.arange(len(ids))
@@ -254,35 +304,42 @@ class Decoder(nnx.Module):
             x, past = carry
             q, k, v = block.project(x, by)
             if isinstance(past, list):
-                old = past[number]
-                mine = Past(
-                    old.k.at[rows, :, :, at].set(k[:, 0]), old.v.at[rows, :, at].set(v[:, 0])
+                previous = past[number]
+                layer_past = Past(
+                    previous.k.at[rows, :, :, at].set(k[:, 0]),
+                    previous.v.at[rows, :, at].set(v[:, 0]),
                 )
-                past = [*past[:number], mine, *past[number + 1 :]]
+                past = [*past[:number], layer_past, *past[number + 1 :]]
             else:
                 past = Past(
                     past.k.at[number, rows, :, :, at].set(k[:, 0]),
                     past.v.at[number, rows, :, at].set(v[:, 0]),
                 )
-                mine = Past(past.k[number], past.v[number])
-            y = block.close(x, block.attention.look_back(q, mine, at))
+                layer_past = Past(past.k[number], past.v[number])
+            y = block.close(x, block.attention.look_back(q, layer_past, at))
             return (y, past), keep(y)
 
-        # Of a list of blocks the numbers must be known, not traced.
-        x, count = self.embed(ids)[:, None], np.arange(self.config.num_hidden_layers)
-        (last, past), kept = over(blocks, layer, (x, past), count)
+        # A list of blocks needs concrete layer numbers, not traced ones.
+        x, numbers = self.embed(ids)[:, None], np.arange(self.config.num_hidden_layers)
+        (last, past), kept = over(blocks, layer, (x, past), numbers)
         last = self.norm(last)
         return last[:, 0], past, _all(keep(x), kept, keep(last))
 
 
 def _after(past: jax.Array, new: jax.Array) -> jax.Array:
-    """The prefix's keys [1, P, K, d] before each row's own [B, L, K, d]."""
+    """Concatenate the prefix and each row's keys or values.
+
+    The prefix [1, P, K, d] is broadcast over the rows [B, L, K, d].
+    """
     shape = (new.shape[0], *past.shape[1:])
     return jnp.concatenate([jnp.broadcast_to(past, shape).astype(new.dtype), new], axis=1)
 
 
 def _all(first: Any, layers: Any, last: Any) -> Any:
-    """What was kept [N + 1, ...]; the normed states stand for the last layer's."""
+    """Stack the kept outputs to [N + 1, ...].
+
+    The normed states replace the last layer's.
+    """
     return jax.tree.map(
         lambda one, rest, end: jnp.concatenate([one[None], rest[:-1], end[None]]),
         first,

@@ -1,11 +1,13 @@
-"""A vision-language model, a prompt and a pooling: the Tower of one multimodal vector an item.
+"""Embed items with a vision-language model, a prompt and a pooling.
+
+The Tower gives one multimodal vector [D] an item for each layer. The poolings:
 
   eos             the state of the token that ends the answer (arXiv 2508.04571)
   mean_generated  the mean over the answer's states
-  last_prompt     the state of the prompt's last token: nothing is decoded
+  last_prompt     the state of the prompt's last token; no answer is generated
   mean_prompt     the mean over the prompt's states, the image's tokens included
 
-A layer is a number of the hidden states: 0 is the embeddings, -1 the last, normed ones.
+A layer is the number of a hidden state: 0 is the embeddings, -1 the last, normed states.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,7 @@ from mmjax.encoders.vlm.prompts import Family
 from mmjax.parallel import mesh
 
 POOLINGS = ("eos", "last_prompt", "mean_prompt", "mean_generated")
-DESCRIBE = "{image}Describe the image."  # unless the user has a prompt
+DESCRIBE = "{image}Describe the image."  # the default prompt
 
 
 def tower(
@@ -47,15 +49,25 @@ def tower(
     answers: generation.Options,
     about: dict[str, Any],
 ) -> Tower:
-    """The tower of a model whose module is an `lvlm.Model`.
+    """Build the tower of a model whose module is an `lvlm.Model`.
 
     Args:
+      graph: from `hub.load_module`.
+      params: from `hub.load_module`.
+      config: of the decoder.
+      family: image input of the model.
+      folder: of the checkpoint, with the tokenizer.
       ends: ids that end an answer.
-      prompt: a file, see `prompts`.
+      prompt: a file, see `prompts`; if empty, the default prompt.
+      pooling: one of `POOLINGS`.
+      layers: numbers of hidden states; by default the last.
+      image: options of the image processor.
+      answers: options of generation.
+      about: entries for the manifest.
 
     Raises:
-      InputError: what `prompts.read` and `prompts.template` raise; no such layer or pooling, or
-        answers without a token.
+      InputError: as in `prompts.read` and `prompts.template`; a layer or pooling does not exist, a
+        layer is given twice, max_new_tokens is below 1, or the temperature is negative.
     """
     if pooling not in POOLINGS:
         raise InputError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
@@ -68,26 +80,26 @@ def tower(
     if len(set(chosen)) < len(chosen):
         raise InputError(f"a layer is asked for twice in {', '.join(map(str, layers))}")
     tokenizer = hub.tokenizer(folder)
-    asked = prompts.read(prompt) if prompt else DESCRIBE
-    made = prompts.template(tokenizer, asked, family, folder)
-    spoken = pooling in ("eos", "mean_generated")
-    room = answers.max_new_tokens + 1 if spoken else 0
+    prompt_text = prompts.read(prompt) if prompt else DESCRIBE
+    template = prompts.template(tokenizer, prompt_text, family, folder)
+    generates = pooling in ("eos", "mean_generated")
+    room = answers.max_new_tokens + 1 if generates else 0
 
     def batches(values: Sequence[Any], size: int) -> Iterator[Batch]:
-        return prompts.batches(made, values, size, image, room)
+        return prompts.batches(template, values, size, image, room)
 
     common = {
-        "modality": made.modality,
+        "modality": template.modality,
         "layers": {f"hidden_states.{n}:{pooling}": config.hidden_size for n in chosen},
         "params": params,
         "batches": batches,
     }
-    about = {**about, "prompt": asked, "prompt_hash": made.digest}
-    if not spoken:
-        shared, encode = _readers(graph, made.prefix, chosen, pooling)
+    about = {**about, "prompt": prompt_text, "prompt_hash": template.digest}
+    if not generates:
+        shared, encode = _readers(graph, template.prefix, chosen, pooling)
         return Tower(**common, encode=encode, about=about, stream=partial(_stream, shared))
     steps = generation.programs(
-        graph, made.prefix, ends, tuple(chosen), answers, apart=mesh.on_cpu()
+        graph, template.prefix, ends, tuple(chosen), answers, apart=mesh.on_cpu()
     )
     about |= {"max_new_tokens": answers.max_new_tokens, "temperature": answers.temperature}
     about |= {"seed": answers.seed} if answers.temperature else {}
@@ -107,7 +119,12 @@ def tower(
 def _readers(
     graph: nnx.GraphDef, prefix: tuple[int, ...], layers: Sequence[int], pooling: str
 ) -> tuple[Any, core.Encode]:
-    """What reads the prefix, and what then reads prompts [B] to a vector [B, D] of each layer."""
+    """Build the programs that prefill the prefix and the prompts.
+
+    Returns:
+      A program that reads the prefix; a program that reads prompts [B] after it and returns a
+      vector [B, D] of each layer.
+    """
     exact = partial(jax.default_matmul_precision, "highest")
 
     def total(real: jax.Array, states: jax.Array) -> jax.Array:
@@ -145,7 +162,7 @@ def _readers(
 def _stream(
     shared: Any, batches: Any, encode: Any, params: Any, rows: Any = None, *rest: Any
 ) -> core.Rows:
-    """`core.stream`, with the prefix read before."""
+    """Stream as `core.stream`, with the prefix read first."""
     params = core.place(params, rows)
     return core.stream(batches, encode, (params, shared(params)), rows, *rest)
 

@@ -1,8 +1,8 @@
-"""Answers: a token at a time from a cache of keys and values, a finished row's place taken at once.
+"""Autoregressive generation with a key-value cache and continuous batching.
 
-S answers run side by side. Whole batches of prompts are read ahead; their rows wait, with their
-keys and values, until an answer ends. The embedding of arXiv 2508.04571 is the state of the token
-that ends the answer, so that token is read as well.
+S answers run in parallel slots. Prompts are prefilled in whole batches; their rows wait, with their
+keys and values, until an answer ends and its slot is refilled. The embedding of arXiv 2508.04571 is
+the state of the token that ends the answer, so that token is read as well.
 """
 
 from collections.abc import Callable
@@ -23,53 +23,56 @@ from mmjax.encoders.vlm.lvlm import Prompts
 
 @dataclass(frozen=True)
 class Options:
-    """How answers are made."""
+    """Options of generation."""
 
-    max_new_tokens: int = 128  # a longer answer is ended there
-    temperature: float = 0.0  # 0 is greedy; else each row draws by its own seed
+    max_new_tokens: int = 128  # a longer answer is cut there
+    temperature: float = 0.0  # 0 is greedy; else each row samples with its own key
     seed: int = 0
 
 
 class Slots(NamedTuple):
-    """S answers that run side by side, of M tokens at most; Q layers' states are kept."""
+    """State of S answers that run in parallel.
+
+    An answer has at most M tokens. The states of Q layers are kept.
+    """
 
     past: Past  # [N, S, K, d, T] and [N, S, K, T, d]
-    row: Any  # int [S] which input it answers; -1 where the place is free
+    row: Any  # int [S] input that the slot answers; -1 where the slot is free
     done: Any  # bool [S]
     token: Any  # int [S] to be read next
-    at: Any  # int [S] where in the cache it belongs
-    position: Any  # int [S] along every axis of its rotary position
+    at: Any  # int [S] index of the token in the cache
+    position: Any  # int [S] rotary position of the token, the same along every axis
     count: Any  # int [S] tokens of the answer so far
-    tokens: Any  # int [S, M + 1] the answer, its end token included
+    tokens: Any  # int [S, M + 1] the answer with its end token
     end: Any  # [Q, S, D] states of the end token
     total: Any  # float32 [Q, S, D] sum of the answer's states
 
 
 class Ready(NamedTuple):
-    """Prompts that were read, and the first token of their answers."""
+    """Prefilled prompts and the first tokens of their answers."""
 
-    cache: Cache  # [N, B, L, K, d] behind the prefix
+    cache: Cache  # [N, B, L, K, d] without the prefix
     token: Any  # int [B]
-    length: Any  # int [B] tokens of the prompt behind the prefix
-    position: Any  # int [B] where the answer begins
+    length: Any  # int [B] tokens of the prompt without the prefix
+    position: Any  # int [B] rotary position at which the answer begins
 
 
 class Prepared(NamedTuple):
-    """What every step reads."""
+    """Inputs common to all steps."""
 
     params: Any
-    layers: Any  # the decoder's, each for itself; None where they stay stacked
-    prefix: Cache  # of a batch of 1: what the words that begin every prompt left, perhaps none
+    layers: Any  # the decoder's layers, unstacked; None where they stay stacked
+    prefix: Cache  # of a batch of 1: keys and values of the shared prefix, which may be empty
 
 
 class Programs(NamedTuple):
-    """The compiled steps and two numbers that they were made for."""
+    """Compiled generation steps and the two sizes they were built for."""
 
-    prepare: Callable[[Any], Prepared]  # of the parameters
+    prepare: Callable[[Any], Prepared]  # takes the parameters
     read: Callable[[Prepared, Prompts, Any], Ready]
     admit: Callable[..., Slots]
     advance: Callable[[Prepared, Slots, Any], Slots]
-    empty: Callable[[Prepared, int, int], Slots]  # (…, S, T) -> no answer running
+    empty: Callable[[Prepared, int, int], Slots]  # (…, S, T) -> free slots
     before: int  # tokens of the prefix
     limit: int  # tokens of an answer
 
@@ -83,24 +86,27 @@ def programs(
     *,
     apart: bool,
 ) -> Programs:
-    """Compiles nothing yet; every shape that comes is compiled once.
+    """Build the generation steps of a model.
+
+    Nothing is compiled yet; each shape is compiled once, at its first call.
 
     Args:
       graph: of an `lvlm.Model`.
       prefix: ids that begin every prompt.
-      ends: ids that end an answer; the first is put where the longest answers are cut.
-      layers: whose states are kept, from 0, the embeddings.
-      apart: take the stacked layers apart before decoding (see `layers.unstack`).
+      ends: ids that end an answer; the first one ends answers that are cut.
+      layers: numbers of the hidden states to keep; 0 is the embeddings.
+      options: length, temperature and seed of the answers.
+      apart: unstack the layers before decoding (see `layers.unstack`).
     """
     limit = options.max_new_tokens
-    # Accelerators multiply float32 in fewer bits unless asked; of bfloat16 it changes nothing.
+    # Accelerators multiply float32 in fewer bits by default; bfloat16 is not affected.
     exactly = jax.default_matmul_precision("highest")
 
     def nothing(states: jax.Array) -> tuple[()]:
         return ()
 
     def choose(logits: jax.Array, row: jax.Array, count: jax.Array) -> jax.Array:
-        """The next token [S] of answers that have `count` so far."""
+        """Choose the next token [S] of answers with `count` tokens."""
         if options.temperature:
 
             def draw(row: jax.Array, count: jax.Array, logits: jax.Array) -> jax.Array:
@@ -124,9 +130,17 @@ def programs(
         return Ready(cache, token, end + 1, largest + 1)
 
     def admit(slots: Slots, ready: Ready, source: Any, target: Any, row: Any) -> Slots:
-        """Puts rows `source` [B] of what was read into places `target` [B]; S is nowhere."""
+        """Copy prefilled rows into free slots.
+
+        Args:
+          slots: the running answers.
+          ready: prefilled prompts.
+          source: int [S], rows of `ready`.
+          target: int [S], their slots; S drops the entry.
+          row: int [S], the inputs of the rows.
+        """
         length = ready.cache.k.shape[2]
-        here = slice(len(prefix), len(prefix) + length)
+        span = slice(len(prefix), len(prefix) + length)
         k, v = (jnp.take(part, source, axis=1) for part in past(ready.cache, length))
         token = jnp.take(ready.token, source)
 
@@ -135,8 +149,8 @@ def programs(
 
         return slots._replace(
             past=Past(
-                slots.past.k.at[:, target, :, :, here].set(k, mode="drop"),
-                slots.past.v.at[:, target, :, here].set(v, mode="drop"),
+                slots.past.k.at[:, target, :, :, span].set(k, mode="drop"),
+                slots.past.v.at[:, target, :, span].set(v, mode="drop"),
             ),
             row=put(slots.row, row),
             done=put(slots.done, False),
@@ -150,7 +164,7 @@ def programs(
 
     @exactly
     def advance(given: Prepared, slots: Slots, wanted: Any) -> Slots:
-        """Reads a token of every answer until `wanted` have ended, or all."""
+        """Decode tokens until `wanted` answers, or all, have ended."""
         decoder = hub.merge(graph, given.params).decoder
         blocks = decoder.blocks
         if apart:
@@ -158,22 +172,22 @@ def programs(
 
         def step(slots: Slots) -> Slots:
             running = (slots.row >= 0) & ~slots.done
-            where = jnp.broadcast_to(slots.position[:, None], (len(slots.row), 3))
+            positions = jnp.broadcast_to(slots.position[:, None], (len(slots.row), 3))
             states, read, kept = decoder.step(
-                blocks, slots.token, where, slots.past, slots.at, lambda states: states[:, 0]
+                blocks, slots.token, positions, slots.past, slots.at, lambda states: states[:, 0]
             )
             kept = kept[np.array(layers)]
             ended = running & jnp.isin(slots.token, jnp.array(ends))
             token = choose(decoder.logits(states), slots.row, slots.count)
-            further = running & ~ended
-            count = jnp.where(further, slots.count, slots.tokens.shape[1])  # out of range: dropped
+            alive = running & ~ended
+            count = jnp.where(alive, slots.count, slots.tokens.shape[1])  # out of range: dropped
             return slots._replace(
                 past=read,
                 done=slots.done | ended,
-                token=jnp.where(further, token, slots.token),
-                at=slots.at + further,
-                position=slots.position + further,
-                count=slots.count + further,
+                token=jnp.where(alive, token, slots.token),
+                at=slots.at + alive,
+                position=slots.position + alive,
+                count=slots.count + alive,
                 tokens=slots.tokens.at[jnp.arange(len(count)), count].set(token, mode="drop"),
                 end=jnp.where(ended[None, :, None], kept, slots.end),
                 total=slots.total + jnp.where(running[None, :, None], kept, 0),
@@ -183,10 +197,10 @@ def programs(
             running = ((slots.row >= 0) & ~slots.done).any()
             return running & (((slots.row >= 0) & slots.done).sum() < wanted)
 
-        if apart:  # nor is a layer's past cut out of the stack at every token
-            layers_of = range(decoder.config.num_hidden_layers)
-            parts = [Past(slots.past.k[n], slots.past.v[n]) for n in layers_of]
-            slots = jax.lax.while_loop(more, step, slots._replace(past=parts))
+        if apart:  # the past is unstacked too, so no layer's part is copied at every token
+            layer_numbers = range(decoder.config.num_hidden_layers)
+            layer_pasts = [Past(slots.past.k[n], slots.past.v[n]) for n in layer_numbers]
+            slots = jax.lax.while_loop(more, step, slots._replace(past=layer_pasts))
             return slots._replace(past=jax.tree.map(lambda *a: jnp.stack(a), *slots.past))
         return jax.lax.while_loop(more, step, slots)
 
@@ -237,10 +251,16 @@ def programs(
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """The first of the largest of each row, [S, V] to int [S].
+    """Return the argmax of each row, the first of equals.
 
-    In two rounds, over blocks and in the best one: a reduction to a place does not vectorise on a
-    CPU, one to a value does, nine times faster.
+    Two passes, over blocks and within the best block: on a CPU a reduction to a value vectorises
+    and is nine times faster than a reduction to an index, which does not.
+
+    Args:
+      logits: [S, V].
+
+    Returns:
+      int [S].
     """
     rows, count = logits.shape
     blocks = jnp.pad(logits, ((0, 0), (0, -count % 128)), constant_values=-jnp.inf)

@@ -1,7 +1,7 @@
-"""Large vision-language models: what their families share between a prompt and its states.
+"""Prefill of large vision-language models, common to all model families.
 
-A model is a module with `look` (images to image tokens) and `decoder`. A prompt is a row of tokens;
-where an image stands, its tokens take the places of embeddings.
+A model is a module with `look` (images to image tokens) and `decoder`. A prompt is a row of tokens.
+At an image, the image tokens replace the word embeddings.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -14,32 +14,42 @@ from mmjax.encoders.vlm.decoder import Cache, Decoder, Keep
 
 
 class Prompts(NamedTuple):
-    """A batch of prompts, padded on whichever side."""
+    """Batch of prompts, padded on the left or right."""
 
     ids: Any  # int [B, L]
-    seen: Any  # int [B, L] which of the row's image tokens stands there; -1 where a word does
+    seen: Any  # int [B, L] index of the row's image token at this position; -1 at words
     positions: Any  # int [B, A, L] along the A axes of the decoder's rotary positions
     real: Any  # bool [B, L] false at padding
-    images: Any  # whatever `look` reads, arrays [B, ...]
+    images: Any  # input of `look`, arrays [B, ...]
 
 
 class Model(Protocol):
-    """What a family's module offers."""
+    """Interface of a vision-language model."""
 
     decoder: Decoder
 
     def look(self, images: Any) -> tuple[jax.Array, jax.Array | None]:
-        """Image tokens [B, M, D]; and, of some, what is added after the first n layers,
-        [n, B, M, D]."""
+        """Encode images to image tokens.
+
+        Returns:
+          Image tokens [B, M, D]; for some models also the states [n, B, M, D] that are added after
+          the first n decoder layers, else None.
+        """
 
 
 def read(
     model: Model, prompts: Prompts, keep: Keep, prefix: Cache | None = None
 ) -> tuple[jax.Array, Cache, Any]:
-    """Reads prompts with their images, behind a prefix that all of them share.
+    """Prefill prompts and their images after a shared prefix.
+
+    Args:
+      model: the vision-language model.
+      prompts: a batch of prompts.
+      keep: as in `Decoder.read`.
+      prefix: keys and values of the prefix, of a batch of 1.
 
     Returns:
-      Normed states [B, L, D]; keys and values [N, B, L, K, d]; what `keep` kept of every layer.
+      Normed states [B, L, D]; keys and values [N, B, L, K, d]; the output of `keep` for each layer.
     """
     tokens, added = model.look(prompts.images)
     words = model.decoder.embed(prompts.ids)
@@ -47,9 +57,9 @@ def read(
 
     def deep(number: jax.Array, states: jax.Array) -> jax.Array:
         def add(states: jax.Array) -> jax.Array:
-            more = jax.lax.dynamic_index_in_dim(added, number, keepdims=False)
-            shown = (prompts.seen >= 0)[:, :, None]
-            return states + jnp.where(shown, _at(more, prompts.seen), 0)
+            layer_tokens = jax.lax.dynamic_index_in_dim(added, number, keepdims=False)
+            is_image = (prompts.seen >= 0)[:, :, None]
+            return states + jnp.where(is_image, _at(layer_tokens, prompts.seen), 0)
 
         return jax.lax.cond(number < len(added), add, lambda states: states, states)
 
@@ -64,24 +74,36 @@ def read(
 
 
 def last(real: jax.Array) -> jax.Array:
-    """Where each row's last token is, int [B]."""
+    """Return the index of each row's last token, int [B]."""
     return real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
 
 
 def take(states: jax.Array, at: jax.Array) -> jax.Array:
-    """states: [B, L, D]; at: int [B]; to [B, D]."""
+    """Take one state a row.
+
+    Args:
+      states: [B, L, D].
+      at: int [B], index of the state in each row.
+
+    Returns:
+      [B, D].
+    """
     return jnp.take_along_axis(states, at[:, None, None], axis=1)[:, 0]
 
 
 def _at(tokens: jax.Array, seen: jax.Array) -> jax.Array:
-    """The image token of each place [B, L, D]; any where there is none."""
+    """Return the image token of each position, [B, L, D].
+
+    Positions without one (`seen` is -1) get the first image token.
+    """
     return jnp.take_along_axis(tokens, jnp.maximum(seen, 0)[:, :, None], axis=1)
 
 
 def bucket(count: int) -> int:
-    """The least of 16, 20, 24, 28, 32, 40, 48, 56, 64, … that holds `count`.
+    """Round a length up to the next bucket size.
 
-    Four sizes an octave: at most a quarter is padding, and few programs are compiled.
+    The sizes are 16, 20, 24, 28, 32, 40, 48, 56, 64, …: four an octave. So above 16 padding adds
+    less than a quarter, and few programs are compiled.
     """
     if count <= 16:
         return 16
@@ -90,7 +112,7 @@ def bucket(count: int) -> int:
 
 
 def pad(array: np.ndarray, size: int, axis: int = 0) -> np.ndarray:
-    """Padded with zeros behind along an axis, to `size`."""
+    """Pad an axis with zeros at its end to `size`."""
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, size - array.shape[axis])
     return np.pad(array, widths)

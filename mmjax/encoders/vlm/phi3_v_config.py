@@ -1,4 +1,4 @@
-"""What config.json says of Phi-3-vision: its decoder, vision tower and long rotary positions."""
+"""Read Phi-3-vision's config.json: decoder, vision tower and LongRoPE."""
 
 import math
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from mmjax.encoders.towers.vit import read_fields
 from mmjax.encoders.vlm import decoder, qwen_vl
 from mmjax.encoders.vlm.rotary import Rotary
 
-MODEL_NAME = "openai/clip-vit-large-patch14-336"  # the only vision tower there is
-ROPE = {  # what rope_scaling may say
+MODEL_NAME = "openai/clip-vit-large-patch14-336"  # the only supported vision tower
+ROPE = {  # keys that rope_scaling may have
     "type",
     "rope_type",
     "rope_theta",
@@ -27,7 +27,10 @@ ROPE = {  # what rope_scaling may say
 
 @dataclass(frozen=True)
 class VisionConfig(clip.VisionConfig):
-    """CLIP ViT-L/14-336, which config.json only names; a smaller one may be its vision_config."""
+    """Configuration of the vision tower, by default CLIP ViT-L/14-336.
+
+    config.json only names that one; its vision_config may describe a smaller one.
+    """
 
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -35,24 +38,28 @@ class VisionConfig(clip.VisionConfig):
     intermediate_size: int = 4096
     image_size: int = 336
     patch_size: int = 14
-    layer_idx: int = -2  # which hidden state is read, 0 is the embeddings
+    layer_idx: int = -2  # number of the hidden state that is read; 0 is the embeddings
 
     @property
     def depth(self) -> int:
-        """Blocks that are run."""
+        """Number of blocks that are run."""
         return self.layer_idx % (self.num_hidden_layers + 1)
 
     @property
     def merged(self) -> int:
-        """Tokens along a square's side."""
+        """Tokens along a crop's side."""
         return self.image_size // self.patch_size // 2
 
 
 def text_config(folder: Path, given: dict[str, Any]) -> decoder.Config:
-    """The decoder's part of config.json.
+    """Read the decoder's configuration from config.json.
+
+    Args:
+      folder: of the checkpoint, for error messages.
+      given: the content of config.json.
 
     Raises:
-      InputError: it lacks a number, or asks for what is not supported.
+      InputError: a number is missing, or a setting is not supported.
     """
     config = qwen_vl.text_config(folder, given, bias=False, rms_norm_eps=1e-5)
     if given.get("attention_bias"):
@@ -63,22 +70,26 @@ def text_config(folder: Path, given: dict[str, Any]) -> decoder.Config:
 
 
 def vision_config(folder: Path, given: dict[str, Any]) -> VisionConfig:
-    """The vision tower's part of config.json.
+    """Read the vision tower's configuration from config.json.
+
+    Args:
+      folder: of the checkpoint, for error messages.
+      given: the content of config.json.
 
     Raises:
-      InputError: another tower than CLIP ViT-L/14-336 (or a `vision_config` that is no CLIP's), or
-        another way to make tokens of its patches.
+      InputError: the tower is not CLIP ViT-L/14-336 (nor CLIP by `vision_config`), or its patches
+        become tokens in an unsupported way.
     """
-    shape = given.get("vision_config") or {}
-    found = {
+    vision = given.get("vision_config") or {}
+    parts = {
         "img_processor": {"type_feature": "patch", **(given.get("img_processor") or {})},
         "embd_layer": given.get("embd_layer") or {},
     }
-    config = read_fields(VisionConfig, {**found["img_processor"], **shape})
-    wanted = {
+    config = read_fields(VisionConfig, {**parts["img_processor"], **vision})
+    supported = {
         "img_processor": {
             "name": "clip_vision_model",
-            **({} if shape else {"model_name": MODEL_NAME}),
+            **({} if vision else {"model_name": MODEL_NAME}),
             "image_dim_out": config.hidden_size,
             "num_img_tokens": config.merged**2,
             "type_feature": "patch",
@@ -91,11 +102,11 @@ def vision_config(folder: Path, given: dict[str, Any]) -> VisionConfig:
             "with_learnable_separator": True,
         },
     }
-    for part, names in wanted.items():
+    for part, names in supported.items():
         for name, value in names.items():
-            if found[part].get(name) != value:
+            if parts[part].get(name) != value:
                 raise InputError(
-                    f"{folder} has {name} {found[part].get(name)!r} in {part}; only {value!r} is "
+                    f"{folder} has {name} {parts[part].get(name)!r} in {part}; only {value!r} is "
                     "supported"
                 )
     if config.image_size % (2 * config.patch_size):
@@ -111,12 +122,18 @@ def vision_config(folder: Path, given: dict[str, Any]) -> VisionConfig:
 
 
 def turns(folder: Path, config: decoder.Config, given: dict[str, Any], window: int) -> Rotary:
-    """LongRoPE for prompts and answers of up to `window` tokens together.
+    """Build LongRoPE for up to `window` tokens, prompt plus answer.
 
-    The short factors where that is no more than the window of the first training (4096), else the
-    long ones, for every row. The published code chooses anew at every call, by the longest row so
-    far: the same up to 4096; beyond, its short rows take the short factors, and an answer that
-    grows past 4096 finds keys that were turned the other way.
+    All rows use the short factors if `window` is at most the original training window (4096), else
+    the long ones. The published code chooses at every call, by the longest row so far. Up to 4096
+    the result is the same. Beyond, its short rows use the short factors, and an answer that grows
+    past 4096 reads cached keys that were rotated with the other factors.
+
+    Args:
+      folder: of the checkpoint, for error messages.
+      config: of the decoder.
+      given: the content of config.json.
+      window: tokens of the longest prompt plus its answer.
 
     Raises:
       InputError: `window` is longer than the model's, or positions are of another kind.
@@ -125,26 +142,26 @@ def turns(folder: Path, config: decoder.Config, given: dict[str, Any], window: i
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = float(scaling.get("rope_theta") or given.get("rope_theta") or 10_000)
     longest = int(given.get("max_position_embeddings") or 4096)
-    first = scaling.get("original_max_position_embeddings")
-    first = int(first or given.get("original_max_position_embeddings") or longest)
+    original = scaling.get("original_max_position_embeddings")
+    original = int(original or given.get("original_max_position_embeddings") or longest)
     limit = min(longest, given.get("sliding_window") or longest)
     if window > limit:
         raise InputError(f"{folder} reads {limit} tokens at once, not {window}")
-    strange = [name for name in scaling.keys() - ROPE if scaling[name] not in (None, 1)]
-    if kind not in ("su", "longrope", "default") or strange:
+    unknown = [name for name in scaling.keys() - ROPE if scaling[name] not in (None, 1)]
+    if kind not in ("su", "longrope", "default") or unknown:
         raise InputError(
-            f"{folder} has rotary positions of kind {kind!r} {' '.join(sorted(strange))}; only su "
+            f"{folder} has rotary positions of kind {kind!r} {' '.join(sorted(unknown))}; only su "
             "(longrope) with a short_factor and a long_factor is supported"
         )
     half, scale = config.head_dim // 2, 1.0
     factors = np.ones(half, np.float32)
     if kind != "default":
-        name = "short_factor" if window <= first else "long_factor"
+        name = "short_factor" if window <= original else "long_factor"
         factors = np.array(scaling.get(name) or [], np.float32)
         if factors.shape != (half,):
             raise InputError(f"{folder} has {factors.size} numbers as {name}; heads take {half}")
-        if longest > first:
-            scale = math.sqrt(1 + math.log(longest / first) / math.log(first))
+        if longest > original:
+            scale = math.sqrt(1 + math.log(longest / original) / math.log(original))
     steps = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = 1 / (factors * np.float32(theta) ** steps)
     return Rotary(tuple(frequencies.tolist()), (0,) * half, scale)

@@ -1,11 +1,11 @@
-"""Images of Phi-3-vision: cut into squares at a size of their own, and once more as a whole.
+"""Cut images into square crops and an overview for Phi-3-vision.
 
-The HD transform of InternLM-XComposer2-4KHD (Dong et al. 2024), as Phi-3-vision's image processor
-does it: the longer side becomes as many squares as the budget allows, the shorter side keeps the
-image's shape and is padded with white to whole squares. Each square, and an overview of the padded
-image the size of one square, goes through the vision tower; four neighbouring patches of a square
-make one token. The decoder reads the squares' tokens row by row across the image with a newline
-behind each row, a separator, and the overview's tokens, again with newlines.
+This is the HD transform of InternLM-XComposer2-4KHD (Dong et al. 2024), as Phi-3-vision's image
+processor does it. The longer side becomes as many square crops as the budget allows. The shorter
+side keeps the aspect ratio and is padded with white to full crops. The vision tower reads each crop
+and an overview: the padded image at the size of one crop. Four neighbouring patches make one token.
+The decoder reads the crops' tokens row by row across the image with a newline after each row, then
+a separator, then the overview's tokens, again with newlines.
 """
 
 import json
@@ -21,40 +21,42 @@ from mmjax.core.errors import InputError
 from mmjax.encoders.inputs.pixels import CLIP
 from mmjax.encoders.vlm.lvlm import bucket, pad
 
-ADVISED = 16  # squares of a single image at most, by the model card; 4 where there are several
-SIDE, MERGED = 336, 12  # pixels and tokens along a square's side, in the published checkpoints
-NEWLINE, SEPARATOR, OVERVIEW = 0, 1, 2  # where `Crops.places` begins to count each
+ADVISED = 16  # maximum crops of a single image by the model card; 4 with several images
+SIDE, MERGED = 336, 12  # pixels and tokens along a crop's side, in the published checkpoints
+NEWLINE, SEPARATOR, OVERVIEW = 0, 1, 2  # first value of each kind in `Crops.places`
 # torch's bicubic kernel (Keys 1981, a = -3/4) half-way between two pixels: exact in float32.
 HALFWAY = np.array([-3, 19, 19, -3], np.float32) / 32
 
 
 class Crops(NamedTuple):
-    """An image's squares and the order of its tokens; with a leading B once in a batch.
+    """Crops of an image and the order of its tokens.
 
-    Rows of different crop counts are padded behind with zeros, see `collate`.
+    In a batch every array has a leading axis B, and rows with fewer crops are padded with zeros at
+    the end, see `collate`.
     """
 
-    pixels: Any  # uint8 [C, S, S, 3] squares in rows from the top left
-    overview: Any  # float32 [S, S, 3] of 0 to 255, beyond which a bicubic resize may overshoot
-    # int32 [M] which token stands there: 0 the newline, 1 the separator, from 2 on the overview's,
-    # behind them those of the first square, the second …; a square's own tokens are in rows.
+    pixels: Any  # uint8 [C, S, S, 3] crops row by row from the top left
+    overview: Any  # float32 [S, S, 3] in 0 to 255; a bicubic resize may overshoot
+    # int32 [M] the token at each position: 0 newline, 1 separator, from 2 on the overview's tokens,
+    # then those of the first crop, the second …; within a crop tokens count row by row.
     places: Any
 
 
 def view(image: Image.Image, num_crops: int, side: int = SIDE, merged: int = MERGED) -> Crops:
-    """What the model reads of one RGB image.
+    """Cut one RGB image into crops and an overview.
 
-    The resize is Pillow's bilinear one, as torchvision's is of a PIL image. The overview is
-    bicubic, without antialiasing, of the padded image, as `torch.nn.functional.interpolate` makes
-    it of normalised pixels; bicubic weights sum to one, so that both may be exchanged.
+    The resize is Pillow's bilinear one, as torchvision's for PIL images. The overview is a bicubic
+    resize of the padded image without antialiasing, as `torch.nn.functional.interpolate` of
+    normalised pixels. Bicubic weights sum to one, so resizing and normalising commute.
 
     Args:
-      num_crops: squares at most.
-      side: of a square, in pixels; S.
-      merged: tokens along a square's side.
+      image: RGB.
+      num_crops: maximum crops.
+      side: pixels along a crop's side, S.
+      merged: tokens along a crop's side.
 
     Raises:
-      ValueError: what `grid` raises.
+      ValueError: as in `grid`.
     """
     rows, columns = grid(image.width, image.height, num_crops, side)
     pixels = _resized(image, rows, columns, side)
@@ -64,10 +66,10 @@ def view(image: Image.Image, num_crops: int, side: int = SIDE, merged: int = MER
 
 
 def grid(width: int, height: int, num_crops: int, side: int = SIDE) -> tuple[int, int]:
-    """Rows and columns of the squares that an image of this size is cut into.
+    """Return the rows and columns of an image's crops.
 
     Raises:
-      ValueError: its sides differ so much that nothing would remain of the shorter.
+      ValueError: the sides differ so much that the shorter would have no pixel.
     """
     if width < height:
         rows, columns = grid(height, width, num_crops, side)
@@ -83,28 +85,31 @@ def grid(width: int, height: int, num_crops: int, side: int = SIDE) -> tuple[int
 
 
 def layout(rows: int, columns: int, merged: int = MERGED) -> np.ndarray:
-    """`Crops.places` of an image of rows x columns squares, int32 [M].
+    """Build `Crops.places`, int32 [M], for rows x columns crops.
 
     M is (rows * columns + 1) * merged² + 1 + (rows + 1) * merged.
     """
-    whole = np.arange(merged * merged).reshape(merged, merged)
-    tall, wide = np.indices((rows * merged, columns * merged))
-    square = tall // merged * columns + wide // merged
-    parts = whole[tall % merged, wide % merged] + (square + 1) * whole.size
+    overview = np.arange(merged * merged).reshape(merged, merged)
+    token_rows, token_columns = np.indices((rows * merged, columns * merged))
+    crop = token_rows // merged * columns + token_columns // merged
+    crops = overview[token_rows % merged, token_columns % merged] + (crop + 1) * overview.size
     lines = [
         np.pad(OVERVIEW + part, ((0, 0), (0, 1)), constant_values=NEWLINE).ravel()
-        for part in (parts, whole)
+        for part in (crops, overview)
     ]
     return np.concatenate([lines[0], [SEPARATOR], lines[1]], dtype=np.int32)
 
 
 def tokens(crops: Crops) -> int:
-    """How many tokens an image takes."""
+    """Return the number of tokens of an image."""
     return len(crops.places)
 
 
 def collate(views: Sequence[Crops], size: int) -> Crops:
-    """Views of at least one row to one batch [B, …] of `size` rows; those that lack are zeros."""
+    """Stack views into one batch [B, …] of `size` rows.
+
+    There must be at least one view. Missing rows are zeros.
+    """
     count = max(len(crops.pixels) for crops in views)
     length = bucket(max(len(crops.places) for crops in views))
     return Crops(
@@ -115,23 +120,25 @@ def collate(views: Sequence[Crops], size: int) -> Crops:
 
 
 def read(folder: Path, num_crops: int | None = None) -> dict[str, Any]:
-    """`num_crops`, `mean` and `std` by preprocessor_config.json; `num_crops` in its stead if given.
+    """Read `num_crops`, `mean` and `std` from preprocessor_config.json.
+
+    The argument `num_crops` overrides the file's value.
 
     Raises:
-      InputError: there is no such file and no `num_crops`, or they are none.
+      InputError: the file is not JSON, or num_crops, mean or std is missing or invalid.
     """
     path = folder / "preprocessor_config.json"
     try:
-        about = json.loads(path.read_text()) if path.exists() else {}
+        settings = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-    count = about.get("num_crops") if num_crops is None else num_crops
+    count = settings.get("num_crops") if num_crops is None else num_crops
     if count is None:
         raise InputError(f"{path} does not say num_crops; give one ({ADVISED} is advised)")
     if not isinstance(count, int) or count < 1:
         raise InputError(f"num_crops {count!r} is no number of squares")
     mean, std = (
-        tuple(about.get(f"image_{name}") or default)
+        tuple(settings.get(f"image_{name}") or default)
         for name, default in zip(("mean", "std"), CLIP, strict=True)
     )
     if len(mean) != 3 or len(std) != 3:
@@ -140,11 +147,15 @@ def read(folder: Path, num_crops: int | None = None) -> dict[str, Any]:
 
 
 def _resized(image: Image.Image, rows: int, columns: int, side: int) -> np.ndarray:
-    """The image in rows x columns squares, padded with white, uint8 [H, W, 3]."""
-    # A tall image is laid on its side and back: the two passes of a resize round in between.
+    """Resize an image to rows x columns crops, padded with white.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    # A tall image is transposed before and after, because a resize rounds between its two passes.
     if image.width < image.height:
-        lying = image.transpose(Image.Transpose.TRANSPOSE)
-        return _resized(lying, columns, rows, side).swapaxes(0, 1)
+        transposed = image.transpose(Image.Transpose.TRANSPOSE)
+        return _resized(transposed, columns, rows, side).swapaxes(0, 1)
     height = _height(image.width, image.height, columns * side)
     image = image.resize((columns * side, height), Image.Resampling.BILINEAR)
     pixels = np.full((rows * side, columns * side, 3), 255, np.uint8)
@@ -154,15 +165,19 @@ def _resized(image: Image.Image, rows: int, columns: int, side: int) -> np.ndarr
 
 
 def _height(width: int, height: int, wanted: int) -> int:
-    """Of an image made `wanted` wide; rounded as the published code does."""
+    """Return the height at width `wanted`, rounded as in the published code."""
     return int(wanted / (width / height))
 
 
 def _shrunk(pixels: np.ndarray, factor: int, axis: int) -> np.ndarray:
-    """An axis `factor` times shorter: the middle pixel of each `factor`, or about the middle."""
+    """Shrink an axis by `factor`, as a bicubic resize does.
+
+    An odd factor takes the middle pixel of each group of `factor` pixels, an even one interpolates
+    half-way between the two middle pixels.
+    """
     size = pixels.shape[axis]
-    at = np.arange(factor // 2, size, factor)
+    centres = np.arange(factor // 2, size, factor)
     if factor % 2:
-        return np.take(pixels, at, axis)
-    taps = (np.take(pixels, np.clip(at + step, 0, size - 1), axis) for step in (-2, -1, 0, 1))
+        return np.take(pixels, centres, axis)
+    taps = (np.take(pixels, np.clip(centres + step, 0, size - 1), axis) for step in (-2, -1, 0, 1))
     return sum(weight * tap for weight, tap in zip(HALFWAY, taps, strict=True))

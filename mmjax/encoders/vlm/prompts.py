@@ -1,11 +1,11 @@
-"""Prompts for vision-language models: a text file with slots becomes rows of tokens and images.
+"""Turn a prompt file with slots into batches of tokens and images.
 
-`{image}` stands for the item's image and must be there once; `{title}`, `{description}` and
-`{text}` for what is written about the item. Any other brace is a brace: the papers' prompts use
-them. The text is put into the checkpoint's own chat template as what the user says.
+`{image}` stands for the item's image and must occur once. `{title}`, `{description}` and `{text}`
+stand for the item's texts. Other braces stay braces, because the papers' prompts use them. The
+prompt becomes the user message of the checkpoint's chat template.
 
-What stands before the first slot is the same for every item: it is tokenised apart as the prefix,
-and read by the model once.
+The text before the first slot is the same for all items. It is tokenised separately as the prefix,
+and the model reads it once.
 """
 
 import hashlib
@@ -25,44 +25,48 @@ from mmjax.encoders.vlm.lvlm import Prompts, bucket, pad
 from mmjax.encoders.vlm.qwen_vl import positions
 
 SLOTS = ("title", "description", "text")  # besides {image}
-IMAGE, WORDS = "\ue000", "\ue001"  # private characters that stand for slots inside the template
+IMAGE, WORDS = "\ue000", "\ue001"  # private-use characters that mark slots in the chat template
 SPECIAL = re.compile(r"<\|(.*?)\|>")
 
 
 class Family(NamedTuple):
-    """How one family of models shows images to its decoder."""
+    """Image input of one model family."""
 
-    around: tuple[str, str]  # what the prompt says before and behind an image's tokens
-    image_id: int  # the id that stands where an image token does
+    around: tuple[str, str]  # text before and after an image's tokens
+    image_id: int  # placeholder id of an image token
     view: Callable[[Any], Any]  # PIL image -> its arrays
-    shape: Callable[[Any], tuple[int, int] | int]  # of a view: rows and columns of tokens, or count
+    shape: Callable[[Any], tuple[int, int] | int]  # of a view: rows and columns, or count of tokens
     collate: Callable[[Sequence[Any], int], Any]  # views, B -> one batch of arrays [B, ...]
-    window: int  # tokens that the decoder can read, its answer included
-    begin: str = ""  # a special token before everything
+    window: int  # maximum tokens of the decoder, the answer included
+    begin: str = ""  # a special token before the chat template
 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt in token ids: the shared prefix and what comes behind it, in pieces."""
+    """Tokenised prefix of a prompt and the text pieces after it."""
 
     tokenizer: Any
     family: Family
-    pieces: tuple[str, ...]  # of text, between slots; the first begins behind the prefix
+    pieces: tuple[str, ...]  # text between slots; the first piece follows the prefix
     slots: tuple[str, ...]  # between the pieces
     prefix: tuple[int, ...]
     digest: str
 
     @property
     def modality(self) -> str:
-        """What it reads of an item."""
+        """Modalities it reads, joined by underscores, as "image_title"."""
         words = dict.fromkeys(slot for slot in self.slots if slot != "image")
         return "_".join(["image", *words])
 
     def fill(self, words: dict[str, str], count: int) -> tuple[np.ndarray, list[int]]:
-        """Ids [L] behind the prefix with `count` image tokens, and how many are before and behind.
+        """Build the ids after the prefix for one item.
 
         Args:
-          words: slot -> what is written there; what looks like a special token in it is none.
+          words: slot -> its text; special tokens in it are neutralised.
+          count: image tokens.
+
+        Returns:
+          Ids int32 [L]; the numbers of tokens before and after the image.
         """
         sides = [""]
         for piece, slot in zip(self.pieces, (*self.slots, None), strict=True):
@@ -79,10 +83,10 @@ class Template:
 
 
 def read(path: str | Path) -> str:
-    """A prompt file's text.
+    """Read a prompt file.
 
     Raises:
-      InputError: it cannot be read, or does not have `{image}` once.
+      InputError: the file cannot be read, or does not contain `{image}` exactly once.
     """
     try:
         text = Path(path).read_text().strip()
@@ -97,11 +101,17 @@ def read(path: str | Path) -> str:
 
 
 def template(tokenizer: Any, text: str, family: Family, folder: Path) -> Template:
-    """A prompt in the checkpoint's chat template.
+    """Put a prompt into the checkpoint's chat template.
+
+    Args:
+      tokenizer: of the checkpoint.
+      text: the prompt, with slots.
+      family: image input of the model.
+      folder: of the checkpoint, for error messages.
 
     Raises:
-      InputError: the tokenizer has no chat template or lacks the tokens around an image, or the
-        prompt alone is longer than the model's window.
+      InputError: the tokenizer has no chat template or lacks the tokens around an image, the chat
+        template changes the prompt, or the prompt without an answer fills the model's window.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(f"{folder} has no chat template, so it is no model to be asked")
@@ -111,14 +121,14 @@ def template(tokenizer: Any, text: str, family: Family, folder: Path) -> Templat
     names = re.findall("{(image|" + "|".join(SLOTS) + ")}", text)
     marked = re.sub("{(" + "|".join(SLOTS) + ")}", WORDS, text)
     marked = marked.replace("{image}", family.around[0] + IMAGE + family.around[1])
-    said = tokenizer.apply_chat_template(
+    chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": marked}], tokenize=False, add_generation_prompt=True
     )
-    pieces = re.split(f"[{IMAGE}{WORDS}]", family.begin + said)
+    pieces = re.split(f"[{IMAGE}{WORDS}]", family.begin + chat)
     if len(pieces) != len(names) + 1:
         raise InputError(f"the chat template of {folder} does not pass the prompt on as it is")
     prefix, rest = _split(tokenizer, pieces[0], names[0] == "image")
-    made = Template(
+    result = Template(
         tokenizer,
         family,
         (rest, *pieces[1:]),
@@ -126,17 +136,18 @@ def template(tokenizer: Any, text: str, family: Family, folder: Path) -> Templat
         tuple(prefix),
         hashlib.sha256(text.encode()).hexdigest()[:16],
     )
-    length = len(prefix) + len(made.fill({}, 1)[0])
+    length = len(prefix) + len(result.fill({}, 1)[0])
     if length >= family.window:
         raise InputError(f"the prompt takes {length} tokens; {folder} reads {family.window}")
-    return made
+    return result
 
 
 def _split(tokenizer: Any, text: str, whole: bool) -> tuple[list[int], str]:
-    """Ids that begin every row, and the text behind them.
+    """Split the text before the first slot into prefix and remainder.
 
-    A special token ends what the tokenizer looks at together, so that the ids before it do not
-    depend on what follows; other text may grow together with a slot's.
+    The prefix is token ids, the remainder text. The tokenizer never merges across a special token,
+    so the ids up to the last one do not depend on later text. Text after it may merge with a slot's
+    text. With `whole` all of it is the prefix.
     """
     if whole:
         return tokenizer(text, add_special_tokens=False)["input_ids"], ""
@@ -146,9 +157,9 @@ def _split(tokenizer: Any, text: str, whole: bool) -> tuple[list[int], str]:
 
 
 class Row(NamedTuple):
-    """One item's prompt behind the prefix."""
+    """Prompt of one item, without the prefix."""
 
-    place: int
+    place: int  # index of the input
     ids: np.ndarray  # int32 [L]
     positions: np.ndarray  # int32 [3, L]
     view: Any
@@ -158,39 +169,51 @@ class Row(NamedTuple):
 def batches(
     made: Template, values: Sequence[Any], size: int, options: Options, room: int
 ) -> Iterator[Batch]:
-    """Batches of `Prompts` padded on the right, rows of like length together, the longest first.
+    """Build right-padded batches of `Prompts`, sorted by decreasing length.
+
+    Rows are sorted by image tokens, then by all tokens, so rows of a batch have similar lengths.
 
     Args:
-      values: paths, or tuples of a path and the words of the template's slots.
+      made: the prompt.
+      values: paths, or tuples of a path and the texts of the template's slots.
+      size: rows of a batch.
+      options: how images are read.
       room: tokens to leave for the answer.
     """
-    many = made.modality != "image"
+    has_words = made.modality != "image"
     names = made.modality.split("_")[1:]
-    paths = [value[0] if many else value for value in values]
-    words = [dict(zip(names, value[1:], strict=True)) if many else {} for value in values]
+    paths = [value[0] if has_words else value for value in values]
+    words = [dict(zip(names, value[1:], strict=True)) if has_words else {} for value in values]
     limit = made.family.window - len(made.prefix) - room
     rows: list[Row] = []
     failed: dict[int, str] = {}
-    for places, views, broken in images.decoded(paths, size, made.family.view, options):
+    for indices, views, broken in images.decoded(paths, size, made.family.view, options):
         failed |= broken
-        for place, view in zip(places.tolist(), views, strict=True):
+        for index, view in zip(indices.tolist(), views, strict=True):
             shape = made.family.shape(view)
             count = shape[0] * shape[1] if isinstance(shape, tuple) else shape
-            ids, (before, behind) = made.fill(words[place], count)
+            ids, (before, behind) = made.fill(words[index], count)
             if len(ids) > limit:
-                failed[place] = f"{len(ids)} tokens, {count} of them the image's, exceed {limit}"
+                failed[index] = f"{len(ids)} tokens, {count} of them the image's, exceed {limit}"
                 continue
-            where = positions([before, shape, behind]) + len(made.prefix)
-            rows.append(Row(place, ids, where, view, count))
+            row_positions = positions([before, shape, behind]) + len(made.prefix)
+            rows.append(Row(index, ids, row_positions, view, count))
     rows.sort(key=lambda row: (-row.tokens, -len(row.ids)))
     for start in range(0, max(len(rows), 1), size):
-        some = rows[start : start + size]
-        told = failed if start == 0 else {}
-        yield Batch(np.array([row.place for row in some], int), stack(made, some, size), told)
+        batch_rows = rows[start : start + size]
+        reported = failed if start == 0 else {}
+        yield Batch(
+            np.array([row.place for row in batch_rows], int),
+            stack(made, batch_rows, size),
+            reported,
+        )
 
 
 def stack(made: Template, rows: Sequence[Row], size: int) -> tuple[Prompts, ...]:
-    """One batch [size, ...] padded on the right, to a bucket; nothing where there are no rows."""
+    """Stack rows into one right-padded batch [size, ...].
+
+    The length is padded to a bucket size. No rows give an empty tuple.
+    """
     if not rows:
         return ()
     length = bucket(max(len(row.ids) for row in rows))
@@ -198,11 +221,11 @@ def stack(made: Template, rows: Sequence[Row], size: int) -> tuple[Prompts, ...]
     lengths = pad(np.array([len(row.ids) for row in rows]), size)
     real = np.arange(length)[None] < lengths[:, None]
     image = (ids == made.family.image_id) & real
-    places = np.stack([pad(row.positions, length, axis=1) for row in rows])
+    row_positions = np.stack([pad(row.positions, length, axis=1) for row in rows])
     prompts = Prompts(
         ids=ids,
         seen=np.where(image, np.cumsum(image, axis=1) - 1, -1).astype(np.int32),
-        positions=pad(places, size),
+        positions=pad(row_positions, size),
         real=real,
         images=made.family.collate([row.view for row in rows], size),
     )

@@ -1,4 +1,7 @@
-"""From a checkpoint of a Qwen vision-language model to its Tower; families differ in `Vision`."""
+"""Build the Tower of a Qwen vision-language checkpoint.
+
+The families differ by `Kind`.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,7 +29,7 @@ AROUND = ("<|vision_start|>", "<|vision_end|>")
 
 
 class Kind(NamedTuple):
-    """What one family says of itself."""
+    """Description of one model family."""
 
     model_types: Sequence[str]
     vision: type  # its VisionConfig
@@ -51,50 +54,55 @@ def tower(
     image: ImageOptions = ImageOptions(),
     answers: generation.Options = generation.Options(),
 ) -> Tower:
-    """The tower of a checkpoint, folder or hub id, for images (and texts) under a prompt.
+    """Build the tower that embeds images and texts under a prompt.
 
     The tensors are read when they are placed on devices.
 
     Args:
-      prompt: a file, see `prompts`; without one the image is to be described.
+      kind: the model family.
+      weights: checkpoint folder or hub id.
+      revision: of the hub id.
+      prompt: a file, see `prompts`; without one the model is asked to describe the image.
       pooling: "eos", "last_prompt", "mean_prompt" or "mean_generated"; see `vlm.embedding`.
-      layers: numbers of hidden states; the last unless given.
+      layers: numbers of hidden states; by default the last.
       dtype: of parameters, cache and computation, float32 or bfloat16.
-      int8: the decoder's kernels take eight bits, see `int8`.
-      max_image_tokens: images are made smaller to take no more; unless given, as the checkpoint's
-        image processor says.
+      int8: quantise the decoder's kernels to eight bits, see `int8`.
+      max_image_tokens: images are shrunk to this many tokens; by default the limit of the
+        checkpoint's image processor.
+      image: options of the image processor.
+      answers: options of generation.
 
     Raises:
-      InputError: no such checkpoint, of another architecture, a shard is missing; what
-        `embedding.tower` raises.
+      InputError: the checkpoint is missing, lacks a shard or has another architecture; or as in
+        `read_pixels`, `ends_of` and `embedding.tower`.
     """
     if int8:
         eight_bits.check()
     checkpoint = hub.find(weights, revision)
     folder = checkpoint.folder
-    given = hub.read_config(folder, kind.model_types)
-    config = qwen_vl.text_config(folder, given, **kind.text)
-    vision = qwen_vl.vision_config(folder, kind.vision, given)
+    config_json = hub.read_config(folder, kind.model_types)
+    config = qwen_vl.text_config(folder, config_json, **kind.text)
+    vision = qwen_vl.vision_config(folder, kind.vision, config_json)
     pixels = read_pixels(folder, kind, vision, image, max_image_tokens)
-    colours = pixels.pop("mean"), pixels.pop("std")
-    turns = kind.turns(config, given)
+    statistics = pixels.pop("mean"), pixels.pop("std")
+    turns = kind.turns(config, config_json)
     graph, params = hub.load_module(
-        lambda: kind.build(config, vision, turns, *colours),
+        lambda: kind.build(config, vision, turns, *statistics),
         checkpoint.weights,
         kind.key_map(config),
         jnp.dtype(dtype),
         lazy=True,
         then=eight_bits.of if int8 else lambda name: None,
     )
-    image_id = given.get("image_token_id", 151_655)
-    family = family_of(image_id, _window(given), **pixels)
+    image_id = config_json.get("image_token_id", 151_655)
+    family = family_of(image_id, _window(config_json), **pixels)
     return embedding.tower(
         graph,
         params,
         config=config,
         family=family,
         folder=folder,
-        ends=ends_of(folder, given),
+        ends=ends_of(folder, config_json),
         prompt=prompt,
         pooling=pooling,
         layers=layers,
@@ -105,13 +113,20 @@ def tower(
             "revision": checkpoint.revision,
             "int8": int8,
             "preprocessing": f"{pixels['patch']} pixel patches, {pixels['shortest']} to "
-            f"{pixels['longest']} pixels, mean {colours[0]}, std {colours[1]}",
+            f"{pixels['longest']} pixels, mean {statistics[0]}, std {statistics[1]}",
         },
     )
 
 
 def family_of(image_id: int, window: int, *, patch: int, **bounds: Any) -> Family:
-    """How images of these patches stand in a prompt; `bounds` are `qwen_vl.view`'s."""
+    """Build the image input of a family for its patch size.
+
+    Args:
+      image_id: placeholder id of an image token.
+      window: maximum tokens of the decoder.
+      patch: pixels along a patch's side.
+      **bounds: further arguments of `qwen_vl.view`.
+    """
     return Family(
         around=AROUND,
         image_id=image_id,
@@ -123,7 +138,18 @@ def family_of(image_id: int, window: int, *, patch: int, **bounds: Any) -> Famil
 
 
 def collate(views: Sequence[Patches], size: int, width: int) -> Patches:
-    """Views of rows to one batch [B, P, ...]; rows that lack are padding altogether."""
+    """Stack views into one batch, padded to P patches.
+
+    Missing rows consist of padding only.
+
+    Args:
+      views: one for each row.
+      size: rows of the batch, B.
+      width: values of a patch, 3 * patch * patch.
+
+    Returns:
+      Pixels [B, P, width], image [B, P], at and grid [B, 2, P].
+    """
     count = bucket(max(len(view.pixels) for view in views))
     empty = Patches(
         np.zeros((0, width), np.uint8),
@@ -142,50 +168,65 @@ def collate(views: Sequence[Patches], size: int, width: int) -> Patches:
 def read_pixels(
     folder: Path, kind: Kind, vision: Any, image: ImageOptions, tokens: int | None
 ) -> dict[str, Any]:
-    """What preprocessor_config.json says, with the user's changes.
+    """Read preprocessor_config.json and apply the user's options.
+
+    Args:
+      folder: of the checkpoint.
+      kind: the model family, with its defaults.
+      vision: configuration of the vision tower.
+      image: the user's options.
+      tokens: maximum tokens of an image.
+
+    Returns:
+      Arguments of `qwen_vl.view`, with `mean` and `std`.
 
     Raises:
-      InputError: options that such a model cannot follow, or bounds that hold no image.
+      InputError: the model does not support an option, the file is not JSON or has another patch
+        size, or the pixel bounds hold no token.
     """
     if image.reshape or image.preprocessing not in (None, "zscore"):
         raise InputError("this model reads images at their own shape, by zscore; do not reshape")
     source = locate.settings(image.image_processor) if image.image_processor else folder
     path = source if source.suffix == ".json" else source / "preprocessor_config.json"
-    about: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if path.exists():
         try:
-            about = json.loads(path.read_text())
+            settings = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {error}") from None
-    size = {**kind.pixels, **(about.get("size") or {})}
-    found = {
+    size = {**kind.pixels, **(settings.get("size") or {})}
+    pixels = {
         "patch": vision.patch_size,
-        "shortest": about.get("min_pixels") or size["shortest_edge"],
-        "longest": about.get("max_pixels") or size["longest_edge"],
-        "mean": tuple(image.mean or about.get("image_mean") or kind.pixels["mean"]),
-        "std": tuple(image.std or about.get("image_std") or kind.pixels["std"]),
-        "resample": about.get("resample", BICUBIC),
+        "shortest": settings.get("min_pixels") or size["shortest_edge"],
+        "longest": settings.get("max_pixels") or size["longest_edge"],
+        "mean": tuple(image.mean or settings.get("image_mean") or kind.pixels["mean"]),
+        "std": tuple(image.std or settings.get("image_std") or kind.pixels["std"]),
+        "resample": settings.get("resample", BICUBIC),
     }
-    if about.get("patch_size", found["patch"]) != found["patch"]:
-        raise InputError(f"{path} cuts patches of {about['patch_size']}, not of {found['patch']}")
+    if settings.get("patch_size", pixels["patch"]) != pixels["patch"]:
+        raise InputError(
+            f"{path} cuts patches of {settings['patch_size']}, not of {pixels['patch']}"
+        )
     if tokens is not None:
-        area = (2 * found["patch"]) ** 2
-        found["longest"] = min(found["longest"], tokens * area)
-        found["shortest"] = min(found["shortest"], found["longest"])
-    if found["longest"] < (2 * found["patch"]) ** 2:
-        raise InputError(f"at most {found['longest']} pixels an image hold no token of it")
-    return found
+        area = (2 * pixels["patch"]) ** 2
+        pixels["longest"] = min(pixels["longest"], tokens * area)
+        pixels["shortest"] = min(pixels["shortest"], pixels["longest"])
+    if pixels["longest"] < (2 * pixels["patch"]) ** 2:
+        raise InputError(f"at most {pixels['longest']} pixels an image hold no token of it")
+    return pixels
 
 
 def ends_of(folder: Path, given: dict[str, Any]) -> tuple[int, ...]:
-    """The ids that end an answer: generation_config.json's, else config.json's.
+    """Return the ids that end an answer.
+
+    They are eos_token_id of generation_config.json, else of config.json.
 
     Raises:
-      InputError: neither names one.
+      InputError: neither file has one.
     """
     path = folder / "generation_config.json"
-    about = json.loads(path.read_text()) if path.exists() else {}
-    ends = about.get("eos_token_id")
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    ends = settings.get("eos_token_id")
     if ends is None:
         ends = (given.get("text_config") or {}).get("eos_token_id", given.get("eos_token_id"))
     if ends is None:
@@ -194,5 +235,5 @@ def ends_of(folder: Path, given: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _window(given: dict[str, Any]) -> int:
-    about = {**given, **(given.get("text_config") or {})}
-    return int(about.get("max_position_embeddings", 32_768))
+    settings = {**given, **(given.get("text_config") or {})}
+    return int(settings.get("max_position_embeddings", 32_768))

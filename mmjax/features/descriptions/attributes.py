@@ -1,8 +1,8 @@
-"""Values of slots to one-hot attributes: lemmas, clusters of like keywords, the commonest of each.
+"""One-hot attributes of items from the values of slots.
 
-The steps are those of arXiv 2508.04571: a value's keyword is lower-cased and lemmatised; keywords
-whose sentence embeddings are alike become one, by average linkage on cosine distance; each cluster
-is called by its commonest member; of each slot the commonest ones stay, all others are `other`.
+The steps are those of arXiv 2508.04571. A value's keyword is lower-cased and lemmatised. Keywords
+with similar sentence embeddings are merged, by average linkage on cosine distance. Each cluster is
+named by its most common member. Of each slot the most common ones stay; all others are `other`.
 """
 
 import re
@@ -25,27 +25,28 @@ NO_NOUN = ("ed", "ing", "er", "est")
 
 
 class Attributes(NamedTuple):
-    """The attributes of I items; an item of which no value is known has none."""
+    """Attributes of I items; an item without any known value has none."""
 
     slots: list[str]  # [S]
     columns: list[str]  # [A] as `Slot=keyword`, sorted by keyword within a slot, `other` last
     hot: np.ndarray  # [I, A] bool, one in each slot
-    keywords: list[tuple[str, ...]]  # [I][S] the keyword that stands for a value; () of no item
+    keywords: list[tuple[str, ...]]  # [I][S] the keyword that stands for a value; () without any
     distinct: int  # keywords before the clustering
     clusters: int
 
 
 def keyword(value: str | None) -> str | None:
-    """The keyword of a value: lower case, without punctuation around it, word by word a lemma.
+    """Return the keyword of a value, lower-cased and lemmatised.
 
-    Of a value with commas the first part counts. (The papers' code splits a whole answer at commas
-    after it has dropped the labels, so that one such value moves all after it to the next slot.)
+    Punctuation around words is removed, and each word becomes its lemma. Of a value with commas or
+    semicolons the first part counts. (The papers' code splits a whole answer at commas after it has
+    dropped the labels, so that one such value moves all later ones to the next slot.)
 
-    Lemmas come from simplemma, whose dictionaries lie in its package. The papers use WordNet's
-    lemmatiser, which takes a keyword as a whole for one noun: it makes `potatoes` `potato` but
-    leaves `mashed potatoes`, a phrase it does not know, as it is; here every word becomes its
-    lemma. As there, adjectives and gerunds (`baked`, `seasoning`) stay. A few words differ:
-    simplemma says `leave` of `leaves`, WordNet `leaf`.
+    Lemmas come from simplemma, whose dictionaries are part of its package. The papers use WordNet's
+    lemmatiser, which takes a whole keyword for one noun: it turns `potatoes` into `potato`, but
+    leaves `mashed potatoes`, a phrase that it does not know. Here every word becomes its lemma. In
+    both, adjectives and gerunds (`baked`, `seasoning`) stay. A few words differ: for `leaves`
+    simplemma gives `leave`, WordNet `leaf`.
     """
     first = re.split(r"[,;]", value or "")[0].casefold()
     words = [word.strip(" .'\"*()[]{}:!?") for word in first.split()]
@@ -57,11 +58,14 @@ def _lemma(word: str) -> str:
 
 
 def clusters(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """Average-linkage clusters of rows [n, F] by cosine distance: a number each, [n].
+    """Cluster rows [n, F] by average linkage on cosine distance.
 
     Two clusters merge where their mean distance is below `threshold`, as in scikit-learn's
     AgglomerativeClustering with `distance_threshold` (SciPy's own cut also merges at equality).
     Time and memory grow with n^2.
+
+    Returns:
+      The cluster number of each row, [n].
     """
     count = len(vectors)
     if count < 2:
@@ -82,7 +86,9 @@ def clusters(vectors: np.ndarray, threshold: float) -> np.ndarray:
 def representatives(
     counts: Mapping[str, int], embed: Embed, *, threshold: float, min_count: int = 1
 ) -> dict[str, str]:
-    """For each keyword the commonest one of its cluster; of equally common ones the first by name.
+    """Map each keyword to the most common one of its cluster.
+
+    Of equally common ones the first by name counts.
 
     Args:
       counts: how often each keyword occurs; those below `min_count` are left out.
@@ -98,12 +104,12 @@ def representatives(
         )
     if not words:
         return {}
-    found = clusters(embed(words), threshold)
+    labels = clusters(embed(words), threshold)
     best: dict[int, str] = {}
-    for word, cluster in zip(words, found, strict=True):
+    for word, cluster in zip(words, labels, strict=True):
         if cluster not in best or counts[word] > counts[best[cluster]]:
             best[cluster] = word
-    return {word: best[cluster] for word, cluster in zip(words, found, strict=True)}
+    return {word: best[cluster] for word, cluster in zip(words, labels, strict=True)}
 
 
 def one_hot(
@@ -115,14 +121,17 @@ def one_hot(
     top: int = 50,
     min_count: int = 1,
 ) -> Attributes:
-    """Attributes of items from the values [I][S] of their slots; None where a value is not known.
+    """Build one-hot attributes of items from their slots' values.
 
-    All slots' keywords are clustered together. Every slot has at most `top` columns and `other`,
-    which is also the attribute of a value that is not known.
+    The keywords of all slots are clustered in one go. Every slot has at most `top` columns and
+    `other`, which is also the attribute of an unknown value.
 
     Args:
+      values: [I][S], None where a value is not known.
+      slots: names of the S slots.
       embed: sentence embeddings of keywords, called once.
       threshold: of cosine distance, see `clusters`.
+      top: most columns of a slot, besides `other`.
       min_count: a rarer keyword is `other`.
 
     Raises:
@@ -132,15 +141,15 @@ def one_hot(
     counts = Counter(word for row in words for word in row if word)
     if not counts:
         raise InputError("not one value of a slot was found in the answers; check --slots")
-    named = representatives(counts, embed, threshold=threshold, min_count=min_count)
+    representative = representatives(counts, embed, threshold=threshold, min_count=min_count)
     columns, parts, chosen = [], [], []
     for slot, name in enumerate(slots):
-        mine = [named.get(row[slot] or "", OTHER) for row in words]
-        common = Counter(word for word in mine if word != OTHER)
+        slot_words = [representative.get(row[slot] or "", OTHER) for row in words]
+        common = Counter(word for word in slot_words if word != OTHER)
         kept = sorted(sorted(common), key=common.__getitem__, reverse=True)[:top]
         kept = [*sorted(kept), OTHER]
-        place = {word: column for column, word in enumerate(kept)}
-        codes = np.array([place.get(word, len(kept) - 1) for word in mine])
+        column_of = {word: column for column, word in enumerate(kept)}
+        codes = np.array([column_of.get(word, len(kept) - 1) for word in slot_words])
         parts.append(codes[:, None] == np.arange(len(kept))[None])
         columns += [f"{name}={word}" for word in kept]
         chosen.append([kept[code] for code in codes])
@@ -150,7 +159,7 @@ def one_hot(
         slots=list(slots),
         columns=columns,
         hot=np.hstack(parts) & known[:, None],
-        keywords=[row if there else () for there, row in rows],
+        keywords=[row if has_value else () for has_value, row in rows],
         distinct=len(counts),
-        clusters=len(set(named.values())),
+        clusters=len(set(representative.values())),
     )

@@ -1,7 +1,7 @@
-"""What a vision-language model answered to a fill-in-the-blank prompt, as values of slots.
+"""Parser of a vision-language model's fill-in-the-blank answers.
 
 The prompts of arXiv 2508.04571 ask for `[Category] {Feeding}, [Age Group] {Infant}, …`. Models
-follow that more or less; of the forms below every one occurs in released answers.
+follow that format loosely; each of the forms below occurs in released answers.
 """
 
 import re
@@ -31,7 +31,7 @@ REASONS = {
     "free text": "neither labels nor a list of values",
 }
 WORDS = 6  # of a value that stands without brackets or label; longer ones are sentences
-GROUP = re.compile(r"[\[{]([^\[\]{}]*)[\]}]")  # answers close one bracket with the other
+GROUP = re.compile(r"[\[{]([^\[\]{}]*)[\]}]")  # answers mix the two kinds of brackets
 EDGES = " \t\r\n,;.*|•[]{}\"'`“”‘’"
 
 
@@ -44,7 +44,10 @@ class Answer(NamedTuple):
 
 
 class _Mention(NamedTuple):
-    """A label in an answer: of which slot, where it begins and ends with its brackets."""
+    """A label in an answer: its slot and its span.
+
+    The span includes the label's brackets.
+    """
 
     slot: int
     start: int
@@ -53,10 +56,10 @@ class _Mention(NamedTuple):
 
 
 def parse(answer: str, slots: Sequence[str]) -> Answer:
-    """The values of `slots` in an answer; never raises.
+    """Read the values of `slots` from an answer.
 
-    Labels may be in any case and order. A slot that is named twice takes its first value. Where an
-    answer has no labels, its values must be as many as the slots.
+    Never raises. Labels may be in any case and order. A slot that is named twice takes its first
+    value. Where an answer has no labels, it must have as many values as there are slots.
     """
     text = _unwrap(answer.strip())
     mentions = list(_mentions(text, slots))
@@ -70,31 +73,38 @@ def parse(answer: str, slots: Sequence[str]) -> Answer:
 
 
 def slots_of_prompt(prompt: str) -> list[str]:
-    """The labels that a prompt asks for, `[Label]`, in the order of their first mention."""
+    """Return the labels `[Label]` of a prompt.
+
+    They are distinct and in the order of their first mention.
+    """
     return list(dict.fromkeys(label.strip() for label in re.findall(r"\[([^\[\]{}]+)\]", prompt)))
 
 
 def infer_slots(answers: Iterable[str]) -> list[str]:
-    """The labels of `[Label] {value}` or `Label: value` that a third of the labelled answers have.
+    """Return the labels that at least a third of answers have.
 
-    They come in the order in which answers mostly name them; [] where answers have no labels.
+    Only answers with labels count, `[Label] {value}` or `Label: value`. The labels come in the
+    order in which answers mostly name them; [] where no answer has labels.
     """
     strict = re.compile(r"\[([^\[\]{}:]+)\]\s*\{|(?:^|[,\n])[\s*-]*([^\[\]{}:,\n]{1,40}):")
     spelt: Counter[str] = Counter()
-    places: Counter[str] = Counter()
+    positions: Counter[str] = Counter()
     labelled = 0
     for answer in answers:
-        found = [(a or b).strip() for a, b in strict.findall(answer)]
-        labelled += bool(found)
-        for place, label in enumerate(dict.fromkeys(found)):
+        labels = [(a or b).strip() for a, b in strict.findall(answer)]
+        labelled += bool(labels)
+        for position, label in enumerate(dict.fromkeys(labels)):
             spelt[label] += 1
-            places[label] += place
+            positions[label] += position
     common = [label for label, count in spelt.items() if 3 * count >= labelled]
-    return sorted(common, key=lambda label: places[label] / spelt[label])
+    return sorted(common, key=lambda label: positions[label] / spelt[label])
 
 
 def _unwrap(text: str) -> str:
-    """The inside of a Python list literal, a part a line."""
+    """Return the inside of a Python list literal, one part per line.
+
+    Other texts are returned as they are.
+    """
     inside = re.fullmatch(r"\[\s*['\"](.*)['\"]\s*\]\.?", text, re.DOTALL)
     if inside is None:
         return text
@@ -103,12 +113,15 @@ def _unwrap(text: str) -> str:
 
 
 def _mentions(text: str, slots: Sequence[str]) -> Iterator[_Mention]:
-    """Where labels stand as labels: before a colon, in brackets, or before a value's bracket."""
-    places = {_squeeze(slot): place for place, slot in enumerate(slots)}
+    """Yield the labels of a text that stand as labels.
+
+    They stand before a colon, in brackets, or before the bracket of a value.
+    """
+    slot_numbers = {_squeeze(slot): number for number, slot in enumerate(slots)}
     longest = sorted(slots, key=len, reverse=True)  # so that `Pet Type` is not taken for `Type`
     names = "|".join(r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", s))) for s in longest)
-    for found in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE):
-        start, end = found.span()
+    for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE):
+        start, end = match.span()
         while start and text[start - 1] in " \t*_\"'-•":
             start -= 1
         while end < len(text) and text[end] in " \t*_\"'":
@@ -117,8 +130,8 @@ def _mentions(text: str, slots: Sequence[str]) -> Iterator[_Mention]:
         right = text[end : end + 1]
         colon = right in (":", "=")
         opened, closed = left in "[{", right in ("]", "}")
-        alone = right in ("{", "[") and left in "\n,;.:]}"
-        if not (colon or (opened and closed) or alone):
+        unbracketed = right in ("{", "[") and left in "\n,;.:]}"
+        if not (colon or (opened and closed) or unbracketed):
             continue
         if opened:
             start -= 1
@@ -126,7 +139,7 @@ def _mentions(text: str, slots: Sequence[str]) -> Iterator[_Mention]:
             end += 1
         if closed and text[end : end + 1] == ":":
             end += 1
-        yield _Mention(places[_squeeze(found[0])], start, end, colon and not opened)
+        yield _Mention(slot_numbers[_squeeze(match[0])], start, end, colon and not opened)
 
 
 def _squeeze(label: str) -> str:
@@ -140,7 +153,7 @@ def _labelled(
     for mention, (start, end) in zip(mentions, _between(mentions, len(text))[1:], strict=True):
         if values[mention.slot] is None:
             values[mention.slot] = _value(text[start:end], last=end == len(text))
-    # What stands before the first label may be the values of the slots before it.
+    # The text before the first label may hold the values of the slots before it.
     first = min(mention.slot for mention in mentions)
     first += values[first] is None
     before = _leading(text[: mentions[0].start], first)
@@ -148,16 +161,16 @@ def _labelled(
         return "partial", (*before, *values[first:])
     if not all(values):
         # `v {Label} {v} …`: the first label stands behind its value, others may be left out.
-        bare = "".join(text[one:two] for one, two in _between(mentions, len(text)))
-        found = _leading(bare, len(slots))
-        rest = [place for place, value in enumerate(values) if value and place != mentions[0].slot]
-        if found and all(found[place] == values[place] for place in rest):
-            return "partial", found
+        bare = "".join(text[begin:stop] for begin, stop in _between(mentions, len(text)))
+        leading = _leading(bare, len(slots))
+        rest = [slot for slot, value in enumerate(values) if value and slot != mentions[0].slot]
+        if leading and all(leading[slot] == values[slot] for slot in rest):
+            return "partial", leading
     return _labelled_form(text, mentions, slots), tuple(values)
 
 
 def _between(mentions: list[_Mention], length: int) -> list[tuple[int, int]]:
-    """The spans of a text that no label takes."""
+    """Return the spans of a text outside of its labels."""
     starts = [0, *(mention.end for mention in mentions)]
     return list(zip(starts, [*(mention.start for mention in mentions), length], strict=True))
 
@@ -168,23 +181,26 @@ def _labelled_form(text: str, mentions: list[_Mention], slots: Sequence[str]) ->
         return "strict"
     if not all(mention.colon for mention in mentions):
         return "brackets"
-    gaps = [text[one.end : other.start] for one, other in pairwise(mentions)]
+    gaps = [text[previous.end : following.start] for previous, following in pairwise(mentions)]
     return "lines" if gaps and all("\n" in gap for gap in gaps) else "line"
 
 
 def _positional(text: str, count: int) -> tuple[str, tuple[str | None, ...]]:
-    nothing = (None,) * count
+    missing = (None,) * count
     if GROUP.search(text):
-        return "positional", _leading(text, count) or nothing
+        return "positional", _leading(text, count) or missing
     parts = [re.sub(r"^\s*([-•*]|\d+[.)])\s", "", part) for part in re.split(r"[,;\n]", text)]
     parts = [_trim(part) for part in parts]
     parts = [part for part in parts if part]
-    good = len(parts) == count and all(len(part.split()) <= WORDS for part in parts)
-    return "list", tuple(parts) if good else nothing
+    valid = len(parts) == count and all(len(part.split()) <= WORDS for part in parts)
+    return "list", tuple(parts) if valid else missing
 
 
 def _leading(text: str, count: int) -> tuple[str, ...]:
-    """`count` values: in brackets each, or the first one without; () where they are not so many."""
+    """Return `count` values of a text, or () if the number differs.
+
+    Values are in brackets; the first one may be without.
+    """
     values = [value for group in GROUP.findall(text) if (value := _trim(group))]
     opening = re.search(r"[\[{]", text)
     bare = text[: opening.start()] if opening else text
@@ -195,7 +211,10 @@ def _leading(text: str, count: int) -> tuple[str, ...]:
 
 
 def _value(text: str, *, last: bool) -> str | None:
-    """The value in what follows a label: in brackets, or the rest of the line."""
+    """Return the value in the text after a label.
+
+    It is in brackets, or the rest of the line.
+    """
     group = GROUP.search(text)
     if group:
         return _trim(group[1]) or None

@@ -1,4 +1,4 @@
-"""The rows of one job on their way through an encoder, and the chunks of the stores they fill."""
+"""Batches of rows through an encoder, and the chunks they fill."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,13 +17,13 @@ from mmjax.features.extraction.job import Job
 from mmjax.parallel import mesh as meshes
 from mmjax.parallel import param_sharding
 
-CHUNK_ROWS = 512  # of a store: what a kill can lose
+CHUNK_ROWS = 512  # rows of a chunk of a store; a kill loses at most one chunk
 # A failed row may be mended and extracted again; an absent one has nothing to read.
 NOTHING = {"image": "no image", "text": "no text", "audio": "no audio", "image_text": "no pair"}
 
 
 class Reader:
-    """The rows of one job on their way through an encoder: what failed, what was cut."""
+    """Rows of one job, with the rows that failed or were cut."""
 
     def __init__(self, inputs: Inputs, modality: str, size: int, mesh: Mesh | None, job: Job):
         self.ids, self.values, self.modality = inputs.ids, inputs.of(modality), modality
@@ -64,15 +64,18 @@ class Reader:
         progress: Progress,
         through: Callable[..., Rows] = stream,
     ) -> Rows:
-        """Encodes groups of rows one after the other; the pipeline stays full between them."""
+        """Encode groups of rows one after the other.
+
+        The pipeline stays full between groups.
+        """
 
         def named() -> Iterator[Batch]:
             for rows in groups:
-                made = batches([self.values[row] for row in rows], self.size)
-                for number, batch in enumerate(made):
+                prepared = batches([self.values[row] for row in rows], self.size)
+                for number, batch in enumerate(prepared):
                     why = {int(rows[at]): reason for at, reason in batch.failed.items()}
-                    here = rows[batch.rows]
-                    yield batch._replace(rows=here, failed=why, begins=number == 0)
+                    batch_rows = rows[batch.rows]
+                    yield batch._replace(rows=batch_rows, failed=why, begins=number == 0)
 
         def seen(batch: Batch) -> None:
             for row, why in batch.failed.items():
@@ -95,10 +98,14 @@ class Reader:
     def notes(
         self, start: int, present: np.ndarray, answers: dict[int, Answer] | None = None
     ) -> list[dict[str, Any]]:
-        """What to remember of these rows: why each absent one is, what was said, two counts."""
+        """Return the notes on the rows of a chunk, for the store.
+
+        They are the reason for each absent row, the answers of the encoder, and the counts of
+        present rows and of cut inputs.
+        """
         stop = start + len(present)
-        nothing = NOTHING.get(self.modality, f"no {self.modality.split('_')[0]}")
-        absent = {row: nothing for row in range(start, stop) if not self.values[row]}
+        no_input = NOTHING.get(self.modality, f"no {self.modality.split('_')[0]}")
+        absent = {row: no_input for row in range(start, stop) if not self.values[row]}
         why = absent | {row: why for row, why in self.failed.items() if start <= row < stop}
         notes: list[dict[str, Any]] = [
             {"id": self.ids[row], "input": _spell(self.values[row]), "reason": why[row]}
@@ -113,7 +120,7 @@ class Reader:
 
 
 class Chunk:
-    """Rows of the stores that are written together, as they come."""
+    """Rows that are written to the stores as one chunk."""
 
     def __init__(self, reader: Reader, span: tuple[int, int], widths: list[int]):
         self.reader, (self.start, self.stop), self.widths = reader, span, widths
@@ -133,10 +140,10 @@ class Chunk:
 
     @property
     def complete(self) -> bool:
-        """Whether every row that has something to read was read, or could not be."""
-        lacking = np.flatnonzero(~self.present) + self.start
+        """Check that every row with input was read or has failed."""
+        missing = np.flatnonzero(~self.present) + self.start
         reader = self.reader
-        return not any(reader.values[row] and row not in reader.failed for row in lacking)
+        return not any(reader.values[row] and row not in reader.failed for row in missing)
 
     def write(self, writers: list[store.Writer]) -> None:
         self.fill(np.zeros(0, int), [])
@@ -146,5 +153,8 @@ class Chunk:
 
 
 def _spell(value: Any) -> str:
-    """An input as failures.jsonl shows it: a path, or the beginning of a text."""
+    """Format an input for failures.jsonl.
+
+    A path, or the first 200 characters of a text.
+    """
     return " | ".join(map(_spell, value)) if isinstance(value, tuple) else value[:200]

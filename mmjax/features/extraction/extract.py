@@ -1,12 +1,13 @@
-"""Inputs x encoder to stores: every row, in order, and who has none; a kill loses one chunk.
+"""Resumable encoding of inputs into stores, chunk by chunk.
 
-A tower's rows stream into one store a layer, chunk by chunk: the encoder takes the chunks in their
-order and a chunk's rows in any (texts of like length together); a chunk is written when its last
-row is there. The same call goes on where a killed one was, and ends with the same bytes. A fitted
-encoder sees the whole catalogue first.
+A tower's rows stream into one store per layer, chunk by chunk. The encoder takes the chunks in
+order and a chunk's rows in any order (texts of similar length share a batch). A chunk is written
+when its last row is encoded, so that a kill loses one chunk. The same call resumes where a killed
+one stopped, and ends with the same bytes. Rows without input or with an error are absent and
+listed. A fitted encoder sees the whole catalogue first.
 
-Several processes take turns at the chunks, each with its own devices, into the same stores; the
-first begins and finishes them, and fits.
+Several processes take turns at the chunks, each with its own devices, into the same stores. The
+first process creates and completes the stores, and fits.
 """
 
 import json
@@ -31,17 +32,19 @@ from mmjax.parallel import distributed
 def extract(
     inputs: Inputs, job: Job, *, mesh: Mesh | None = None, overwrite: bool = False
 ) -> Summary:
-    """Encodes every row that has the encoder's modality into the stores of `job`.
+    """Encode all rows that have the encoder's modality.
+
+    They go into the stores of `job`.
 
     Args:
       mesh: of this process's devices; batches are split over its axis `data`, parameters over
-        `model`; without it everything happens on JAX's default device.
-      overwrite: begin anew what is there, finished or not.
+        `model`. Without it everything runs on JAX's default device.
+      overwrite: replace existing stores, finished or not.
 
     Raises:
-      InputError: anything the user can mend. What was written is kept, unfinished, for the same
-        call to go on with.
-      Preempted: asked to end, it did so after a batch.
+      InputError: anything that the user can mend. The rows written so far are kept, unfinished, for
+        the same call to resume from.
+      Preempted: a request to end came, and the call ended after a batch.
     """
     if job.on_error not in ("stop", "skip"):
         raise InputError(f"on_error is stop or skip, not {job.on_error!r}")
@@ -63,7 +66,7 @@ def extract(
 
 
 def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
-    """Fills one store a layer, chunk by chunk."""
+    """Fill one store per layer, chunk by chunk."""
     widths, urls = list(tower.layers.values()), places(reader.job, tower.layers)
     summary = Summary(urls, len(reader.values), widths)
     with ExitStack() as stack:
@@ -75,8 +78,8 @@ def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
                 for url, width, about in stores
             ]
 
-        own = distributed.run_on_primary(lambda: begin(joining=False))
-        writers = distributed.run_on_all(lambda: own or begin(joining=True))
+        primary_writers = distributed.run_on_primary(lambda: begin(joining=False))
+        writers = distributed.run_on_all(lambda: primary_writers or begin(joining=True))
         distributed.run_on_all(lambda: _encode_share(reader, tower, writers, summary))
         distributed.run_on_primary(lambda: _finish(writers, summary, reader.modality))
     return summary
@@ -85,18 +88,23 @@ def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
 def _encode_share(
     reader: Reader, tower: Tower, writers: list[store.Writer], summary: Summary
 ) -> None:
-    """Encodes and writes every n-th of the chunks that are not there, n the number of processes."""
+    """Encode and write this process's share of the missing chunks.
+
+    It is every n-th of them, n the number of processes.
+    """
     values, widths = reader.values, summary.widths
-    every = list(writers[0].store.spans())
-    lacking = [span for span in every if not all(span[0] in writer.done for writer in writers)]
-    share = lacking[jax.process_index() :: jax.process_count()]
-    total, left, own = (
-        sum(bool(values[row]) for span in some for row in range(*span))
-        for some in (every, lacking, share)
+    spans = list(writers[0].store.spans())
+    missing = [span for span in spans if not all(span[0] in writer.done for writer in writers)]
+    share = missing[jax.process_index() :: jax.process_count()]
+    total, missing_rows, share_rows = (
+        sum(bool(values[row]) for span in selection for row in range(*span))
+        for selection in (spans, missing, share)
     )
     with (
         distributed.Notice(own=True) as notice,
-        Progress(reader.job.encoder, total - left + own, done=total - left) as progress,
+        Progress(
+            reader.job.encoder, total - missing_rows + share_rows, done=total - missing_rows
+        ) as progress,
     ):
         groups = (np.array([row for row in range(*span) if values[row]], int) for span in share)
         through = tower.stream or stream
@@ -104,31 +112,31 @@ def _encode_share(
             groups, tower.batches, tower.encode, tower.params, progress, through
         )
         chunks = {span[0]: Chunk(reader, span, widths) for span in share}
-        for rows, found in encoded:
+        for rows, outputs in encoded:
             starts = rows // reader.chunk_rows * reader.chunk_rows
             for start in np.unique(starts).tolist():
-                here = starts == start
-                chunks[start].fill(rows[here], [part[here] for part in found])
+                in_chunk = starts == start
+                chunks[start].fill(rows[in_chunk], [part[in_chunk] for part in outputs])
                 if chunks[start].complete:
                     chunks.pop(start).write(writers)
             if notice.given():
                 raise Preempted(f"whole chunks of {', '.join(summary.stores)} are kept")
-        for start in sorted(chunks):  # of whose rows the last could not be read
+        for start in sorted(chunks):  # chunks whose last row could not be read
             chunks.pop(start).write(writers)
         for writer in writers:
             writer.settle()
         summary.seconds, summary.waited = progress.seconds, reader.clock.waited
-    summary.encoded = left
+    summary.encoded = missing_rows
 
 
 def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> Summary:
-    """Fits on the rows that have the modality and writes them."""
+    """Fit on the rows that have the modality, and write them."""
     rows = np.flatnonzero([bool(value) for value in reader.values])
     with Progress(reader.job.encoder, len(rows)) as progress:
 
         def run(batches: Batches, program: Encode, params: Any) -> Rows:
-            for found, values in reader.encode([rows], batches, program, params, progress):
-                yield np.searchsorted(rows, found), values
+            for encoded_rows, values in reader.encode([rows], batches, program, params, progress):
+                yield np.searchsorted(rows, encoded_rows), values
 
         fitted = encoder.fit([reader.values[row] for row in rows], run)
         seconds = progress.seconds
@@ -143,25 +151,34 @@ def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> Summary:
     with reader.create(reader.job.out, fitted.shape[1], overwrite, **encoder.about) as writer:
         for start, stop in writer.store.spans():
             if start not in writer.done:
-                there = present[start:stop]
-                writer.write(start, features[start:stop], there, reader.notes(start, there))
+                chunk_present = present[start:stop]
+                writer.write(
+                    start, features[start:stop], chunk_present, reader.notes(start, chunk_present)
+                )
         _finish([writer], summary, reader.modality)
     return summary
 
 
 def _about(tower: Tower) -> list[dict[str, Any]]:
-    """The manifest's description of each layer."""
-    about = dict(tower.about)
-    own = about.pop("sentence_embedding", "")
-    split = [layer.partition(":") for layer in tower.layers]
+    """Return the manifest's description of each layer."""
+    settings = dict(tower.about)
+    sentence_pooling = settings.pop("sentence_embedding", "")
+    parts = [layer.partition(":") for layer in tower.layers]
     return [
-        {**about, "layer": name, "pooling": own if name == "sentence_embedding" else how}
-        for name, _, how in split
+        {
+            **settings,
+            "layer": name,
+            "pooling": sentence_pooling if name == "sentence_embedding" else pooling,
+        }
+        for name, _, pooling in parts
     ]
 
 
 def _finish(writers: list[store.Writer], summary: Summary, modality: str) -> None:
-    """Completes the stores with what failed; takes them away if nothing could be encoded."""
+    """Complete the stores with their failures and counts.
+
+    Removes a store if nothing could be encoded.
+    """
     for writer in writers:
         if writer.store.manifest["complete"]:
             outcome = writer.store.manifest["outcome"]

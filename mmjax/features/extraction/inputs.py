@@ -1,7 +1,7 @@
-"""What there is to encode: one row an item, or a review of a user and an item, with its inputs.
+"""Rows to encode: items, or reviews of a user and an item.
 
-Inputs come from a prepared dataset, or as Ducho takes them: a folder of files named by item, and
-a table with a text column.
+Inputs come from a prepared dataset, or in Ducho's form: a folder of files named by item, and a
+table with a text column.
 """
 
 import hashlib
@@ -21,14 +21,17 @@ SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
 }
-# The field's names of modalities, and what the encoders call the same.
+# Names of modalities in the literature -> names in the encoders.
 MODALITIES = {"visual": "image", "textual": "text", "audio": "audio"}
 SEPARATOR = "__"  # between user and item in the id of a review, as in Ducho's file names
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Row ids [n] and what each modality offers of them [n]: a path, a text, "" for nothing."""
+    """Row ids [n] and the inputs [n] of each modality.
+
+    An input is a path or a text, "" where there is none.
+    """
 
     name: str
     ids: list[str]
@@ -36,39 +39,44 @@ class Inputs:
     about: dict[str, Any] = field(default_factory=dict)  # into the manifest
 
     def of(self, modality: str) -> list[Any]:
-        """Inputs [n] of a modality, "" where there is none.
+        """Return the inputs [n] of a modality, "" where there is none.
 
-        Of "image_text" these are pairs, and both must be there; of other such names, as prompts
-        have ("image_title_description"), tuples whose words may be empty.
+        For "image_text" they are pairs, and both parts must be there. For other compound names, as
+        prompts have ("image_title_description"), they are tuples whose texts may be empty.
 
         Raises:
-          InputError: not one row has it.
+          InputError: not one row has the modality.
         """
         parts = modality.split("_")
         if len(parts) == 1:
-            found: list[Any] = self.values.get(modality, [])
+            inputs: list[Any] = self.values.get(modality, [])
         else:
             needed = len(parts) if modality == "image_text" else 1
-            nothing = [""] * len(self.ids)
-            columns = [self.values.get(part, nothing) for part in parts]
-            found = [row if all(row[:needed]) else "" for row in zip(*columns, strict=True)]
-        if not any(found):
+            empty = [""] * len(self.ids)
+            columns = [self.values.get(part, empty) for part in parts]
+            inputs = [row if all(row[:needed]) else "" for row in zip(*columns, strict=True)]
+        if not any(inputs):
             raise InputError(f"no item of {self.name} has {modality} to encode")
-        return found
+        return inputs
 
     def digest(self, modality: str) -> str:
-        """Tells other inputs of the same rows: the texts themselves, the names of files."""
+        """Hash the inputs of a modality, to detect changed inputs.
+
+        The hash covers the texts themselves and the names of files.
+        """
         digest = hashlib.sha256()
         for value in self.of(modality):
             parts = value if isinstance(value, tuple) else (value,)
             for kind, part in zip(modality.split("_"), parts, strict=False):
-                named = kind in ("image", "audio")
-                digest.update((Path(part).name if named else part).encode() + b"\0")
+                is_file = kind in ("image", "audio")
+                digest.update((Path(part).name if is_file else part).encode() + b"\0")
         return digest.hexdigest()[:16]
 
 
 def of_dataset(dataset: Dataset, fields: Sequence[str] = ("text",)) -> Inputs:
-    """The items of a prepared dataset; its text `fields` are joined by line breaks.
+    """Return the items of a prepared dataset as inputs.
+
+    The text `fields` of an item are joined by line breaks.
 
     Raises:
       InputError: an unknown field.
@@ -83,18 +91,18 @@ def of_dataset(dataset: Dataset, fields: Sequence[str] = ("text",)) -> Inputs:
     ]
     values = {"image": dataset.images, "text": texts, "audio": dataset.audios}
     values |= {"title": dataset.titles, "description": dataset.texts}
-    about = {"dataset": dataset.name, "fields": list(fields)}
-    return Inputs(f"dataset {dataset.name}", dataset.item_ids, values, about)
+    metadata = {"dataset": dataset.name, "fields": list(fields)}
+    return Inputs(f"dataset {dataset.name}", dataset.item_ids, values, metadata)
 
 
 def of_files(folder: str | Path, modality: str) -> Inputs:
-    """The files of a folder that are images (or audio), each named by its item, sorted by name.
+    """Return the images or audio files of a folder as inputs.
 
-    An id is the name up to its last dot; Ducho cuts at the first, so that `a.b.jpg` and `a.c.jpg`
-    meet there.
+    Each file is named by its item; rows are sorted by name. An id is the name up to its last dot;
+    Ducho cuts at the first dot, so that `a.b.jpg` and `a.c.jpg` collide there.
 
     Raises:
-      InputError: no such folder, no such file in it, or two of one item.
+      InputError: no such folder, no such file in it, or two files of one item.
     """
     folder = storage.local(folder)
     if not folder.is_dir():
@@ -103,16 +111,17 @@ def of_files(folder: str | Path, modality: str) -> Inputs:
     if not paths:
         raise InputError(f"{folder} holds no {modality} file ({', '.join(SUFFIXES[modality])})")
     ids = [path.stem for path in paths]
-    twice = next((name for name, after in pairwise(ids) if name == after), None)
-    if twice is not None:
-        raise InputError(f"{folder} has two files of item {twice!r}; keep one")
+    duplicate = next((name for name, after in pairwise(ids) if name == after), None)
+    if duplicate is not None:
+        raise InputError(f"{folder} has two files of item {duplicate!r}; keep one")
     return Inputs(str(folder), ids, {modality: [str(path) for path in paths]}, {"dataset": ""})
 
 
 def of_table(path: str | Path, keys: Sequence[str], text: str) -> Inputs:
-    """The rows of a table (TSV, CSV, Parquet): ids from the `keys` columns, texts from `text`.
+    """Read the rows of a table (TSV, CSV, Parquet) as inputs.
 
-    One key is an item, two are a user and an item, and the id of their review is `user__item`.
+    Ids come from the `keys` columns, texts from the `text` column. One key is an item; two keys are
+    a user and an item, and the id of their review is `user__item`.
 
     Raises:
       InputError: no such table or column, or an id that repeats.
@@ -123,22 +132,23 @@ def of_table(path: str | Path, keys: Sequence[str], text: str) -> Inputs:
     ids = [SEPARATOR.join(parts) for parts in zip(*columns, strict=True)]
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
-        twice = next(name for name in ids if name in seen or seen.add(name))
-        raise InputError(f"{path} has two rows of {', '.join(keys)} {twice!r}; keep one")
+        duplicate = next(name for name in ids if name in seen or seen.add(name))
+        raise InputError(f"{path} has two rows of {', '.join(keys)} {duplicate!r}; keep one")
     texts = [value.strip() for value in table.column("text").to_pylist()]
     return Inputs(str(path), ids, {"text": texts}, {"dataset": "", "fields": [text]})
 
 
 def join(left: Inputs, right: Inputs) -> Inputs:
-    """Rows that either has, paired by id: images of a folder and texts of a table, say.
+    """Join the rows of two inputs by id, keeping all rows.
 
-    Ducho pairs them by their sorted positions instead, so that one missing image shifts all.
+    An example is the images of a folder and the texts of a table. Ducho pairs rows by their sorted
+    positions instead, so that one missing image shifts all others.
     """
-    known = set(left.ids)
-    ids = left.ids + [key for key in right.ids if key not in known]
+    left_ids = set(left.ids)
+    ids = left.ids + [key for key in right.ids if key not in left_ids]
     values = {}
-    for one in (left, right):
-        at = {key: row for row, key in enumerate(one.ids)}
-        for modality, found in one.values.items():
-            values[modality] = [found[at[key]] if key in at else "" for key in ids]
+    for source in (left, right):
+        row_of = {key: row for row, key in enumerate(source.ids)}
+        for modality, column in source.values.items():
+            values[modality] = [column[row_of[key]] if key in row_of else "" for key in ids]
     return Inputs(f"{left.name} and {right.name}", ids, values, {**left.about, **right.about})

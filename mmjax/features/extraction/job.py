@@ -1,4 +1,4 @@
-"""What is to be extracted, and what became of it."""
+"""Extraction jobs and the summaries of their results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """One encoder and the stores it fills: `out` itself, or `out/<layer>` for several layers.
+    """One encoder and the stores it fills.
 
-    `by_layer` makes it `out/<layer>` for a single layer too.
+    The store is `out`, or `out/<layer>` each for several layers. With `by_layer` it is
+    `out/<layer>` for a single layer too.
     """
 
     encoder: str
@@ -24,7 +25,7 @@ class Job:
 
 @dataclass
 class Summary:
-    """What became of a job."""
+    """Result of a job: stores, counts and times."""
 
     stores: list[str]
     items: int
@@ -33,9 +34,9 @@ class Summary:
     encoded: int = 0  # rows that this call encoded; others were there from an earlier one
     failed: list[dict[str, str]] = field(default_factory=list)  # {"id", "input", "reason"}
     cut: int = 0  # inputs longer than the encoder's window
-    unended: int = 0  # answers cut at their longest, of an encoder that speaks
+    unended: int = 0  # answers cut at the length limit, of an encoder that generates text
     seconds: float = 0.0
-    waited: float = 0.0  # of them, seconds the device waited for the host
+    waited: float = 0.0  # part of `seconds` in which the device waited for the host
 
     def __str__(self) -> str:
         absent = self.items - self.present
@@ -56,7 +57,7 @@ class Summary:
 
 
 def places(job: Job, layers: Iterable[str]) -> list[str]:
-    """The store of each layer."""
+    """Return the store of each layer."""
     layers = list(layers)
     if len(layers) == 1 and not job.by_layer:
         return [job.out]

@@ -1,4 +1,4 @@
-"""A run of several encoders: one step after the other, each skipped where it is done already."""
+"""Plans of extraction steps, run in order, finished ones skipped."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from mmjax.parallel import distributed
 
 @dataclass(frozen=True)
 class Fusion:
-    """Stores to fuse into `out` once they are there."""
+    """Stores to fuse into `out` once they exist."""
 
     sources: tuple[str, ...]
     how: str
@@ -27,7 +27,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Step:
-    """One job on its inputs, or a fusion of what jobs before it made."""
+    """One job with its inputs, or one fusion of earlier stores."""
 
     inputs: Inputs
     job: Job | Fusion
@@ -35,17 +35,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order, and what was asked for but has no meaning here."""
+    """Steps in order, and the requested options that were ignored.
+
+    Ignored options have no meaning here.
+    """
 
     steps: list[Step]
     ignored: list[str] = field(default_factory=list)
 
 
 def steps_of(inputs: Inputs, job: Job, fusion: str | None = None) -> list[Step]:
-    """The steps of one encoder; a dual encoder asked for visual_textual takes two, and a fusion.
+    """Return the steps of one encoder.
 
-    Its stores are then `out/visual`, `out/textual` and, fused, `out/<fusion>`. An encoder called
-    `auto` becomes the one that the checkpoint's config.json asks for.
+    A dual encoder asked for visual_textual takes two steps, and a third one for a fusion. The
+    stores are then `out/visual`, `out/textual` and, fused, `out/<fusion>`. The encoder `auto`
+    becomes the one that the checkpoint's config.json asks for.
 
     Raises:
       InputError: a fusion of anything else, or no encoder for the checkpoint.
@@ -83,12 +87,13 @@ def follow(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Takes the steps one after the other, says what became of each, and lists the stores.
+    """Run the steps in order and return their stores.
 
-    Several processes share the encoding (`extract`); `mesh` is then of this one's devices.
+    Reports the outcome of each step through `say`. Several processes share the encoding
+    (`extract`); `mesh` then holds the devices of this process.
 
     Raises:
-      InputError: two steps that would write one store; what `extract` and `fuse` raise.
+      InputError: two steps that would write one store, or an error of `extract` or `fuse`.
     """
     jobs: dict[str, Job | Fusion] = {}
     for step in plan:
@@ -115,7 +120,7 @@ def _fuse(job: Fusion, overwrite: bool) -> str:
 
 
 def describe(job: Job | Fusion) -> str:
-    """One line of what a step does."""
+    """Describe a step in one line."""
     if isinstance(job, Fusion):
         return f"{job.how} of {' and '.join(job.sources)}"
     options = {key: value for key, value in job.options.items() if value not in (None, ())}
@@ -124,10 +129,12 @@ def describe(job: Job | Fusion) -> str:
 
 
 def check_modality(name: str | None) -> str | None:
-    """The modality as the field names it.
+    """Check the name of a modality and return it.
+
+    The names are those of the literature.
 
     Raises:
-      InputError: another name.
+      InputError: an unknown name.
     """
     names = (*MODALITIES, "visual_textual", "image_text")
     if name is not None and name not in names:

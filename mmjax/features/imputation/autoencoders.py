@@ -1,11 +1,11 @@
-"""Imputation from the item's other modality (the autoencoders of arXiv 2602.17354).
+"""Imputation from the item's other modality by autoencoders (arXiv 2602.17354).
 
-ae is an MLP from one modality to the other, learnt on the items that have both; in gae its hidden
+ae is an MLP from one modality to the other, trained on the items that have both. In gae its hidden
 layers are graph convolutions over co-purchased items (Kipf and Welling, ICLR 2017). Features are
-scaled to [0, 1], hidden layers are LeakyReLU, the output a sigmoid under binary cross-entropy. An
-item that lacks both modalities gets zeros and stays absent.
+scaled to [0, 1], hidden layers are LeakyReLU, the output is a sigmoid under binary cross-entropy.
+An item that lacks both modalities gets zeros and stays absent.
 
-Published: 2048-1024-512-512-768 from image to text, 768-1024-2048 back, that way with 1e-4 times
+Published: 2048-1024-512-512-768 from image to text, 768-1024-2048 back, the latter with 1e-4 times
 the output's L1 norm; ae with Adagrad 0.01, 1000 epochs, batch 32; gae with Adam 1e-4. Chosen here:
 
   other widths     narrowing F -> G: F/2, F/4, F/4; widening: G/2; both give the published ones
@@ -38,7 +38,10 @@ from mmjax.ops import graph
 
 
 class Autoencoder(nnx.Module):
-    """From the features of one modality [B, F] to logits of the other's, [B, G]."""
+    """Network from one modality to logits of the other.
+
+    Shapes: features [B, F] to logits [B, G].
+    """
 
     def __init__(self, widths: list[int], *, convolutions: bool, rngs: nnx.Rngs):
         *hidden, last = itertools.pairwise(widths)
@@ -47,7 +50,10 @@ class Autoencoder(nnx.Module):
         self.layers = nnx.List([*layers, _dense(*last, rngs)])
 
     def __call__(self, x: jax.Array, neighbours: graph.Graph | None = None) -> jax.Array:
-        """With `neighbours`, x is all items and the hidden layers are convolutions."""
+        """Compute the logits of a batch, or of all items.
+
+        With `neighbours`, x is all items and the hidden layers are convolutions.
+        """
         *hidden, last = self.layers
         for layer in hidden:
             x = x @ layer.kernel[...]
@@ -69,7 +75,12 @@ def _convolution(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def hidden_widths(source: int, target: int) -> list[int]:
-    """The hidden layers from a modality of width `source` to one of width `target`."""
+    """Return the hidden widths between two modalities.
+
+    Args:
+      source: width of the input modality.
+      target: width of the output modality.
+    """
     widths = [target // 2] if target > source else [source // 2, source // 4, source // 4]
     return [max(1, width) for width in widths]
 
@@ -83,7 +94,9 @@ def ae(
     l1: float = 1e-4,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each absent row from the item's own other modality; `l1` counts if that is the narrower one.
+    """Impute each absent row from the item's other modality.
+
+    `l1` counts if the other modality is the narrower one.
 
     Raises:
       InputError: no other modality, no item that has both, or an option out of range.
@@ -102,7 +115,10 @@ def gae(
     l1: float = 1e-4,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `ae`, from the other modality of the item and of those bought with it."""
+    """Impute like `ae`, with the modality of co-purchased items too.
+
+    The input is the other modality of the item and of those bought with it.
+    """
     neighbours = gaps.co_purchase(top_k)
     loops = sp.eye(neighbours.shape[0]) - sp.diags(neighbours.diagonal())  # all ones after this
     matrix = graph.from_scipy(graph.by_degree((neighbours + loops).tocsr()))
@@ -159,7 +175,11 @@ def _impute(
 
 
 def scale(features: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Features [I, F] in [0, 1], absent rows zero, and the low [F] and extent [F] to undo it."""
+    """Scale features [I, F] to [0, 1], absent rows to zero.
+
+    Returns:
+      The scaled features, and the low [F] and extent [F] to undo it.
+    """
     low = features[present].min(0, initial=np.inf)
     extent = features[present].max(0, initial=-np.inf) - low
     scaled = (features - low[None]) / np.where(extent > 0, extent, 1)[None]
@@ -178,11 +198,14 @@ def train(
     batch: int,
     l1: float,
 ) -> tuple[Any, list[float]]:
-    """Trained parameters and the mean loss of each epoch, which is one compiled program.
+    """Train an autoencoder; an epoch is one compiled program.
 
     Args:
       data: inputs [I, F] and targets [I, G] in [0, 1], the items [P] to learn from, and the graph.
-      batch: items a step, at most P.
+      batch: items per step, at most P.
+
+    Returns:
+      The trained parameters and the mean loss of each epoch.
     """
 
     def loss(params: Any, rows: jax.Array, weight: jax.Array, data: Any) -> jax.Array:

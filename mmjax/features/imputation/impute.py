@@ -1,13 +1,13 @@
-"""A store with absent rows to a store without: the imputations of arXiv 2408.11767.
+"""Imputation of a store's absent rows (methods of arXiv 2408.11767).
 
   zeros, random, mean            nothing, noise, or the average item
   neigh_mean, feat_prop,
   pers_page_rank, heat           from items bought together (`propagation`)
   ae, gae                        from the item's other modality (`autoencoders`)
 
-None is trained together with a recommender. Observed rows stay as they are, bit for bit. An imputed
-row counts as present; an item for which a method has nothing to go by (never bought with an
-observed one, or without the other modality) keeps zeros and stays absent.
+No method is trained jointly with a recommender. Observed rows stay as they are, bit for bit. An
+imputed row counts as present. An item without a source for a method (never bought with an observed
+one, or without the other modality) keeps zeros and stays absent.
 """
 
 import inspect
@@ -35,7 +35,7 @@ from mmjax.store.read import open_store
 
 @dataclass
 class Summary:
-    """What became of an imputation: numbers of rows, and the options that were used."""
+    """Result of an imputation: row counts and the options used."""
 
     store: str
     items: int
@@ -47,12 +47,12 @@ class Summary:
 
 
 def zeros(gaps: Gaps) -> Filled:
-    """Zeros that count as features."""
+    """Return zeros that count as features."""
     return gaps.features, np.ones_like(gaps.present)
 
 
 def random(gaps: Gaps, *, seed: int = 0) -> Filled:
-    """Uniform on [0, 1) in every dimension."""
+    """Draw uniform values in [0, 1) for every dimension."""
     rows = gaps.features.copy()
     absent = ~gaps.present
     generator = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def random(gaps: Gaps, *, seed: int = 0) -> Filled:
 
 
 def mean(gaps: Gaps) -> Filled:
-    """The mean over the observed rows."""
+    """Return the mean over the observed rows."""
     average = gaps.features[gaps.present].mean(0, dtype=np.float64)
     return np.broadcast_to(average, gaps.features.shape), np.ones_like(gaps.present)
 
@@ -83,7 +83,9 @@ METHODS: dict[str, Callable[..., Filled]] = {
 
 
 def resolve(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a method: those given that are not None, and the defaults of the others.
+    """Return all options of a method, defaults included.
+
+    Options that are None take their defaults.
 
     Raises:
       InputError: no such method, or an option it does not have.
@@ -92,12 +94,12 @@ def resolve(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
     parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
     known = {parameter.name: parameter.default for parameter in parameters}
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    chosen = {name: value for name, value in options.items() if value is not None}
+    for name in chosen:
         if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise InputError(f"method {method} has no option {name!r}; {has}")
-    return known | given
+            choices = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"method {method} has no option {name!r}; {choices}")
+    return known | chosen
 
 
 def impute(
@@ -112,11 +114,11 @@ def impute(
     mask_seed: int = 0,
     overwrite: bool = False,
 ) -> Summary:
-    """Copies the store `features` to `out` with its absent rows filled.
+    """Copy the store `features` to `out` with absent rows filled.
 
-    Only the train split is looked at. A store without absent rows is copied, 0 imputed. The new
-    manifest keeps what the old one says and adds `imputed`: method, options, numbers of rows, and
-    the hashes of what went in.
+    Only the train split is used. A store without absent rows is copied, with 0 imputed. The new
+    manifest keeps the content of the old one and adds `imputed`: method, options, numbers of rows,
+    and the hashes of the sources.
 
     Args:
       options: of the method; None means its default.
@@ -124,37 +126,37 @@ def impute(
       mask_rate: share of the present rows to hide first, drawn with `mask_seed`.
 
     Raises:
-      InputError: anything the user can mend; nothing of the new store is left then.
+      InputError: anything that the user can mend; no part of the new store is left then.
     """
     options = resolve(method, options or {})
     if _same(features, out) or (other is not None and _same(other, out)):
         raise InputError(f"{out} is the store to read from; choose another --out")
     refuse_existing(out, overwrite=overwrite)
-    mine = {"item_hash": dataset.item_hash(), "n_items": dataset.n_items}
-    source = open_store(features, **mine)
-    beside = open_store(other, **mine) if other is not None else None
-    observed, there = source.read()
-    if not there.any():
+    catalogue = {"item_hash": dataset.item_hash(), "n_items": dataset.n_items}
+    source = open_store(features, **catalogue)
+    other_store = open_store(other, **catalogue) if other is not None else None
+    observed, source_present = source.read()
+    if not source_present.any():
         raise InputError(f"{features} holds no present row to impute from; extract it again")
-    present = mask(there, mask_rate, mask_seed)
+    present = mask(source_present, mask_rate, mask_seed)
     rows, filled = observed, present
     if not present.all():
         known = np.where(present[:, None], observed, 0).astype(np.float32)
-        more = beside.read(dtype=np.float32) if beside is not None else ()
-        values, reached = METHODS[method](Gaps(dataset, known, present, *more), **options)
+        other_arrays = other_store.read(dtype=np.float32) if other_store is not None else ()
+        values, reached = METHODS[method](Gaps(dataset, known, present, *other_arrays), **options)
         with np.errstate(over="ignore"):  # what overflows the dtype is reported by the store
             rows = np.where(present[:, None], observed, values.astype(source.dtype))
         filled = present | reached
     summary = Summary(
         str(out),
         *source.shape,
-        masked=int(there.sum() - present.sum()),
+        masked=int(source_present.sum() - present.sum()),
         imputed=int(filled.sum() - present.sum()),
         absent=int((~filled).sum()),
         options=options,
     )
-    about = {key: source.manifest[key] for key in ABOUT} | source.manifest["settings"]
-    about["imputed"] = {
+    metadata = {key: source.manifest[key] for key in ABOUT} | source.manifest["settings"]
+    metadata["imputed"] = {
         "method": method,
         **options,
         "rows": summary.imputed,
@@ -162,7 +164,7 @@ def impute(
         "mask_rate": mask_rate,
         "mask_seed": mask_seed,
         "features_hash": source.manifest["content_hash"],
-        "other_hash": beside.manifest["content_hash"] if beside is not None else "",
+        "other_hash": other_store.manifest["content_hash"] if other_store is not None else "",
         "data_hash": dataset.interaction_hash(),
     }
     write_array(
@@ -171,13 +173,16 @@ def impute(
         item_ids=dataset.item_ids,
         present=filled,
         overwrite=overwrite,
-        **about,
+        **metadata,
     )
     return summary
 
 
 def _same(one: str | Path, two: str | Path) -> bool:
-    """Whether two names are one store; URLs are compared as they are written."""
+    """Check if two names are of one store.
+
+    URLs are compared as they are written.
+    """
     if "://" in str(one) or "://" in str(two):
         return str(one).rstrip("/") == str(two).rstrip("/")
     return Path(one).expanduser().resolve() == Path(two).expanduser().resolve()

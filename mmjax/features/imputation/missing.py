@@ -1,4 +1,7 @@
-"""A modality with gaps: what every imputation starts from, and gaps made on purpose."""
+"""A modality with missing rows, and masks to remove more.
+
+Every imputation starts from `Gaps`.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +14,10 @@ from mmjax.ops import graph
 
 
 class Gaps(NamedTuple):
-    """One modality of a catalogue, who has it, and what else is known of the items."""
+    """One modality of a catalogue with its present and absent rows.
+
+    It holds what else is known of the items, too: interactions and the other modality.
+    """
 
     dataset: Dataset
     features: np.ndarray  # [I, F] float32; absent rows are zeros
@@ -20,9 +26,9 @@ class Gaps(NamedTuple):
     other_present: np.ndarray | None = None  # [I] bool
 
     def co_purchase(self, top_k: int) -> sp.csr_matrix:
-        """The `top_k` items most bought together with each, [I, I]; see `graph.co_purchase`.
+        """Return the `top_k` items most bought with each, [I, I].
 
-        Only the train split counts; a `top_k` above I means all items.
+        See `graph.co_purchase`. Only the train split counts; a `top_k` above I means all items.
 
         Raises:
           InputError: a `top_k` below 1.
@@ -34,10 +40,13 @@ class Gaps(NamedTuple):
 
 
 def mask(present: np.ndarray, rate: float, seed: int) -> np.ndarray:
-    """Hides `rate` of the present rows at random: the new presence [I].
+    """Hide a share `rate` of the present rows at random.
 
-    Exactly round(rate x present) rows go, but never the last one. The extension of arXiv 2408.11767
-    (arXiv 2602.17354) hides 10, 30, 50, 70 and 90 %, five times with the seeds 42 + n.
+    Exactly round(rate x present) rows are hidden, but never the last one. The extension of arXiv
+    2408.11767 (arXiv 2602.17354) hides 10, 30, 50, 70 and 90 %, five times with the seeds 42 + n.
+
+    Returns:
+      The new presence [I].
 
     Raises:
       InputError: a rate outside [0, 1).
@@ -46,6 +55,6 @@ def mask(present: np.ndarray, rate: float, seed: int) -> np.ndarray:
         raise InputError(f"the rate of rows to mask is in [0, 1), not {rate}")
     rows = np.flatnonzero(present)
     count = min(round(rate * len(rows)), max(0, len(rows) - 1))
-    left = present.copy()
-    left[np.random.default_rng(seed).choice(rows, count, replace=False)] = False
-    return left
+    remaining = present.copy()
+    remaining[np.random.default_rng(seed).choice(rows, count, replace=False)] = False
+    return remaining

@@ -1,15 +1,16 @@
-"""Imputation from co-purchased items (arXiv 2408.11767; heat: its extension arXiv 2602.17354).
+"""Imputation by propagation from co-purchased items (arXiv 2408.11767).
 
-A [I, I] holds the `top_k` items most bought together with each (`graph.co_purchase`), itself among
-them. All four methods multiply by a sparse matrix and set the observed rows back:
+The method heat is from its extension, arXiv 2602.17354. A [I, I] holds the `top_k` items most
+bought with each (`graph.co_purchase`), the item itself included. All four methods multiply by a
+sparse matrix and set the observed rows back:
 
   neigh_mean       D^-1 A, once; neighbours that are absent count as zeros
   feat_prop        D^-1/2 A0 D^-1/2, A0 = A without its diagonal, D its row sums
   pers_page_rank   the `top_k` largest entries of each column of alpha (I - (1 - alpha) H)^-1
   heat             the same of expm(-time (I - H))
 
-with H = (A + I) / (top_k + 1), the papers' one degree for all items, and columns that sum to 1. An
-item that no observed row reaches keeps zeros and stays absent.
+Here H = (A + I) / (top_k + 1), the papers' one degree for all items; columns are scaled to sum to
+1. An item that no observed row reaches keeps zeros and stays absent.
 """
 
 import math
@@ -25,43 +26,49 @@ from mmjax.core.progress import Progress
 from mmjax.features.imputation.missing import Gaps
 from mmjax.ops import graph
 
-Filled = tuple[np.ndarray, np.ndarray]  # rows [I, F], and who has a value now [I]
+Filled = tuple[np.ndarray, np.ndarray]  # rows [I, F], and which of them have a value [I]
 PRECISION = 1e-6  # of a column's kept weights, relative to the largest
 BLOCK_ENTRIES = 1 << 21  # of a dense block of columns [I, B]: 8 MiB, which caches still hold
 LANES = 32  # B is a multiple of it: with 20 columns the CPU's product takes three times as long
 
 
 def neigh_mean(gaps: Gaps, *, top_k: int = 20) -> Filled:
-    """The mean over the item's row of A."""
+    """Average the features over the item's row of A."""
     return _spread(gaps, graph.by_degree(gaps.co_purchase(top_k), norm="left"), layers=1)
 
 
 def feat_prop(gaps: Gaps, *, top_k: int = 20, layers: int = 20) -> Filled:
-    """Feature propagation, the papers' MultiHop: absent rows start at zero, `layers` steps."""
+    """Propagate features over the graph, the papers' MultiHop.
+
+    Absent rows start at zero; there are `layers` steps.
+    """
     _check(layers)
     neighbours = gaps.co_purchase(top_k)
-    others = (neighbours - sp.diags(neighbours.diagonal())).tocsr()
-    others.eliminate_zeros()
-    return _spread(gaps, graph.by_degree(others), layers)
+    off_diagonal = (neighbours - sp.diags(neighbours.diagonal())).tocsr()
+    off_diagonal.eliminate_zeros()
+    return _spread(gaps, graph.by_degree(off_diagonal), layers)
 
 
 def pers_page_rank(gaps: Gaps, *, top_k: int = 20, layers: int = 20, alpha: float = 0.1) -> Filled:
-    """Propagation along personalised PageRank with restart probability `alpha`."""
+    """Propagate features along personalised PageRank.
+
+    Its restart probability is `alpha`.
+    """
     _check(layers)
     if not 1e-3 <= alpha <= 1:
         raise InputError(f"alpha is from 0.001 to 1, not {alpha}")
-    # alpha (I - (1 - alpha) H)^-1 = sum of alpha (1 - alpha)^n H^n; what lies beyond is 1e-12.
+    # alpha (I - (1 - alpha) H)^-1 = sum of alpha (1 - alpha)^n H^n; the rest of it is 1e-12.
     terms = 1 if alpha == 1 else math.ceil(math.log(1e-12) / math.log1p(-alpha))
     weights = alpha * (1 - alpha) ** np.arange(terms)
     return _spread(gaps, _kernel(gaps, weights, top_k, "pers_page_rank"), layers)
 
 
 def heat(gaps: Gaps, *, top_k: int = 20, layers: int = 20, time: float = 5.0) -> Filled:
-    """Propagation along the heat kernel at `time`."""
+    """Propagate features along the heat kernel at `time`."""
     _check(layers)
     if not 0 < time <= 1000:
         raise InputError(f"time is above 0 and at most 1000, not {time}")
-    # expm(-t (I - H)) = sum of Poisson(n; t) H^n; beyond t + 12 sqrt(t) + 40 lies less than 1e-12.
+    # expm(-t (I - H)) = sum of Poisson(n; t) H^n; past n = t + 12 sqrt(t) + 40 it is below 1e-12.
     n = np.arange(math.ceil(time + 12 * math.sqrt(time) + 40))
     weights = np.exp(n * math.log(time) - time - gammaln(n + 1))
     return _spread(gaps, _kernel(gaps, weights, top_k, "heat"), layers)
@@ -82,7 +89,10 @@ def _spread(gaps: Gaps, operator: sp.csr_matrix, layers: int) -> Filled:
 
 @jax.jit
 def spread(operator: graph.Graph, x: jax.Array, present: jax.Array, layers: int) -> jax.Array:
-    """x <- operator x, `layers` times, with the present rows of x [I, F] set back each time."""
+    """Multiply x [I, F] by the operator `layers` times.
+
+    The present rows of x are set back after each step.
+    """
 
     def step(_: int, state: jax.Array) -> jax.Array:
         return jnp.where(present[:, None], x, graph.propagate(operator, state))
@@ -91,7 +101,10 @@ def spread(operator: graph.Graph, x: jax.Array, present: jax.Array, layers: int)
 
 
 def _kernel(gaps: Gaps, weights: np.ndarray, top_k: int, what: str) -> sp.csr_matrix:
-    """The series of H with these weights, sparse by columns that sum to 1, [I, I]."""
+    """Build the series of H with the given weights, [I, I].
+
+    It is sparse, and its columns sum to 1.
+    """
     neighbours = gaps.co_purchase(top_k)
     count = neighbours.shape[0]
     top_k = min(top_k, count)
@@ -107,13 +120,13 @@ def diffuse(
     block: int | None = None,
     what: str = "diffusion",
 ) -> sp.csr_matrix:
-    """The `top_k` largest entries of each column of sum_n weights[n] H^n, [I, I] float64.
+    """Compute the top-k entries per column of sum_n weights[n] H^n.
 
-    Neither the sum nor a power of H is ever whole: B columns are iterated as a dense block [I, B],
-    cut to their largest entries, and forgotten. H averages (entries >= 0, rows sum to 1 at most),
-    so the largest entry of H^n e_j falls with n, and that times the weights still to come bounds
-    what is missing: a column ends when this is below 1e-6 of its largest entry. Columns that few
-    items point to spread thinly and end early.
+    Neither the sum nor a power of H is ever in memory as a whole. B columns are iterated as a dense
+    block [I, B], cut to their largest entries, and discarded. H averages (entries >= 0, rows sum to
+    1 at most), so the largest entry of H^n e_j falls with n. That entry times the sum of the
+    remaining weights bounds the missing part: a column ends when this is below 1e-6 of its largest
+    entry. Columns that few items point to spread thinly and end early.
 
     Time: I columns times the entries of H times the steps, 10 to 150 for PageRank at alpha 0.1 and
     10 to 25 for heat at time 5, so it grows with the square of I. Memory: three dense blocks, and
@@ -122,31 +135,37 @@ def diffuse(
     Args:
       matrix: H [I, I] with a positive diagonal.
       weights: [N], not negative.
-      block: columns at a time; about 8 MiB a dense block unless given, but at least 64 columns.
+      top_k: entries to keep of each column.
+      block: columns at a time; unless given, about 8 MiB a dense block but at least 64 columns (32
+        where fewer than 32 columns have other entries than their own).
+
+    Returns:
+      The kept entries, [I, I] float64.
     """
     matrix = matrix.tocsr()
     count = matrix.shape[0]
     pointing = matrix.getnnz(axis=0)
-    # A column that only its own item points to stays alone; the others go with their like.
+    # A column that only its own item points to is done; the others are sorted by that count.
     lone = np.flatnonzero(pointing == 1)
     columns = np.argsort(pointing, kind="stable")[len(lone) :]
     if block is None:
         fitting = max(2, BLOCK_ENTRIES // count // LANES)
         block = LANES * min(fitting, 1 + len(columns) // LANES)
     operator = jax.device_put(graph.from_scipy(matrix))
-    left = np.append(np.cumsum(weights[::-1])[::-1][1:], 0)  # the weights after each
-    series = jnp.asarray(weights, jnp.float32), jnp.asarray(left, jnp.float32)
-    rows, values, places = [lone], [np.ones(len(lone))], [lone]
+    remaining = np.append(np.cumsum(weights[::-1])[::-1][1:], 0)  # the weights after each
+    series = jnp.asarray(weights, jnp.float32), jnp.asarray(remaining, jnp.float32)
+    rows, values, column_ids = [lone], [np.ones(len(lone))], [lone]
     with Progress(what, len(columns), unit="column") as progress:
         for start in range(0, len(columns), block):
-            mine = columns[start : start + block]
-            padded = np.resize(mine, block)  # repeats some, so that every block has one shape
+            block_columns = columns[start : start + block]
+            # Some columns repeat, so that every block has one shape.
+            padded = np.resize(block_columns, block)
             value, row = _largest(operator, *series, padded, top_k)
-            rows.append(np.asarray(row)[: len(mine)].ravel())
-            values.append(np.asarray(value, np.float64)[: len(mine)].ravel())
-            places.append(np.repeat(mine, top_k))
-            progress.add(len(mine))
-    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(places))
+            rows.append(np.asarray(row)[: len(block_columns)].ravel())
+            values.append(np.asarray(value, np.float64)[: len(block_columns)].ravel())
+            column_ids.append(np.repeat(block_columns, top_k))
+            progress.add(len(block_columns))
+    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(column_ids))
     kernel = sp.csr_matrix(entries, shape=matrix.shape)
     kernel.eliminate_zeros()  # a column may have fewer than top_k entries
     return kernel
@@ -160,7 +179,11 @@ def _largest(
     columns: jax.Array,
     top_k: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Values and rows [B, top_k] of the largest entries of some columns of the series."""
+    """Find the largest entries of some columns of the series.
+
+    Returns:
+      Their values and rows, [B, top_k] each.
+    """
     shape = (operator.shape[0], columns.shape[0])
     power = jnp.zeros(shape).at[columns, jnp.arange(shape[1])].set(1)  # H^n e_j, [I, B]
 
@@ -169,7 +192,7 @@ def _largest(
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         n, power, total, active = state
-        # A column that is done adds nothing more, so it does not depend on the others' company.
+        # A finished column adds nothing more, so it does not depend on the others of its block.
         power = graph.propagate(operator, jnp.where(active[None], power, 0))
         total += weights[n + 1] * power
         return n + 1, power, total, _unfinished(left[n + 1], power, total)
@@ -184,5 +207,5 @@ def _largest(
 
 
 def _unfinished(left: jax.Array, power: jax.Array, total: jax.Array) -> jax.Array:
-    """Which columns [B] may still miss more than the precision."""
+    """Mark the columns [B] that may still miss more than the precision."""
     return left * power.max(0) > PRECISION * total.max(0)

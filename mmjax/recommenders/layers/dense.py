@@ -1,4 +1,4 @@
-"""Linear layers that start as torch's do."""
+"""Linear layers and attention that start as torch's do."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,10 @@ from mmjax.recommenders.layers import initializers
 def linear(
     width: int, out: int, *, init: str = "linear", bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """Make x W + b: W [width, out] by `init_table`, b as torch draws a Linear's."""
+    """Build a linear layer x W + b with torch's initialisation.
+
+    W [width, out] is drawn by `init_table`, b as torch draws a Linear's bias.
+    """
     return nnx.Linear(
         width,
         out,
@@ -24,14 +27,17 @@ def linear(
 
 
 class Attention(nnx.Module):
-    """softmax over M states of <q, tanh(W v_m + b)>, row by row."""
+    """Attention over M states, row by row.
+
+    The weights are the softmax over m of <q, tanh(W v_m + b)>.
+    """
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.hidden = linear(dim, dim, rngs=rngs)
         self.query = linear(dim, 1, bias=False, rngs=rngs)
 
     def __call__(self, states: Sequence[jax.Array]) -> list[jax.Array]:
-        """What each of the states [N, D] counts, [N, 1]."""
+        """Return the weights [N, 1] of each of the states [N, D]."""
         logits = [self.query(jnp.tanh(self.hidden(v))) for v in states]
         shares = jax.nn.softmax(jnp.concatenate(logits, axis=1), axis=1)
         return jnp.split(shares, len(states), axis=1)

@@ -1,4 +1,4 @@
-"""What LATTICE and MICRO share: a sparse item graph that is learned, and a walk with self loops."""
+"""Learned sparse item graphs and the looped propagation of LATTICE, MICRO."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,10 @@ from mmjax.recommenders.layers import projection
 
 
 class Kept(NamedTuple):
-    """A learned item graph [I, I] as an epoch keeps it, K edges a row, K' of them learned."""
+    """Learned item graph [I, I] as built for one epoch.
+
+    Each row has K edges, K' of them learned.
+    """
 
     there: jax.Array  # [I, K'] bool: False where an item has fewer neighbours
     pattern: weighted_graph.Pattern  # learned edges first, then frozen ones
@@ -25,16 +28,19 @@ class Kept(NamedTuple):
 
 
 class ItemGraph(nnx.Module):
-    """S = (1 - s) n(sum_m a_m S_m) + s sum_m a_m n(C_m), both sparse, s = `skip`.
+    """Sparse item graph with a learned and a frozen part.
+
+        S = (1 - s) n(sum_m a_m S_m) + s sum_m a_m n(C_m),  s = `skip`
 
     C_m holds the `top_k` largest cosines of the features F_m in each row, the item itself among
-    them, and never changes; S_m those of x_m = F_m W_m + b. a = softmax(w), w trained; one modality
-    has a = 1. n(S) = D^-1/2 S D^-1/2, D being S's row sums on both sides; a row sum that is not
-    positive counts as no edges. `self_one` sets the diagonal of what n is given to 1 (Elliot).
+    them, and never changes; S_m holds those of x_m = F_m W_m + b_m. a = softmax(w), w trained; one
+    modality has a = 1. n(S) = D^-1/2 S D^-1/2, D being S's row sums on both sides; an item whose
+    row sum is not positive has no edges. `self_one` sets the diagonal of n's argument to 1
+    (Elliot).
 
-    A graph is built where `build` is called: which edges there are, and their weights, detached.
-    `propagate` lets the gradient through the weights (so to w, F_m, W_m, b) where it is told to.
-    Edges of several modalities are not merged: a pair may stand in a row more than once.
+    `build` chooses the edges and computes their weights, detached. `propagate` lets the gradient
+    flow through the weights (to w, F_m, W_m, b_m) where its argument `first` is true. Edges of
+    several modalities are not merged: a pair may occur in a row more than once.
     """
 
     def __init__(
@@ -50,12 +56,12 @@ class ItemGraph(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.top_k, self.skip, self.self_one = top_k, skip, self_one
-        found = [catalog.neighbours(name, top_k) for name in names]
+        neighbours = [catalog.neighbours(name, top_k) for name in names]
         with jax.ensure_compile_time_eval():
-            values = [np.where(np.isfinite(f.values), f.values, 0) for f in found]
+            values = [np.where(np.isfinite(near.values), near.values, 0) for near in neighbours]
             frozen = [
-                _normalised(jnp.asarray(f.columns), jnp.asarray(v), self_one)
-                for f, v in zip(found, values, strict=True)
+                _normalised(jnp.asarray(near.columns), jnp.asarray(cosines), self_one)
+                for near, cosines in zip(neighbours, values, strict=True)
             ]
         self.frozen = base.Frozen(frozen)  # of each modality: columns and weights, [I, k]
         content = functools.partial(
@@ -66,20 +72,23 @@ class ItemGraph(nnx.Module):
         self.importance = nnx.Param(jnp.full(count, 1 / count)) if count > 1 else None
 
     def build(self) -> Kept:
-        """The graph of the parameters as they are."""
+        """Build the graph of the current parameters."""
         x = [content() for content in self.contents]
-        found = [knn.nearest(rows, self.top_k) for rows in x]
-        there = jnp.isfinite(jnp.concatenate([f.values for f in found], axis=1))
-        learned = jnp.concatenate([f.columns for f in found], axis=1)
-        columns, weights = self._edges(x, learned, there)
+        neighbours = [knn.nearest(rows, self.top_k) for rows in x]
+        present = jnp.isfinite(jnp.concatenate([near.values for near in neighbours], axis=1))
+        learned = jnp.concatenate([near.columns for near in neighbours], axis=1)
+        columns, weights = self._edges(x, learned, present)
         pattern = weighted_graph.of_neighbours(columns, columns.shape[0])
         weights = jax.lax.stop_gradient(weights).reshape(-1)
-        return Kept(there, pattern, weighted_graph.weighted(pattern, weights))
+        return Kept(present, pattern, weighted_graph.weighted(pattern, weights))
 
     def _edges(
         self, x: list[jax.Array], learned: jax.Array, there: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Columns and weights of all edges, [I, K] each, where the learned ones go to `learned`."""
+        """Return the columns and weights of all edges, [I, K] each.
+
+        `learned` [I, K'] are the columns of the learned edges; `there` says which of them exist.
+        """
         frozen = self.frozen.get_value()
         shares = [1.0] if self.importance is None else list(jax.nn.softmax(self.importance[...]))
         values = [
@@ -96,15 +105,18 @@ class ItemGraph(nnx.Module):
         return jnp.concatenate(columns, axis=1), jnp.concatenate(weights, axis=1)
 
     def weights(self, kept: Kept) -> jax.Array:
-        """Of the kept edges [E], differentiable."""
+        """Return the weights [E] of the kept edges, differentiable."""
         learned = kept.pattern.forward.columns.reshape(kept.there.shape[0], -1)
         learned = learned[:, : kept.there.shape[1]]
         x = [content() for content in self.contents]
         return self._edges(x, learned, kept.there)[1].reshape(-1)
 
     def propagate(self, kept: Kept, first: jax.Array, x: jax.Array, layers: int) -> jax.Array:
-        """S^layers x, [I, D]. Where `first`, the weights' gradient flows to this graph's parameters
-        (whose values must then be those that `kept` was built from), else they get zeros."""
+        """Return S^layers x, [I, D].
+
+        Where `first` is true, the gradient of the weights flows to this graph's parameters, whose
+        values must then be those that `kept` was built from. Elsewhere they get zero gradients.
+        """
         graphdef, params, frozen = nnx.split(self, nnx.Param, ...)
         return _propagate((graphdef, layers), nnx.to_pure_dict(params), frozen, kept, first, x)
 
@@ -112,20 +124,23 @@ class ItemGraph(nnx.Module):
 def _normalised(
     columns: jax.Array, values: jax.Array, self_one: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """n(S) of S with these columns and values, [I, K] each: its columns and weights."""
+    """Return the columns and weights of n(S), [I, K] each.
+
+    S has the given columns and values, [I, K] each. `self_one` adds an edge to each row.
+    """
     if self_one:
-        own = jnp.arange(columns.shape[0], dtype=columns.dtype)[:, None]
-        one = (values != 0).any(axis=1, keepdims=True).astype(values.dtype)
-        values = jnp.concatenate([jnp.where(columns == own, 0, values), one], axis=1)
-        columns = jnp.concatenate([columns, own], axis=1)
+        diagonal = jnp.arange(columns.shape[0], dtype=columns.dtype)[:, None]
+        ones = (values != 0).any(axis=1, keepdims=True).astype(values.dtype)
+        values = jnp.concatenate([jnp.where(columns == diagonal, 0, values), ones], axis=1)
+        columns = jnp.concatenate([columns, diagonal], axis=1)
     sums = values.sum(axis=1)
     scale = jnp.where(sums > 0, jax.lax.rsqrt(jnp.where(sums > 0, sums, 1)), 0)
     return columns, scale[:, None] * values * scale[columns]
 
 
-# Forwards, the kept weights are those of the first step too, so nothing need be computed there;
-# backwards, only the first step projects features and asks for cosines. A plain `cond` would hand
-# what its branches save, features included, from the forward to the backward pass of every step.
+# Forward: the kept weights are valid in the first step too, so none are computed. Backward: only
+# the first step projects features and computes cosines. A plain `cond` would pass the residuals of
+# its branches, features included, from the forward to the backward pass of every step.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _propagate(
     static: tuple[nnx.GraphDef, int],
@@ -171,23 +186,28 @@ _propagate.defvjp(_forward, _backward)
 
 
 def looped(catalog: base.Catalog, norm: str, dtype: np.dtype) -> graph.Graph:
-    """Users and items as one graph [U + I, U + I] with self loops.
+    """Build one graph [U + I, U + I] with self-loops.
 
-    `left` gives D^-1 (A + I); `both` D^-1 (A + I) D^-1, which is Elliot's.
+    Users come first, then items. `left` gives D^-1 (A + I); `both` D^-1 (A + I) D^-1, which is
+    Elliot's.
     """
     users_items = graph.incidence(catalog.train_user, catalog.train_item, catalog.shape)
-    whole = sp.bmat([[None, users_items], [users_items.T, None]])
-    whole = whole + sp.eye(whole.shape[0])
-    matrix = graph.by_degree(whole, norm="left")
+    adjacency = sp.bmat([[None, users_items], [users_items.T, None]])
+    adjacency = adjacency + sp.eye(adjacency.shape[0])
+    matrix = graph.by_degree(adjacency, norm="left")
     if norm == "both":
-        matrix = matrix @ sp.diags(1 / np.asarray(whole.sum(axis=1)).ravel())
+        matrix = matrix @ sp.diags(1 / np.asarray(adjacency.sum(axis=1)).ravel())
     return graph.from_scipy(matrix, dtype)
 
 
 def walk(
     adjacency: graph.Graph, user: jax.Array, item: jax.Array, layers: int, normalize: bool = False
 ) -> base.Tables:
-    """The mean of the states 0..L over a `looped` graph; `normalize` makes rows of 1..L unit."""
+    """Return the mean of the states 0..L over a `looped` graph.
+
+    The result is users [U, D] and items [I, D]. `normalize` makes the rows of states 1..L unit
+    vectors.
+    """
     total = state = jnp.concatenate([user, item])
     for _ in range(layers):
         state = graph.propagate(adjacency, state)

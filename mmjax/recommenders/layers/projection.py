@@ -1,4 +1,4 @@
-"""Projected item features, modality by modality, and what options say of modalities."""
+"""Projected item features per modality, and options per modality."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,10 @@ Number = TypeVar("Number", int, float)
 
 
 class Content(nnx.Module):
-    """One modality's features [I, F] projected to [I, D]: x = F W + b; absent rows give zeros.
+    """Features of one modality projected to width D.
 
-    The features are frozen, or trained as the rest is (`trainable`, as MMRec's embeddings from
+    x = F W + b, features F [I, F] to x [I, D]; items without the modality give zeros. The features
+    are frozen, or trained like the other parameters (`trainable`, as MMRec's embeddings from
     features are). In bfloat16 they are multiplied as such and summed in float32.
     """
 
@@ -51,13 +52,16 @@ class Content(nnx.Module):
         # [D, F]: its gradient is then a product that reads the features row by row, on a CPU 2.7
         # times faster than the same numbers as [F, D].
         self.weight = nnx.Param(initializers.init_table(init, rngs.params(), (width, dim)).T)
-        key = rngs.params()  # also without a bias, so that what is drawn next is the same
+        key = rngs.params()  # drawn without a bias too, so that later draws are the same
         self.bias = nnx.Param(initializers.init_bias(bias, key, width, dim)) if bias else None
         present = np.asarray(catalog.present.get(modality, True))
         self.present = None if present.all() else base.Frozen(present)
 
     def __call__(self, items: jax.Array | None = None) -> jax.Array:
-        """Of all items, [I, D], or of some, [B, D], for which no other rows are read."""
+        """Project all items, [I, D], or some, [B, D].
+
+        For some items no other rows are read.
+        """
         features, weight = self.features[...], self.weight[...]
         if items is None:
             x = jnp.matmul(features, weight.T, preferred_element_type=weight.dtype)
@@ -66,37 +70,43 @@ class Content(nnx.Module):
         x = x if self.bias is None else x + self.bias[...][None]
         if self.present is None:
             return x
-        there = jnp.asarray(self.present[...])
-        return jnp.where((there if items is None else there[items])[:, None], x, 0)
+        present = jnp.asarray(self.present[...])
+        return jnp.where((present if items is None else present[items])[:, None], x, 0)
 
     def weight_of(self, items: jax.Array) -> jax.Array:
-        """1 for items [B] that have this modality, 0 for the others."""
+        """Return 1 for items [B] with this modality, 0 for others."""
         if self.present is None:
             return jnp.ones(items.shape, self.weight[...].dtype)
         return jnp.asarray(self.present[...])[items].astype(self.weight[...].dtype)
 
 
 def contents(catalog: base.Catalog, dim: int, *, rngs: nnx.Rngs, **options) -> nnx.List:
-    """A `Content` for each modality, in their order."""
+    """Build a `Content` for each modality, in their order."""
     names = catalog.modalities()
     return nnx.List([Content(catalog, name, dim, rngs=rngs, **options) for name in names])
 
 
 def joined(catalog: base.Catalog, dim: int, *, rngs: nnx.Rngs, **options) -> Content:
-    """One `Content` of all modalities side by side; an item that has none gives zeros."""
+    """Build one `Content` of all modalities side by side.
+
+    An item that has none of them gives zeros.
+    """
     names = catalog.modalities()
     present = np.broadcast_arrays(*(catalog.present.get(name, True) for name in names))
-    whole = dataclasses.replace(
+    joint_catalog = dataclasses.replace(
         catalog,
         features={"joined": catalog.concatenated()},
         present={"joined": np.any(present, axis=0)},
     )
-    return Content(whole, "joined", dim, rngs=rngs, **options)
+    return Content(joint_catalog, "joined", dim, rngs=rngs, **options)
 
 
 class Head(nnx.Module):
-    """VBPR's second space beside another model's: <t_u, p_i>, p_i = F W + b of all modalities side
-    by side made a unit vector, F frozen, t Xavier-uniform."""
+    """VBPR's content space, added to another model's scores.
+
+    It adds <t_u, p_i>: p_i = n(F_i W + b) of all modalities side by side, n making unit vectors, F
+    frozen, t drawn Xavier-uniform.
+    """
 
     def __init__(self, catalog: base.Catalog, dim: int, *, rngs: nnx.Rngs):
         table = initializers.init_table("xavier_uniform", rngs.params(), (catalog.n_users, dim))
@@ -104,40 +114,45 @@ class Head(nnx.Module):
         self.content = joined(catalog, dim, rngs=rngs)
 
     def beside(self, tables: base.Tables) -> base.Tables:
-        """(g_u | t_u) and (g_i | p_i), whose inner products are the sums of both."""
+        """Return the tables (g_u | t_u) and (g_i | p_i).
+
+        Their inner products are <g_u, g_i> + <t_u, p_i>.
+        """
         users, items = tables
         users = jnp.concatenate([users, self.user[...]], axis=1)
         return users, jnp.concatenate([items, unit(self.content())], axis=1)
 
 
 def by_modality(what: str, given: Mapping[str, Number], names: Sequence[str]) -> dict[str, Number]:
-    """Return the values that an option gives to modalities by name, under the names there are.
+    """Return the values of a per-modality option by modality name.
 
-    `visual` is also an only `image_feat`, see `modality`. A name that means none of them is an
-    error while any is left without a value, since it may be that one misspelt.
+    `given` has the option's own names; the result has those of the catalog. `visual` also means an
+    only `image_feat`, see `modality`. A name that matches no modality is an error only while some
+    modality has no value, since it may be that one misspelt.
 
     Raises:
-      InputError: a name means none of the modalities, or two mean one.
+      InputError: a name matches none of the modalities, or two match the same one.
     """
-    found: dict[str, Number] = {}
+    values: dict[str, Number] = {}
     unknown = []
     for name, value in given.items():
         meant = modality.meant(name, names)
         if meant is None:
             unknown.append(name)
-        elif meant in found:
+        elif meant in values:
             raise InputError(f"{what} names the modality {meant!r} twice")
         else:
-            found[meant] = value
-    if unknown and len(found) < len(names):
+            values[meant] = value
+    if unknown and len(values) < len(names):
         raise InputError(f"{what} names {unknown[0]!r}{suggestion(unknown[0], names)}")
-    return found
+    return values
 
 
 def shares(names: Sequence[str], given: Mapping[str, float], single: float) -> dict[str, float]:
-    """Return what each modality counts: as `given`, else equal parts of the rest.
+    """Return the weight of each modality.
 
-    Where there is one modality it counts `single`.
+    A weight is as `given`; the modalities without one share the rest equally. A single modality has
+    the weight `single`.
 
     Raises:
       InputError: see `by_modality`.
@@ -150,5 +165,5 @@ def shares(names: Sequence[str], given: Mapping[str, float], single: float) -> d
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """What is trained is at least float32."""
+    """Return the dtype of trained features, at least float32."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -1,4 +1,4 @@
-"""A few items and what a model said of them, as one picture."""
+"""Draw a few items with a model's descriptions as one picture."""
 
 import contextlib
 import io
@@ -26,15 +26,18 @@ COLUMNS = 3
 def write(
     one: Described, dataset: Dataset, out: str | Path, *, items: int = 9, seed: int = 0
 ) -> Path:
-    """Writes `descriptions.png` into the folder `out`: each item's image, beside it its slots.
+    """Write `descriptions.png` into the folder `out`.
 
-    A value that is known to be wrong, by the dataset's attributes, is marked with the true one.
+    Each item's image has its slots beside it. A value that is known to be wrong, by the dataset's
+    attributes, is marked with the true one.
 
     Raises:
       InputError: no item with an image has an answer.
     """
-    place = {key: n for n, key in enumerate(dataset.item_ids)}
-    answered = [n for key in one.lines if (n := place.get(key)) is not None and dataset.images[n]]
+    index_of = {key: n for n, key in enumerate(dataset.item_ids)}
+    answered = [
+        n for key in one.lines if (n := index_of.get(key)) is not None and dataset.images[n]
+    ]
     pictures: dict[int, Image.Image] = {}
     for item in np.random.default_rng(seed).permutation(answered).tolist():
         with contextlib.suppress(*images.DAMAGE):
@@ -57,13 +60,13 @@ def write(
             left, right = axes[row][2 * column : 2 * column + 2]
             left.imshow(pictures[item])
             line = one.lines[dataset.item_ids[item]]
-            told = [
+            slot_lines = [
                 _said(slot, value, truth.get(slot.casefold(), {item: None})[item])
                 for slot, value in line["values"].items()
             ]
             if not any(line["values"].values()):
-                told = [(text, QUIET) for text in textwrap.wrap(line["text"], 28)[:6]]
-            for height, (text, colour) in enumerate(told):
+                slot_lines = [(text, QUIET) for text in textwrap.wrap(line["text"], 28)[:6]]
+            for height, (text, colour) in enumerate(slot_lines):
                 right.text(0, 0.92 - 0.18 * height, text, color=colour, va="top")
         figure.suptitle(
             f"What {one.summary['name']} says of {dataset.name}",
@@ -72,16 +75,16 @@ def write(
             fontsize=11,
             fontweight="bold",
         )
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=130, facecolor="white")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
         plt.close(figure)
     path = storage.path(out) / "descriptions.png"
-    files.write_bytes(path, picture.getvalue())
+    files.write_bytes(path, buffer.getvalue())
     return path
 
 
 def _said(slot: str, value: str | None, true: str | None) -> tuple[str, str]:
-    """A line and its colour."""
+    """Return a line of text and its colour."""
     if true is not None and str(value).casefold() != true.casefold():
         return f"{slot}: {value or 'nothing'} (it is {true})", WRONG
     return f"{slot}: {value or '–'}", INK

@@ -1,7 +1,8 @@
-"""What models understood of items, on one page: pictures, answers, their forms, slots' values.
+"""Show models' descriptions of items on one HTML page.
 
-The page is one HTML file with its style and its thumbnails inside: no server, no script, nothing
-fetched. It shows what scripts/describe.py made of one or several models' answers.
+The page has pictures, answers, the forms of the answers and the values of the slots. It is one
+HTML file with its style and its thumbnails embedded: it needs no server, no script and no network.
+It shows what scripts/describe.py made of the answers of one or several models.
 """
 
 import base64
@@ -24,7 +25,7 @@ from mmjax.features.descriptions.parse import FORMS
 
 SIDE = 320  # pixels of a thumbnail, shown at half of it
 BARS = 12  # values of a slot
-UNREAD = 24  # answers of a model that are listed because they could not be read
+UNREAD = 24  # answers of a model listed at most because not all slots could be parsed
 
 STYLE = """
 :root { --ink: #1f2937; --quiet: #6b7280; --line: #e5e7eb; --bar: #2563eb; --rest: #a9c1f5;
@@ -70,19 +71,19 @@ th:first-child, td:first-child { text-align: left; }
 
 
 class Described(NamedTuple):
-    """One folder that describe.py made."""
+    """Contents of one folder that describe.py made."""
 
     summary: dict[str, Any]
     lines: dict[str, dict[str, Any]]  # item id -> its line of parsed.jsonl
 
 
 def load(folders: Sequence[str | Path]) -> list[Described]:
-    """Reads the folders.
+    """Read the folders that describe.py made.
 
     Raises:
       InputError: one is not what describe.py makes, or two have one name.
     """
-    found = []
+    described = []
     for folder in map(storage.path, folders):
         if not files.exists(folder / "summary.json"):
             raise InputError(f"{folder} has no summary.json; make it with scripts/describe.py")
@@ -94,11 +95,11 @@ def load(folders: Sequence[str | Path]) -> list[Described]:
             raise InputError(
                 f"{folder}/parsed.jsonl is damaged ({error}); describe again"
             ) from None
-        found.append(Described(summary, parsed))
-    names = [one.summary["name"] for one in found]
+        described.append(Described(summary, parsed))
+    names = [record.summary["name"] for record in described]
     if len(set(names)) < len(names):
         raise InputError(f"two of the folders are called {', '.join(names)}; pass --name to each")
-    return found
+    return described
 
 
 def write(
@@ -109,10 +110,14 @@ def write(
     items: int = 60,
     seed: int = 0,
 ) -> Path:
-    """Writes `descriptions.html` into the folder `out`; returns its path.
+    """Write `descriptions.html` into the folder `out`.
 
     Args:
-      items: how many are shown with their pictures, drawn with `seed` among those with an answer.
+      items: number of items shown with their pictures, drawn with `seed` among those with an
+        answer.
+
+    Returns:
+      The path of the page.
 
     Raises:
       InputError: no item of the dataset has an answer.
@@ -120,16 +125,16 @@ def write(
     answered = _answered(described, dataset)
     drawn = np.random.default_rng(seed).permutation(answered)[: max(0, items)]
     shown = sorted(drawn.tolist())
-    models = " and ".join(one.summary["name"] for one in described)
+    models = " and ".join(model.summary["name"] for model in described)
     title = f"What {models} said of {dataset.name}"
     body = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="quiet">{len(answered):,} of {dataset.n_items:,} items have an answer.</p>',
         _models(described),
-        *(_distributions(one) for one in described),
+        *(_distributions(model) for model in described),
         f"<h2>{len(shown)} items</h2>",
         f'<div class="items">{"".join(_items(described, dataset, shown))}</div>',
-        *(_unread(one) for one in described),
+        *(_unread(model) for model in described),
     ]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -144,17 +149,19 @@ def write(
 
 
 def _answered(described: Sequence[Described], dataset: Dataset) -> list[int]:
-    """Items that have an answer.
+    """Return the items that have an answer.
 
     Raises:
       InputError: none has.
     """
-    found = [
-        n for n, key in enumerate(dataset.item_ids) if any(key in one.lines for one in described)
+    answered = [
+        n
+        for n, key in enumerate(dataset.item_ids)
+        if any(key in model.lines for model in described)
     ]
-    if not found:
+    if not answered:
         raise InputError(f"the answers are of other items than those of dataset {dataset.name}")
-    return found
+    return answered
 
 
 def _text(value: Any) -> str:
@@ -162,19 +169,23 @@ def _text(value: Any) -> str:
 
 
 def _models(described: Sequence[Described]) -> str:
-    """A row a model: how it kept to the form, how many values it knows, what became other."""
+    """Return an HTML table of the models, a row each.
+
+    It has how often an answer has the form asked for, all slots, and not all of them; the number of
+    distinct values; and the share that became `other`.
+    """
     head = ("model", "answers", "form asked for", "all slots", "not read", "distinct values")
     rows = []
-    for about in (one.summary for one in described):
-        answers = max(1, about["answers"])
-        other = np.mean([slot["other"] for slot in about["slots"].values()])
+    for summary in (model.summary for model in described):
+        answers = max(1, summary["answers"])
+        other = np.mean([slot["other"] for slot in summary["slots"].values()])
         cells = (
-            about["name"],
-            f"{about['answers']:,}",
-            f"{about['strict'] / answers:.2%}",
-            f"{about['complete'] / answers:.2%}",
-            f"{about['answers'] - about['complete']:,}",
-            f"{about['distinct_keywords']:,}",
+            summary["name"],
+            f"{summary['answers']:,}",
+            f"{summary['strict'] / answers:.2%}",
+            f"{summary['complete'] / answers:.2%}",
+            f"{summary['answers'] - summary['complete']:,}",
+            f"{summary['distinct_keywords']:,}",
             f"{other:.2%}",
         )
         rows.append("".join(f"<td>{_text(cell)}</td>" for cell in cells))
@@ -184,20 +195,20 @@ def _models(described: Sequence[Described]) -> str:
 
 
 def _distributions(one: Described) -> str:
-    """Bars of a model's forms and of each slot's commonest values."""
-    about = one.summary
-    parts = [f"<div><h3>Form of the answer</h3>{_bars(about['forms'], FORMS)}</div>"]
-    for slot, values in about["slots"].items():
+    """Draw a model's answer forms and commonest slot values as bars."""
+    summary = one.summary
+    parts = [f"<div><h3>Form of the answer</h3>{_bars(summary['forms'], FORMS)}</div>"]
+    for slot, values in summary["slots"].items():
         counts = {word: count for word, count in values["counts"].items() if word != OTHER}
         shown = dict(list(counts.items())[:BARS])
-        more = len(counts) - len(shown)
+        hidden = len(counts) - len(shown)
         rest = sum(counts.values()) - sum(shown.values())
-        if more:
-            shown[f"{more} more"] = rest
+        if hidden:
+            shown[f"{hidden} more"] = rest
         shown[OTHER] = values["counts"].get(OTHER, 0)
         note = f'<p class="quiet">{values["distinct"]} distinct values</p>'
         parts.append(f"<div><h3>{_text(slot)}</h3>{_bars(shown)}{note}</div>")
-    return f'<h2>{_text(about["name"])}</h2><div class="columns">{"".join(parts)}</div>'
+    return f'<h2>{_text(summary["name"])}</h2><div class="columns">{"".join(parts)}</div>'
 
 
 def _bars(counts: Mapping[str, int], meaning: Mapping[str, str] | None = None) -> str:
@@ -205,9 +216,9 @@ def _bars(counts: Mapping[str, int], meaning: Mapping[str, str] | None = None) -
     lines = []
     for name, count in counts.items():
         kind = " other" if name == OTHER or name.endswith(" more") else ""
-        told = _text((meaning or {}).get(name, name))
+        title = _text((meaning or {}).get(name, name))
         lines.append(
-            f'<div class="bar{kind}"><span class="name" title="{told}">'
+            f'<div class="bar{kind}"><span class="name" title="{title}">'
             f'{_text(name)}</span><span class="track"><span class="fill" '
             f'style="width:{100 * count / longest:.1f}%"></span></span>'
             f'<span class="number">{count:,}</span></div>'
@@ -216,7 +227,10 @@ def _bars(counts: Mapping[str, int], meaning: Mapping[str, str] | None = None) -
 
 
 def _items(described: Sequence[Described], dataset: Dataset, shown: Sequence[int]) -> list[str]:
-    """A card an item: picture, title, and what each model said."""
+    """Return a card for each item.
+
+    A card has the picture, the title, each model's answer, and the true attributes if known.
+    """
     pictures = [""] * len(shown)
     if any(dataset.images):
         pictures = _thumbnails([dataset.images[n] for n in shown])
@@ -224,16 +238,18 @@ def _items(described: Sequence[Described], dataset: Dataset, shown: Sequence[int
     for n, picture in zip(shown, pictures, strict=True):
         key = dataset.item_ids[n]
         title = dataset.titles[n] or key
-        said = "".join(
-            _said(one.summary["name"], one.lines[key]) for one in described if key in one.lines
+        answers = "".join(
+            _said(model.summary["name"], model.lines[key])
+            for model in described
+            if key in model.lines
         )
-        slots = {slot.casefold() for one in described for slot in one.summary["slots"]}
+        slots = {slot.casefold() for model in described for slot in model.summary["slots"]}
         truth = {k: v[n] for k, v in dataset.attributes.items() if k.casefold() in slots}
         if truth:
-            said += f'<div class="said"><b>In truth</b><br>{_chips(truth)}</div>'
+            answers += f'<div class="said"><b>In truth</b><br>{_chips(truth)}</div>'
         cards.append(
             f'<div class="item" id="item-{_text(key)}">{picture}<div class="text">'
-            f"<h3>{_text(title)}</h3>{said}</div></div>"
+            f"<h3>{_text(title)}</h3>{answers}</div></div>"
         )
     return cards
 
@@ -255,7 +271,10 @@ def _chips(values: Mapping[str, str]) -> str:
 
 
 def _thumbnails(paths: Sequence[str]) -> list[str]:
-    """An img element each, or a box that says why there is none."""
+    """Return an <img> element for each path.
+
+    An image that is missing or cannot be read becomes a box with the reason.
+    """
 
     def make(image: Image.Image) -> str:
         image.thumbnail((SIDE, SIDE))
@@ -263,24 +282,27 @@ def _thumbnails(paths: Sequence[str]) -> list[str]:
         image.save(content, "JPEG", quality=80)
         return base64.b64encode(content.getvalue()).decode()
 
-    why = {n: "no image" for n, path in enumerate(paths) if not path}
-    there = [n for n, path in enumerate(paths) if path]
-    made: dict[int, str] = {}
+    reasons = {n: "no image" for n, path in enumerate(paths) if not path}
+    present = [n for n, path in enumerate(paths) if path]
+    encoded: dict[int, str] = {}
     # A list hides the text from `decoded`, which takes a string for a reason of failure.
-    batches = images.decoded([paths[n] for n in there], 64, lambda image: [make(image)])
+    batches = images.decoded([paths[n] for n in present], 64, lambda image: [make(image)])
     for rows, values, failed in batches:
-        made |= {there[row]: value[0] for row, value in zip(rows, values, strict=True)}
-        why |= {there[row]: reason for row, reason in failed.items()}
+        encoded |= {present[row]: value[0] for row, value in zip(rows, values, strict=True)}
+        reasons |= {present[row]: reason for row, reason in failed.items()}
     return [
-        f'<img class="picture" alt="" src="data:image/jpeg;base64,{made[n]}">'
-        if n in made
-        else f'<div class="picture none">{_text(why[n])}</div>'
+        f'<img class="picture" alt="" src="data:image/jpeg;base64,{encoded[n]}">'
+        if n in encoded
+        else f'<div class="picture none">{_text(reasons[n])}</div>'
         for n in range(len(paths))
     ]
 
 
 def _unread(one: Described) -> str:
-    """The answers of which not every slot could be read, with the reason."""
+    """List the first answers with slots that could not be parsed.
+
+    Each is shown with the reason.
+    """
     bad = [line for line in one.lines.values() if line["reason"]]
     if not bad:
         return ""

@@ -1,9 +1,9 @@
-"""The report of a sweep.
+"""Report of a sweep: a page, tables, figures and statistics.
 
-study     what a sweep's folder holds: cells, choices, tested trials
+study     reads a sweep's folder: cells, choices, tested trials
 stats     means, intervals, paired tests, corrections
 tables    the main table as Markdown, CSV and LaTeX
-facts     head, readings of the tests, costs, what is missing
+prose     head, readings of the tests, costs, what is missing
 plots     figures as SVG that are legible in light and dark
 page      report.html and the files beside it
 """

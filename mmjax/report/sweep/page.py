@@ -1,7 +1,8 @@
-"""A sweep's report as one static page, and the same tables as Markdown, CSV and LaTeX.
+"""Write a sweep's report as a static page and as tables.
 
-The page is one HTML file with its style and its figures inside: no server, no script, nothing
-fetched; light or dark as the reader's system is.
+The page is one HTML file with its style and its figures embedded: it needs no server, no script
+and no network, and follows the reader's light or dark mode. Beside it lie the same tables as
+Markdown, CSV and LaTeX.
 """
 
 import html
@@ -61,24 +62,28 @@ td small.marked { padding-right: 1.85em; }
 
 
 def write(folder: Path, out: str | Path, *, reference: str = "", command: str = "") -> list[Path]:
-    """Writes report.html, report.md, report.csv and report.tex into `out`; returns their paths.
+    """Write report.html, report.md, report.csv and report.tex into `out`.
 
     Args:
       folder: a sweep's workdir.
-      reference: as `study.read` takes it.
-      command: what made the report, shown with all of its tables; unless given the script's.
+      out: the folder to write to.
+      reference: the reference level, see `study.read`.
+      command: the command shown below every table; by default that of scripts/report.py.
+
+    Returns:
+      The paths of the four files.
 
     Raises:
-      InputError: what `study.read` raises, or the files cannot be written.
+      InputError: `study.read` raises it, or the files cannot be written.
     """
     study = read(folder, reference)
-    found, compared = stats.summaries(study), stats.compare(study)
-    rows = tables.rows(study, found, compared)
+    summaries, compared = stats.summaries(study), stats.compare(study)
+    rows = tables.rows(study, summaries, compared)
     command = command or f"python scripts/report.py --sweep={shlex.quote(str(folder))}"
     texts = {
-        "html": _page(study, found, compared, rows, command),
-        "md": prose.markdown(study, found, compared, rows, command),
-        "csv": tables.as_csv(study, found, compared),
+        "html": _page(study, summaries, compared, rows, command),
+        "md": prose.markdown(study, summaries, compared, rows, command),
+        "csv": tables.as_csv(study, summaries, compared),
         "tex": tables.latex(study, rows, compared, command),
     }
     paths = [storage.path(out) / f"report.{kind}" for kind in texts]
@@ -124,21 +129,21 @@ def _page(
 
 def _main(study: Study, rows: Sequence[Row], compared: Sequence[Comparison]) -> str:
     model, level, seeds, valid = (_text(name) for name in tables.head(study))
-    # Values keep room for their marks, so that digits stay below one another.
+    # Every value reserves room for its marks, so that digits are aligned.
     metrics = "".join(f'<th>{_text(m)}<span class="mark"></span></th>' for m in study.metrics)
     head = f"<th>{model}, {level}</th><th>{valid}</th>{metrics}<th>{seeds}</th><th>best epoch</th>"
-    lines, before = [], None
+    lines, last_group = [], None
     for row in rows:
-        name, at = _text(row.group), f"<small>{_text(row.point)}</small>"
-        cells = f"<td><b>{name}</b> {_text(row.level)}{at}</td><td>{row.valid}</td>"
-        for one in row.entries:
-            value = f"<b>{one.text}</b>" if one.best else one.text
-            interval = f'<small class="marked">{one.interval}</small>'
-            cells += f'<td>{value}<span class="mark">{one.marks}</span>{interval}</td>'
+        name, point_line = _text(row.group), f"<small>{_text(row.point)}</small>"
+        cells = f"<td><b>{name}</b> {_text(row.level)}{point_line}</td><td>{row.valid}</td>"
+        for entry in row.entries:
+            value = f"<b>{entry.text}</b>" if entry.best else entry.text
+            interval = f'<small class="marked">{entry.interval}</small>'
+            cells += f'<td>{value}<span class="mark">{entry.marks}</span>{interval}</td>'
         cells += f"<td>{row.seeds}</td><td>{row.epochs}</td>"
-        first = ' class="first"' if row.group != before else ""
+        first = ' class="first"' if row.group != last_group else ""
         lines.append(f"<tr{first}>{cells}</tr>")
-        before = row.group
+        last_group = row.group
     table = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
     return f'{table}<p class="quiet">{_text(tables.legend(study, compared))}</p>'
 
@@ -152,18 +157,18 @@ def _contrast(
     study: Study, found: dict[tuple[str, str], Summary], compared: Sequence[Comparison]
 ) -> str:
     panels = [plots.contrast(study, found, metric) for metric in study.metrics[:2]]
-    said = "".join(
+    entries = "".join(
         f"<li><b>{_text(group)}</b>: {_text(_unbroken(text))}</li>"
         for group, text in prose.readings(study, found, compared, study.metrics[0])
     )
     names = sorted({cell.name for cell in stats.baselines(study).values()})
     note = f"Dashed: the best without features, {', '.join(names)}." if names else ""
-    read = f"<p>{_text(study.metrics[0])}, p by Holm:</p><ul>{said}</ul>" if said else ""
-    return f'{_panels(panels)}<p class="quiet">{_text(note)}</p>{read}'
+    reading = f"<p>{_text(study.metrics[0])}, p by Holm:</p><ul>{entries}</ul>" if entries else ""
+    return f'{_panels(panels)}<p class="quiet">{_text(note)}</p>{reading}'
 
 
 def _unbroken(text: str) -> str:
-    """Text whose numbers stay with their units and signs."""
+    """Put no-break spaces between numbers and their units and signs."""
     for part in (" %", "p = ", "p < ", "d_z "):
         text = text.replace(part, part.replace(" ", "\N{NO-BREAK SPACE}"))
     return text
@@ -192,12 +197,15 @@ def _comparisons(study: Study, compared: Sequence[Comparison]) -> str:
 
 
 def _keys(study: Study) -> str:
-    """Which colour and sign a level has."""
+    """Return an HTML legend of the levels' colours and markers.
+
+    "" where there is only one level.
+    """
     levels = [level for level in plots.levels(study) if level or len(study.cells) > 1]
     spans = []
-    for place, level in enumerate(plots.levels(study)):
-        color = f"var(--c{place % len(plots.COLORS)})"
-        sign = plots.SIGNS[place % len(plots.SIGNS)]
+    for index, level in enumerate(plots.levels(study)):
+        color = f"var(--c{index % len(plots.COLORS)})"
+        sign = plots.SIGNS[index % len(plots.SIGNS)]
         name = _text(level or "not compared")
         spans.append(f'<span><b style="color:{color}">{sign}</b> {name}</span>')
     return f'<p class="quiet keys">{"".join(spans)}</p>' if len(levels) > 1 else ""
@@ -211,7 +219,7 @@ def _sensitivity(study: Study) -> str:
     axes = dict.fromkeys(
         (cell.model, key) for cell in study.cells if cell.done for key in cell.axes
     )
-    panels = [p for model, key in axes if (p := plots.sensitivity(study, model, key))]
+    panels = [panel for model, key in axes if (panel := plots.sensitivity(study, model, key))]
     if not panels:
         return ""
     note = "The best validation value at each value of an axis, over all values of the others."
@@ -229,10 +237,10 @@ def _scatter(study: Study) -> str:
     metric = study.metrics[0]
     common = set.intersection(*(set(run.results["test"]) for run in study.runs))
     wanted = [f"{name}@{metric.split('@')[1]}" for name in ("arp", "coverage", "aplt")]
-    there = [name for name in wanted if name in common][:2]
-    if not there:
+    available = [name for name in wanted if name in common][:2]
+    if not available:
         return ""
-    panels = [plots.scatter(study, metric, name) for name in there]
+    panels = [plots.scatter(study, metric, name) for name in available]
     note = "arp is the mean popularity of what is listed, coverage the share of the catalogue in "
     note += "any list; aplt the share of listed items outside the popular head."
     return f'<p class="quiet">{note}</p>{_keys(study)}{_panels(panels)}'
@@ -245,7 +253,7 @@ def _ranks(study: Study) -> str:
     order = sorted(zip(ranks.found.ranks, ranks.models, strict=True))
     table = _table(["model", "average rank"], [[name, f"{rank:.2f}"] for rank, name in order])
     joined = "; ".join(
-        ", ".join(ranks.models[place] for place in group) for group in ranks.found.groups
+        ", ".join(ranks.models[index] for index in group) for group in ranks.found.groups
     )
     text = (
         f"By {study.metrics[0]} over {ranks.blocks} datasets. Nemenyi's critical difference is "
@@ -271,20 +279,20 @@ def _missing(study: Study) -> str:
         ]
         table = f'<div class="said">{_table(head, rows, left=4)}</div>'
         parts.append(f"<p>Failed, {len(failed)} trials:</p>{table}")
-    for what, names in prose.missing(study).items():
-        parts.append(f"<p>{what}: {_text(', '.join(names))}.</p>")
+    for reason, names in prose.missing(study).items():
+        parts.append(f"<p>{reason}: {_text(', '.join(names))}.</p>")
     return "".join(parts) or "<p>None.</p>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first `left` columns are text."""
+    """Return an HTML table whose first `left` columns are text."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        made = []
-        for place, cell in enumerate(cells):
-            kind = ' class="left"' if place < left else ""
-            made.append(f"<{tag}{kind}>{_text(cell)}</{tag}>")
-        return f"<tr>{''.join(made)}</tr>"
+        tags = []
+        for column, cell in enumerate(cells):
+            kind = ' class="left"' if column < left else ""
+            tags.append(f"<{tag}{kind}>{_text(cell)}</{tag}>")
+        return f"<tr>{''.join(tags)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="scroll"><table>{line(head, "th")}{body}</table></div>'

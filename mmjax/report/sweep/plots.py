@@ -1,8 +1,8 @@
-"""A sweep's figures as SVG to be put into a page, one panel each.
+"""Draw the figures of a sweep's report as SVG.
 
-Text stays text. Ink and colours are drawn in stand-ins that become `currentColor` and the page's
-CSS variables, so that one drawing serves a light page and a dark one. A level has the same colour
-and the same marker in all of them.
+Each figure is one panel that a page embeds. Text stays text. Ink and colours are drawn in
+placeholder colours, which become `currentColor` and the page's CSS variables, so that one drawing
+serves a light page and a dark one. A level has the same colour and marker in all figures.
 """
 
 import html
@@ -27,7 +27,7 @@ WIDTH = 4.9  # inches: 353 units of the drawing, about the pixels of a panel
 INK, QUIET, LINE, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 COLORS = tuple(f"#0d0e{n:02x}" for n in range(16, 22))
 MARKERS = "osD^vPX*"
-SIGNS = "●■◆▲▼✚✖★"  # the same, as text
+SIGNS = "●■◆▲▼✚✖★"  # MARKERS as text
 PAINT = {INK: "currentColor", QUIET: "var(--quiet)", LINE: "var(--line)", PAPER: "var(--paper)"}
 PAINT |= {color: f"var(--c{n})" for n, color in enumerate(COLORS)}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mmjax", "font.size": 11, "text.color": INK}
@@ -38,29 +38,34 @@ STYLE |= {"ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right"
 STYLE |= {"xtick.labelsize": 10.5, "ytick.labelsize": 10.5, "axes.titlepad": 10}
 STYLE |= {"text.parse_math": False}  # a level may be called a$b$
 LOG = 20  # an axis whose values span more than this factor is logarithmic
-MANY = 8  # values beyond which points are drawn without a line: random search has no two alike
+MANY = 8  # above so many values points have no line: random search repeats none
 
 
 def levels(study: Study) -> list[str]:
-    """The levels in the order in which colours and markers are given out, references first."""
+    """Return the levels in the order of their colours and markers.
+
+    Reference levels come first; the level "" of cells that are not compared comes last.
+    """
     first = [cell.level for cell in study.cells if cell.name == cell.reference]
-    every = dict.fromkeys([*first, *(cell.level for cell in study.cells)])
-    return sorted(every, key=lambda level: not level)  # what is not compared comes last
+    known = dict.fromkeys([*first, *(cell.level for cell in study.cells)])
+    return sorted(known, key=lambda level: not level)  # what is not compared comes last
 
 
 def look(study: Study, level: str) -> tuple[str, str]:
-    """Colour and marker of a level."""
-    place = levels(study).index(level)
-    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+    """Return the colour and the marker of a level."""
+    index = levels(study).index(level)
+    return COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
 
 
 @plt.rc_context(STYLE)
 def contrast(study: Study, found: Mapping[tuple[str, str], Summary], metric: str) -> str:
-    """Groups below one another, a point and its interval a level; the best without features as a
-    dashed line."""
+    """Draw a metric of each level with its interval, by group.
+
+    Groups stand below one another. The best cell without features is a dashed line.
+    """
     shown = [cell for cell in study.tested if cell.content or cell.reference]
     shown = shown or study.tested
-    labels: list[tuple[str, bool]] = []  # and whether it is a group's
+    labels: list[tuple[str, bool]] = []  # (text, True for a group's)
     dashed: list[tuple[str, float, float]] = []
     figure, axis = _panel(0.9 + 0.27 * (len(shown) + 1.4 * len({c.group for c in shown})), metric)
     best = baselines(study)
@@ -69,17 +74,19 @@ def contrast(study: Study, found: Mapping[tuple[str, str], Summary], metric: str
         cells = [cell for cell in shown if cell.group == group]
         for cell in cells:
             color, marker = look(study, cell.level)
-            one, y = found[cell.name, metric], len(labels)
-            if not math.isnan(one.low):
-                axis.plot([one.low, one.high], [y, y], color=color, lw=2, solid_capstyle="butt")
-            axis.plot(one.mean, y, marker=marker, color=color, ms=8, mec=PAPER, mew=0.6)
+            summary, y = found[cell.name, metric], len(labels)
+            if not math.isnan(summary.low):
+                axis.plot(
+                    [summary.low, summary.high], [y, y], color=color, lw=2, solid_capstyle="butt"
+                )
+            axis.plot(summary.mean, y, marker=marker, color=color, ms=8, mec=PAPER, mew=0.6)
             labels.append((cell.level or "–", False))
         if cells[0].block in best:
-            without = best[cells[0].block]
-            value, y = found[without.name, metric].mean, len(labels)
+            baseline = best[cells[0].block]
+            value, y = found[baseline.name, metric].mean, len(labels)
             span = [y - len(cells) - 0.5, y - 0.5]
             axis.plot([value, value], span, color=INK, lw=1.2, ls=(0, (4, 3)), zorder=0)
-            dashed.append((without.name, value, span[0]))
+            dashed.append((baseline.name, value, span[0]))
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.set_yticks(range(len(labels)), [label for label, _ in labels])
     for text, (_, bold) in zip(axis.get_yticklabels(), labels, strict=True):
@@ -90,49 +97,57 @@ def contrast(study: Study, found: Mapping[tuple[str, str], Summary], metric: str
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(5))
     left, right = axis.get_xlim()
-    for name, x, y in dashed:  # names stay inside, off the labels beside the axis
-        part = (x - left) / (right - left)
-        side = "left" if part < 0.2 else "right" if part > 0.8 else "center"
-        about = {"ha": side, "va": "bottom", "fontsize": 10, "color": QUIET}
-        axis.annotate(name, (x, y), (0, 2), textcoords="offset points", **about)
+    for name, x, y in dashed:  # names stay inside the axis, clear of its labels
+        fraction = (x - left) / (right - left)
+        side = "left" if fraction < 0.2 else "right" if fraction > 0.8 else "center"
+        options = {"ha": side, "va": "bottom", "fontsize": 10, "color": QUIET}
+        axis.annotate(name, (x, y), (0, 2), textcoords="offset points", **options)
     return _svg(figure, f"contrast-{metric}", f"{metric} of each level, with 95 % intervals")
 
 
 @plt.rc_context(STYLE)
 def sensitivity(study: Study, model: str, key: str) -> str:
-    """The validation metric over an axis's values, the best over the other axes, a line a cell;
-    "" where less than two values were tried."""
+    """Draw the best validation metric over an axis's values.
+
+    The best is over the values of the other axes; one line a cell.
+
+    Returns:
+      The SVG; "" where fewer than two values were tried.
+    """
     cells = [c for c in study.cells if c.model == model and key in c.axes and c.done]
     tuned = {cell.name: _best_at(cell, key, study.sweep["seeds"][0]) for cell in cells}
-    every = {value for best in tuned.values() for value in best}
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in every)
-    written = [_plain_value(value) for cell in cells for value in cell.axes[key]]
-    places = sorted(every) if numbers else [v for v in dict.fromkeys(written) if v in every]
-    if len(places) < 2:
+    tried = {value for best in tuned.values() for value in best}
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in tried)
+    listed = [_plain_value(value) for cell in cells for value in cell.axes[key]]
+    ticks = sorted(tried) if numbers else [v for v in dict.fromkeys(listed) if v in tried]
+    if len(ticks) < 2:
         return ""
     figure, axis = _panel(2.5, f"{model}: {key}")
     for cell in cells:
         color, marker = look(study, cell.level)
         points = sorted(
-            (value if numbers else places.index(value), best)
+            (value if numbers else ticks.index(value), best)
             for value, best in tuned[cell.name].items()
         )
         line = "-" if numbers and len(points) <= MANY else "none"
         axis.plot(*zip(*points, strict=True), color=color, marker=marker, ls=line, **_thin())
     if not numbers:
-        axis.set_xticks(range(len(places)), [_short(str(value)) for value in places])
-    elif min(places) > 0 and max(places) > LOG * min(places):
+        axis.set_xticks(range(len(ticks)), [_short(str(value)) for value in ticks])
+    elif min(ticks) > 0 and max(ticks) > LOG * min(ticks):
         axis.set_xscale("log")
-        shown = places if len(places) <= 6 else np.geomspace(min(places), max(places), 4)
+        shown = ticks if len(ticks) <= 6 else np.geomspace(min(ticks), max(ticks), 4)
         axis.set_xticks(shown, [f"{value:.2g}" for value in shown])
-    elif len(places) <= 6:
-        axis.set_xticks(places, [f"{value:g}" for value in places])
+    elif len(ticks) <= 6:
+        axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
     _plain(axis, "", _valid(study))
     return _svg(figure, f"sensitivity-{model}-{key}", f"{model}: validation against {key}")
 
 
 def _best_at(cell: Cell, key: str, seed: int) -> dict[Any, float]:
-    """The best validation value at each value of an axis, among the trials that tuned."""
+    """Return the best validation metric at each value of an axis.
+
+    Only trials of the seed that tuned are read.
+    """
     best: dict[Any, float] = {}
     for line in cell.done:
         if line["seed"] == seed and key in line["point"]:
@@ -142,25 +157,31 @@ def _best_at(cell: Cell, key: str, seed: int) -> dict[Any, float]:
 
 
 def _plain_value(value: Any) -> Any:
-    """What can be a key: a list as its text."""
+    """Return a value as a dict key: a list as its text."""
     return str(value) if isinstance(value, list | dict) else value
 
 
 @plt.rc_context(STYLE)
 def curves(study: Study, group: str) -> str:
-    """Validation over epochs of a group's tested trials, a line a seed; "" where none is kept."""
+    """Draw validation over epochs of a group's tested trials.
+
+    One line a seed; a marker at the best epoch.
+
+    Returns:
+      The SVG; "" where no metrics are kept.
+    """
     figure, axis = _panel(2.5, group)
-    drawn = 0
+    n_points = 0
     for cell in study.tested:
         for run in cell.runs if cell.group == group else []:
             epochs, values = curve(study, run)
             color, marker = look(study, cell.level)
             axis.plot(epochs, values, color=color, lw=1.3, alpha=0.7)
             if run.line["best_epoch"] in epochs:
-                at = epochs.index(run.line["best_epoch"])
-                axis.plot(epochs[at], values[at], color=color, marker=marker, **_thin())
-            drawn += len(epochs)
-    if not drawn:
+                index = epochs.index(run.line["best_epoch"])
+                axis.plot(epochs[index], values[index], color=color, marker=marker, **_thin())
+            n_points += len(epochs)
+    if not n_points:
         plt.close(figure)
         return ""
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -170,8 +191,11 @@ def curves(study: Study, group: str) -> str:
 
 @plt.rc_context(STYLE)
 def scatter(study: Study, metric: str, against: str) -> str:
-    """A metric over another, means over seeds, a marker a cell; its name is beside the panel, at
-    the other end of a line, so that no two names overlap however close the cells lie."""
+    """Draw one metric against another, a marker a cell.
+
+    Both are means over seeds. A cell's name stands beside the panel, at the other end of a line, so
+    that no two names overlap however close the cells lie.
+    """
     cells = study.tested
     height = max(3.2, 0.9 + 0.19 * len(cells))
     figure, axis = _panel(height, f"{metric} against {against}")
@@ -190,13 +214,13 @@ def scatter(study: Study, metric: str, against: str) -> str:
     low, high = axis.get_ylim()
     order = np.argsort(ys, kind="stable")
     heights = _apart([(ys[n] - low) / (high - low) for n in order], 13 / (72 * (height - 0.8)))
-    for n, at in zip(order, heights, strict=True):
+    for n, label_y in zip(order, heights, strict=True):
         color, _ = look(study, cells[n].level)
         line = {"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.6, "shrinkA": 2}
         axis.annotate(
             f"{cells[n].group} {cells[n].level}".strip(),
             (xs[n], ys[n]),
-            (1.06, at),
+            (1.06, label_y),
             textcoords="axes fraction",
             va="center",
             fontsize=10,
@@ -206,20 +230,27 @@ def scatter(study: Study, metric: str, against: str) -> str:
 
 
 def _apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Rising places between 0 and 1, near the wanted ones (which rise), a gap apart."""
+    """Move rising positions in [0, 1] at least `gap` apart.
+
+    They stay near the wanted positions, which rise.
+    """
     up, down, last = list(wanted), list(wanted), len(wanted) - 1
     for n in range(last):
         up[n + 1] = max(up[n + 1], up[n] + gap)
     for n in reversed(range(last)):
         down[n] = min(down[n], down[n + 1] - gap)
-    placed = [(high + low) / 2 for high, low in zip(up, down, strict=True)]  # a gap apart as both
-    for n, place in enumerate(placed):
-        placed[n] = max(place, n * gap)
-    return [min(place, 1 - (last - n) * gap) for n, place in enumerate(placed)]
+    # Means of `up` and `down` are a gap apart, as both of them are.
+    positions = [(high + low) / 2 for high, low in zip(up, down, strict=True)]
+    for n, position in enumerate(positions):
+        positions[n] = max(position, n * gap)
+    return [min(position, 1 - (last - n) * gap) for n, position in enumerate(positions)]
 
 
 def _thin() -> dict[str, Any]:
-    """A line with small markers that paper sets apart from what they lie on."""
+    """Return the style of a line with small outlined markers.
+
+    The outline in the paper's colour separates a marker from what it lies on.
+    """
     return {"lw": 1.6, "ms": 6.5, "mec": PAPER, "mew": 0.6}
 
 
@@ -250,11 +281,14 @@ def _plain(axis: Any, x: str, y: str) -> None:
 
 
 def _svg(figure: Any, name: str, told: str) -> str:
-    """The drawing as an element of a page, its ids told apart by `name`."""
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", transparent=True)
+    """Return the figure as an <svg> element of a page.
+
+    `name` prefixes its ids, so that figures of one page do not share any.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
     plt.close(figure)
-    text = drawn.getvalue()
+    text = buffer.getvalue()
     text = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.S)
     prefix = re.sub(r"\W+", "-", name)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)

@@ -1,4 +1,7 @@
-"""A report in words: its head, readings of the tests, costs, what is missing; and report.md."""
+"""Write a sweep's report in words, and report.md.
+
+The words are its head, readings of the tests, costs, and what is missing.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ COSTS = (
 
 
 def about(study: Study) -> dict[str, str]:
-    """What the head of a report says, by its name."""
+    """Return the head of a report: the text of each entry."""
     runs = [run.results for run in study.runs]
     done = sum(len(cell.done) for cell in study.cells)
     failed = sum(len(cell.failed) for cell in study.cells)
@@ -52,14 +55,18 @@ def about(study: Study) -> dict[str, str]:
 def readings(
     study: Study, found: dict[tuple[str, str], Summary], compared: Sequence[Comparison], metric: str
 ) -> list[tuple[str, str]]:
-    """A group's name and what its tests of a metric say, for each group that has any."""
-    told: dict[str, dict[str, list[str]]] = {}  # group -> verdict -> whom it is on
+    """Put a metric's tests into words, one sentence a group.
+
+    Returns:
+      (group, sentence) for each group that has such tests.
+    """
+    by_group: dict[str, dict[str, list[str]]] = {}  # group -> verdict -> rivals
     start: dict[str, str] = {}
     for test in sorted(compared, key=lambda test: test.kind, reverse=True):  # controls first
         cell, other = study.cell(test.cell), study.cell(test.against)
         if test.metric != metric or (test.kind == "baseline" and cell.reference != cell.name):
             continue  # a control against no features is in the table of all comparisons
-        # The reference is what is asked about, so it comes first in both kinds of sentence.
+        # Both kinds of sentence begin with the reference, which the sweep asks about.
         first, second, sign = (other, cell, -1) if test.kind == "reference" else (cell, other, 1)
         a, b = found[first.name, metric].mean, found[second.name, metric].mean
         change = f"{100 * (a - b) / b:+.1f} %, ".replace("-", "−") if b else ""
@@ -68,7 +75,7 @@ def readings(
             verdict = f"{first.level} is {'better' if a > b else 'worse'}"
         name = second.level if test.kind == "reference" else f"{second.name} without features"
         start[cell.group] = f"{first.level} {number(a)} "
-        told.setdefault(cell.group, {}).setdefault(verdict, []).append(
+        by_group.setdefault(cell.group, {}).setdefault(verdict, []).append(
             f"{name} {number(b)} ({change}{p_text(test.adjusted)}, "
             f"d_z {signed(sign * test.d_z, 2)})"
         )
@@ -76,15 +83,17 @@ def readings(
         (
             group,
             start[group]
-            + "; ".join(f"against {', '.join(names)}: {said}" for said, names in verdicts.items())
+            + "; ".join(
+                f"against {', '.join(names)}: {outcome}" for outcome, names in verdicts.items()
+            )
             + ".",
         )
-        for group, verdicts in told.items()
+        for group, verdicts in by_group.items()
     ]
 
 
 def costs(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of time and memory, a row a cell."""
+    """Return head and rows of time and memory, a row a cell."""
     head = ["cell", "trials", "s / trial", "s in all", "s / epoch", "peak MB", "device"]
     return head, [_cost(cell) for cell in study.cells if cell.done]
 
@@ -111,19 +120,19 @@ def _cost(cell: Cell) -> list[str]:
 
 
 def missing(study: Study) -> dict[str, list[str]]:
-    """Names of cells that the tables lack, by the reason."""
+    """Return the names of cells that the tables lack, by reason."""
     waiting = [cell.name for cell in study.cells if not cell.runs]
     few = [
         f"{cell.name} ({len(cell.runs)} of {len(study.sweep['seeds'])})"
         for cell in study.tested
         if len(cell.runs) < len(study.sweep["seeds"])
     ]
-    found = {
+    reasons = {
         "Left out, they lacked a store": study.left_out,
         "Not tested so far": waiting,
         "Tested with fewer seeds": few,
     }
-    return {what: names for what, names in found.items() if names}
+    return {reason: names for reason, names in reasons.items() if names}
 
 
 def markdown(
@@ -133,7 +142,10 @@ def markdown(
     rows: Sequence[Row],
     command: str,
 ) -> str:
-    """The whole of report.md: head, main table, tests, readings, costs, what is missing."""
+    """Return the complete text of report.md.
+
+    It has the head, the main table, tests, readings, costs, and what is missing.
+    """
     lines = [f"# Sweep {md(study.folder.resolve().name)}", ""]
     lines += [f"- {name}: {md(text)}" for name, text in about(study).items()]
     lines += [f"- made by: {md(command)}", "", main_table(study, rows, compared)]
@@ -142,7 +154,7 @@ def markdown(
     lines += ["", grid(*costs(study)), md(COSTS), ""]
     for cell in study.cells:
         for line in cell.failed:
-            told = f"{cell.name} {point(line['point'])} seed {line['seed']}: {line['error']}"
-            lines.append(f"- failed: {md(told)}")
-    lines += [f"- {what}: {md(', '.join(names))}" for what, names in missing(study).items()]
+            failure = f"{cell.name} {point(line['point'])} seed {line['seed']}: {line['error']}"
+            lines.append(f"- failed: {md(failure)}")
+    lines += [f"- {reason}: {md(', '.join(names))}" for reason, names in missing(study).items()]
     return "\n".join(lines).rstrip() + "\n"

@@ -1,7 +1,8 @@
-"""What a sweep's cells are compared by: means, intervals over users, paired tests, corrections.
+"""Compare the cells of a sweep: means, intervals, paired tests.
 
-A cell is tested against its group's reference, and one that reads features against the best cell
-that reads none, both over the same users.
+A cell is tested against the reference of its group. A cell that reads features is also tested
+against the best cell that reads none. Tests are paired over the same users, intervals are over
+users, and the p-values of all comparisons are corrected by Holm.
 """
 
 import math
@@ -17,7 +18,7 @@ ALPHA = 0.05
 
 
 class Summary(NamedTuple):
-    """A metric of a cell on the test split."""
+    """Test metric of a cell with its deviation and interval."""
 
     mean: float
     sd: float  # over seeds; NaN for one
@@ -26,7 +27,10 @@ class Summary(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A cell tested against another over the same users, each averaged over seeds."""
+    """Paired test of two cells over the same users.
+
+    Each user's value is averaged over seeds.
+    """
 
     cell: str
     against: str
@@ -43,82 +47,88 @@ class Comparison(NamedTuple):
 
 
 def over_seeds(cell: Cell, metric: str) -> np.ndarray:
-    """A metric of each test user [N], averaged over the cell's seeds."""
+    """Return a metric of each test user [N], averaged over seeds."""
     return np.mean([run.values[metric] for run in cell.runs], axis=0)
 
 
 def seed_means(cell: Cell, metric: str) -> list[float]:
-    """The metric of each seed: the mean over users."""
+    """Return the mean over users of a metric for each seed."""
     return [float(run.values[metric].mean()) for run in cell.runs]
 
 
 def summaries(study: Study) -> dict[tuple[str, str], Summary]:
-    """By cell name and shown metric, of every cell that is tested."""
-    found = {}
+    """Summarise every shown metric of every tested cell.
+
+    Returns:
+      (cell name, metric) -> summary.
+    """
+    by_cell = {}
     for cell in study.tested:
         for metric in study.metrics:
             means = seed_means(cell, metric)
             sd = statistics.stdev(means) if len(means) > 1 else math.nan
             of_users = significance.interval(over_seeds(cell, metric))
-            found[cell.name, metric] = Summary(of_users.mean, sd, of_users.low, of_users.high)
-    return found
+            by_cell[cell.name, metric] = Summary(of_users.mean, sd, of_users.low, of_users.high)
+    return by_cell
 
 
 def baselines(study: Study) -> dict[tuple[str, str, float], Cell]:
-    """By block, the cell without features that is best on validation, where others have some.
+    """Return the best cell without features of each block.
 
-    Validation chooses it, because a best of several on the test split would be chosen on test.
+    A block has one only where another of its cells reads features. The best is chosen on
+    validation: the best of several by the test metric would be chosen on the test split.
     """
-    found: dict[tuple[str, str, float], Cell] = {}
+    best: dict[tuple[str, str, float], Cell] = {}
     with_content = {cell.block for cell in study.tested if cell.content}
     for cell in study.tested:
         if cell.content or cell.block not in with_content:
             continue
-        before = found.get(cell.block)
-        if before is None or valid(cell) > valid(before):
-            found[cell.block] = cell
-    return found
+        current = best.get(cell.block)
+        if current is None or valid(cell) > valid(current):
+            best[cell.block] = cell
+    return best
 
 
 def valid(cell: Cell) -> float:
-    """The mean over seeds of what the sweep chose on."""
+    """Return the sweep's validation metric, averaged over seeds."""
     return statistics.mean(run.line["valid"] for run in cell.runs)
 
 
 def compare(study: Study) -> list[Comparison]:
-    """Every cell against its reference and, if it reads features, against the best without.
+    """Test every cell against its reference and its baseline.
 
-    A pair whose users are not the same is not compared.
+    Only cells that read features have a baseline, the best cell without features. Cells with
+    different test users are not compared.
     """
     pairs, best = [], baselines(study)
     for cell in study.tested:
         against = {"reference": [c for c in study.tested if c.name == cell.reference]}
         against["baseline"] = [best[cell.block]] if cell.content and cell.block in best else []
-        for kind, others in against.items():
-            for other in others:
-                same = cell.block == other.block and np.array_equal(
-                    cell.runs[0].users, other.runs[0].users
+        for kind, rivals in against.items():
+            for rival in rivals:
+                same = cell.block == rival.block and np.array_equal(
+                    cell.runs[0].users, rival.runs[0].users
                 )
-                if other.name != cell.name and same:
-                    pairs += [(cell, other, kind, metric) for metric in study.metrics]
+                if rival.name != cell.name and same:
+                    pairs += [(cell, rival, kind, metric) for metric in study.metrics]
     if not pairs:
         return []
     tests = []
-    for cell, other, _, metric in pairs:
-        first, second = over_seeds(cell, metric), over_seeds(other, metric)
+    for cell, rival, _, metric in pairs:
+        first, second = over_seeds(cell, metric), over_seeds(rival, metric)
         effect = significance.effect(first, second).d_z
         tests.append((significance.paired(first, second), effect))
     adjusted = significance.holm(np.array([test.t for test, _ in tests]))
     return [
-        Comparison(cell.name, other.name, kind, metric, test.difference, effect, test.t, float(p))
-        for (cell, other, kind, metric), (test, effect), p in zip(
+        Comparison(cell.name, rival.name, kind, metric, test.difference, effect, test.t, float(p))
+        for (cell, rival, kind, metric), (test, effect), p in zip(
             pairs, tests, adjusted, strict=True
         )
     ]
 
 
 class Ranks(NamedTuple):
-    """Models over several datasets."""
+    """Ranks of models over several datasets."""
 
     models: list[str]
     found: critical_difference.CriticalDifference
@@ -126,19 +136,22 @@ class Ranks(NamedTuple):
 
 
 def ranks(study: Study) -> Ranks | None:
-    """Ranks of the models that all datasets have, by the first metric of their reference cells;
-    None unless there are two datasets and two such models.
+    """Rank the models that all datasets have.
 
-    A model without a reference is there with its best cell on validation.
+    The ranks are by the first metric of the models' reference cells. A model without a reference
+    cell takes part with its best cell on validation.
+
+    Returns:
+      None unless there are at least two datasets and two such models.
     """
     blocks = list(dict.fromkeys(cell.block for cell in study.tested))
     scores: dict[str, list[float]] = {}
     for model in dict.fromkeys(cell.model for cell in study.tested):
         for block in blocks:
-            mine = [c for c in study.tested if c.model == model and c.block == block]
-            mine = [c for c in mine if c.name == c.reference] or mine
-            if mine:
-                best = max(mine, key=valid)
+            candidates = [c for c in study.tested if c.model == model and c.block == block]
+            candidates = [c for c in candidates if c.name == c.reference] or candidates
+            if candidates:
+                best = max(candidates, key=valid)
                 mean = statistics.mean(seed_means(best, study.metrics[0]))
                 scores.setdefault(model, []).append(mean)
     scores = {model: values for model, values in scores.items() if len(values) == len(blocks)}

@@ -1,8 +1,8 @@
-"""A sweep as a report reads it: its cells, what they chose, their tested trials.
+"""Read a sweep's workdir: cells, their choices, tested trials.
 
-Reads what `scripts/sweep.py` leaves in a workdir, finished or not. Cells of one model that differ
-in the compared factor alone are a group, and one level of it is the group's reference. What they
-are tested for is in `stats`.
+The workdir is what `scripts/sweep.py` leaves, finished or not. Cells of one model that differ only
+in the compared factor are a group, and one level of that factor is the group's reference. `stats`
+has the tests.
 """
 
 import json
@@ -24,7 +24,7 @@ SHOWN = ("recall", "ndcg", "hr")  # metrics of the main table and of the tests
 
 
 class Run(NamedTuple):
-    """A tested trial."""
+    """Tested trial with its results and metrics by user."""
 
     line: Line  # of the ledger: trial, seed, valid, best_epoch, pack, place, of, timing
     results: dict[str, Any]  # results.json
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A model at one level of each factor."""
+    """Model at one level of each factor, with its trials."""
 
     name: str
     model: str
@@ -49,19 +49,22 @@ class Cell(NamedTuple):
 
     @property
     def content(self) -> bool:
-        """Whether its models read features of items."""
+        """Return True if the tested model reads features of items."""
         return bool(self.runs) and bool(self.runs[0].results["config"]["features"])
 
     @property
     def block(self) -> tuple[str, str, float]:
-        """What cells must share to be compared: interactions, protocol and threshold."""
-        about = self.runs[0].results
-        config = about["config"]
-        return about["data"]["interaction_hash"], config["protocol"], config["threshold"]
+        """Return what cells must share to be compared.
+
+        That is the hash of the interactions, the protocol and the threshold.
+        """
+        results = self.runs[0].results
+        config = results["config"]
+        return results["data"]["interaction_hash"], config["protocol"], config["threshold"]
 
 
 class Study(NamedTuple):
-    """A sweep as far as it is done."""
+    """State of a sweep, finished or not."""
 
     folder: Path
     sweep: space.Config
@@ -83,27 +86,29 @@ class Study(NamedTuple):
 
 
 def read(folder: Path, reference: str = "") -> Study:
-    """Reads a sweep's workdir.
+    """Read a sweep's workdir.
 
     Args:
-      reference: the level that others are tested against, as LEVEL or FACTOR=LEVEL; unless given
-        "real" where a model has such a level, else the first of its first factor.
+      folder: the workdir.
+      reference: the level that others are tested against, as LEVEL or FACTOR=LEVEL. By default
+        "real" where a model has such a level, else the first level of its first factor; levels that
+        change the dataset are then skipped.
 
     Raises:
-      InputError: no sweep is there or a file of it is damaged; nothing is tested yet; no model has
-        the reference level.
+      InputError: the folder holds no sweep; a file of it is damaged; nothing is tested yet; no
+        model has the reference level; seeds of one cell were tested on different users.
     """
     folder = Path(folder)
     if not (folder / "sweep.json").exists():
         raise InputError(f"{folder} has no sweep.json; give a folder that scripts/sweep.py filled")
-    about = files.read_json(folder / "sweep.json")
-    if not isinstance(about, dict) or not {"sweep", "cells"} <= about.keys():
+    record = files.read_json(folder / "sweep.json")
+    if not isinstance(record, dict) or not {"sweep", "cells"} <= record.keys():
         raise InputError(f"{folder}/sweep.json is not what scripts/sweep.py writes")
-    sweep, ledger = about["sweep"], Ledger(folder)
-    planned = [cell for cell in space.cells(sweep) if cell.name in about["cells"]]
-    of_model = _references(planned, sweep, reference)
+    sweep, ledger = record["sweep"], Ledger(folder)
+    planned = [cell for cell in space.cells(sweep) if cell.name in record["cells"]]
+    references = _references(planned, sweep, reference)
     lines = {cell.name: _tested(cell.name, ledger) for cell in planned}
-    trials = {line["trial"] for found in lines.values() for line in found}
+    trials = {line["trial"] for cell_lines in lines.values() for line in cell_lines}
     results = {trial: _results(folder, trial) for trial in sorted(trials)}
     if not results:
         raise InputError(
@@ -117,10 +122,10 @@ def read(folder: Path, reference: str = "") -> Study:
         runs = [_run(folder, line, results[line["trial"]], shown) for line in lines[cell.name]]
         if any(not np.array_equal(run.users, runs[0].users) for run in runs):
             raise InputError(f"{folder}: the seeds of {cell.name} were tested on other users")
-        cells.append(_cell(cell, of_model[cell.model], planned, ledger, runs))
+        cells.append(_cell(cell, references[cell.model], planned, ledger, runs))
     groups = list(dict.fromkeys(cell.group for cell in cells))
     cells.sort(key=lambda cell: (groups.index(cell.group), cell.name != cell.reference))
-    left_out = [cell.name for cell in space.cells(sweep) if cell.name not in about["cells"]]
+    left_out = [cell.name for cell in space.cells(sweep) if cell.name not in record["cells"]]
     trials = sum(_points(cell, sweep) + len(sweep["seeds"]) - 1 for cell in planned)
     return Study(folder, sweep, cells, left_out, trials, shown)
 
@@ -128,32 +133,35 @@ def read(folder: Path, reference: str = "") -> Study:
 def _references(
     cells: Sequence[space.Cell], sweep: space.Config, wanted: str
 ) -> dict[str, tuple[str, str]]:
-    """The compared factor of each model and its reference level; two "" where there is none."""
-    found, known = {}, []
+    """Return the compared factor and reference level of each model.
+
+    Both are "" for a model without a reference.
+    """
+    references, known = {}, []
     for model in dict.fromkeys(cell.model for cell in cells):
         factors = sweep["models"][model].get("compare", sweep["compare"])
-        every = [(factor, level) for factor, levels in factors.items() for level in levels]
-        known += [level for _, level in every]
+        pairs = [(factor, level) for factor, levels in factors.items() for level in levels]
+        known += [level for _, level in pairs]
         if wanted:
-            right = [pair for pair in every if wanted in (pair[1], "=".join(pair))]
+            matching = [pair for pair in pairs if wanted in (pair[1], "=".join(pair))]
         else:
-            # A factor of datasets has other users at each level: nothing is paired there.
-            paired = [p for p in every if "dataset" not in factors[p[0]][p[1]]]
-            right = [pair for pair in paired if pair[1] == "real"] or paired
-        found[model] = right[0] if right else ("", "")
-    if wanted and not any(factor for factor, _ in found.values()):
+            # Levels that change the dataset have different users, so tests cannot be paired.
+            paired = [entry for entry in pairs if "dataset" not in factors[entry[0]][entry[1]]]
+            matching = [pair for pair in paired if pair[1] == "real"] or paired
+        references[model] = matching[0] if matching else ("", "")
+    if wanted and not any(factor for factor, _ in references.values()):
         raise InputError(
             f"--reference={wanted}: no model is compared at such a level"
             f"{suggestion(wanted, dict.fromkeys(known))}"
         )
-    return found
+    return references
 
 
 def _tested(name: str, ledger: Ledger) -> list[Line]:
-    """The lines of a cell's tested trials, as `done` has them, by seed.
+    """Return a cell's tested trials as lines of `done`, by seed.
 
-    Two cells whose configs resolve to the same have the same trials, which the ledger notes for
-    one of them; they are found by the choice that both made.
+    Cells whose configs resolve to the same config have the same trials, but the ledger notes them
+    for one of these cells only. They are found by the choice that all of them made.
     """
     chosen = ledger.chosen.get(name, {}).get("trial")
     twins = {name} | {cell for cell, line in ledger.chosen.items() if line["trial"] == chosen}
@@ -189,21 +197,23 @@ def _cell(
     runs: list[Run],
 ) -> Cell:
     factor, level = pair
-    others = {key: value for key, value in cell.levels.items() if key != factor}
-    at = cell.levels | ({factor: level} if factor else {})
-    reference = [c.name for c in planned if c.model == cell.model and c.levels == at and factor]
+    other_levels = {key: value for key, value in cell.levels.items() if key != factor}
+    reference_levels = cell.levels | ({factor: level} if factor else {})
+    reference = [
+        c.name for c in planned if c.model == cell.model and c.levels == reference_levels and factor
+    ]
     done = [line for line in ledger.done.values() if line["cell"] == cell.name]
     failed = [
         line
         for trial, line in ledger.failed.items()
-        if line["cell"] == cell.name and trial not in ledger.done  # else it was retried
+        if line["cell"] == cell.name and trial not in ledger.done  # else a retry succeeded
     ]
     return Cell(
         cell.name,
         cell.model,
         cell.levels,
         cell.axes,
-        " ".join([cell.model, *(f"{key}={value}" for key, value in others.items())]),
+        " ".join([cell.model, *(f"{key}={value}" for key, value in other_levels.items())]),
         cell.levels.get(factor, ""),
         reference[0] if reference else "",
         ledger.chosen.get(cell.name, {}).get("point"),
@@ -220,14 +230,17 @@ def _points(cell: space.Cell, sweep: space.Config) -> int:
 
 
 def curve(study: Study, run: Run) -> tuple[list[int], list[float]]:
-    """Epochs and the validation metric then, of a tested trial; both empty where none is kept."""
+    """Return epochs and validation metrics of a tested trial.
+
+    Both lists are empty where no metrics are kept.
+    """
     path = study.folder / "packs" / str(run.line["pack"]) / "metrics.jsonl"
     epochs: list[int] = []
     values: list[float] = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
             record = json.loads(text)
-        except ValueError:  # a kill cut it off
+        except ValueError:  # cut off by a kill
             continue
         value = record.get(f"valid/{run.results['config']['metric']}")
         if run.line["of"] > 1 and "values" in record:

@@ -1,4 +1,7 @@
-"""A sweep's tables as Markdown, CSV and LaTeX: the same numbers, each escaped in its own way."""
+"""Format a sweep's tables as Markdown, CSV and LaTeX.
+
+All hold the same numbers; each format has its own escapes.
+"""
 
 import csv
 import io
@@ -35,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One cell of the main table."""
+    """Row of the main table: one cell."""
 
     cell: Cell
     group: str
@@ -50,26 +53,32 @@ class Row(NamedTuple):
 def rows(
     study: Study, found: dict[tuple[str, str], Summary], compared: Sequence[Comparison]
 ) -> list[Row]:
-    """The main table, a row for each cell that is tested."""
-    made = []
+    """Build the main table, a row for each tested cell."""
+    table = []
     for cell in study.tested:
         entries = []
         for metric in study.metrics:
             same = [found[c.name, metric].mean for c in study.tested if c.block == cell.block]
-            one = found[cell.name, metric]
+            summary = found[cell.name, metric]
             marks = "".join(
                 MARKS[test.kind, test.difference > 0]
                 for test in compared
                 if test.cell == cell.name and test.metric == metric and test.significant
             )
-            interval = f"{number(one.low)} – {number(one.high)}" if one.low == one.low else ""
-            best = one.mean == max(same) and len(same) > 1
-            entries.append(Entry(spread(one.mean, one.sd), interval, marks, best))
+            interval = (
+                f"{number(summary.low)} – {number(summary.high)}"
+                if summary.low == summary.low
+                else ""
+            )
+            best = summary.mean == max(same) and len(same) > 1
+            entries.append(Entry(spread(summary.mean, summary.sd), interval, marks, best))
         epochs = [run.line["best_epoch"] for run in cell.runs]
-        told = ", ".join(map(str, epochs)) if len(epochs) < 4 else f"{min(epochs)}–{max(epochs)}"
+        best_epochs = (
+            ", ".join(map(str, epochs)) if len(epochs) < 4 else f"{min(epochs)}–{max(epochs)}"
+        )
         level = f"{cell.level} (reference)" if cell.name == cell.reference else cell.level
         values = [run.line["valid"] for run in cell.runs]
-        made.append(
+        table.append(
             Row(
                 cell,
                 cell.group,
@@ -78,14 +87,17 @@ def rows(
                 spread(valid(cell), deviation(values)),
                 entries,
                 point(cell.point or {}),
-                told,
+                best_epochs,
             )
         )
-    return made
+    return table
 
 
 def head(study: Study) -> list[str]:
-    """Titles of the columns that are not metrics' own: model, level, seeds, validation."""
+    """Return the titles of the columns that hold no metrics.
+
+    They are model, level, seeds and validation.
+    """
     metrics = {run.results["config"]["metric"] for run in study.runs}
     factors = {f for cell in study.cells for f, v in cell.levels.items() if v == cell.level}
     level = factors.pop() if len(factors) == 1 else "level"
@@ -93,7 +105,7 @@ def head(study: Study) -> list[str]:
 
 
 def legend(study: Study, compared: Sequence[Comparison]) -> str:
-    """What the numbers and marks of the main table mean, in sentences."""
+    """Explain the numbers and marks of the main table."""
     text = (
         "Test split; mean ± standard deviation over seeds, and the 95 % bootstrap interval (BCa) "
         "of the mean over users, each averaged over seeds. Bold: the highest mean."
@@ -113,7 +125,7 @@ def legend(study: Study, compared: Sequence[Comparison]) -> str:
 
 
 def markdown(study: Study, table: Sequence[Row], compared: Sequence[Comparison]) -> str:
-    """The main table and, below it, all tests."""
+    """Return the main table and all tests as Markdown."""
     titles = head(study)
     for metric in study.metrics:
         titles += [metric, "95 %"]
@@ -136,8 +148,11 @@ def markdown(study: Study, table: Sequence[Row], compared: Sequence[Comparison])
 def as_csv(
     study: Study, found: dict[tuple[str, str], Summary], compared: Sequence[Comparison]
 ) -> str:
-    """Long form. `kind` is "seed" (a cell's metric for a seed), "summary" (the main table: over
-    seeds, with the interval) or "comparison" (`value` is the mean difference to `against`)."""
+    """Return all numbers as CSV in long form.
+
+    `kind` is "seed" (a cell's metric for a seed), "summary" (the main table: over seeds, with the
+    interval) or "comparison" (`value` is the mean difference to `against`).
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -146,14 +161,19 @@ def as_csv(
         base = {"kind": "seed", "cell": cell.name, "dataset": of_dataset[cell.name]}
         base["point"] = point(cell.point or {})
         for run in cell.runs:
-            about = {key: run.line[key] for key in ("seed", "trial", "best_epoch")}
+            fields = {key: run.line[key] for key in ("seed", "trial", "best_epoch")}
             for split in ("valid", "test"):
                 for metric, value in run.results[split].items():
                     row = {"split": split, "metric": metric, "value": value}
-                    writer.writerow(base | about | row)
-    for (name, metric), one in found.items():
+                    writer.writerow(base | fields | row)
+    for (name, metric), summary in found.items():
         row = {"kind": "summary", "cell": name, "dataset": of_dataset[name], "split": "test"}
-        numbers = {"value": one.mean, "sd": one.sd, "low": one.low, "high": one.high}
+        numbers = {
+            "value": summary.mean,
+            "sd": summary.sd,
+            "low": summary.low,
+            "high": summary.high,
+        }
         numbers = {key: f"{value:.6f}" for key, value in numbers.items() if not math.isnan(value)}
         writer.writerow(row | {"metric": metric} | numbers)
     for test in compared:
@@ -165,7 +185,10 @@ def as_csv(
 
 
 def latex(study: Study, table: Sequence[Row], compared: Sequence[Comparison], command: str) -> str:
-    r"""The main table for \usepackage{booktabs}, the best of each column in bold."""
+    r"""Return the main table as LaTeX for \usepackage{booktabs}.
+
+    In each column the best of a dataset's cells is bold.
+    """
     names = [tex(name) for name in head(study)]
     count = len(study.metrics)
     rules = " ".join(rf"\cmidrule(lr){{{5 + 2 * i}-{6 + 2 * i}}}" for i in range(count))
@@ -196,7 +219,7 @@ def latex(study: Study, table: Sequence[Row], compared: Sequence[Comparison], co
 
 
 def tex(text: str) -> str:
-    """Text for LaTeX: its special characters, and the signs that the tables use."""
+    """Escape text for LaTeX, the signs of the tables included."""
     escaped = "".join(LATEX.get(char, char) for char in text).replace(" ± ", r" $\pm$ ")
     for mark, arrow in ARROWS.items():
         escaped = escaped.replace(mark, f"${arrow}$")
@@ -204,14 +227,20 @@ def tex(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Four decimals, or one where it is large (ARP counts ratings); a dash for none."""
+    """Format a number with four decimals; a dash for NaN.
+
+    From 10 on it has one decimal (ARP counts ratings).
+    """
     if math.isnan(value):
         return "–"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """A difference, with a minus as wide as its plus; ∞ where all users differ alike."""
+    """Format a difference with its sign.
+
+    The minus is as wide as the plus. The value is ∞ where all users differ alike.
+    """
     value = round(value, digits) + 0.0  # no minus before 0.00
     return f"{value:+.{digits}f}".replace("-", "−").replace("inf", "∞")
 
@@ -227,12 +256,12 @@ def p_text(p: float) -> str:
 
 
 def point(values: Point) -> str:
-    """ "lr=0.01 model.l_w=0.1" """
+    """Format a point as "lr=0.01 model.l_w=0.1"."""
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Of a sample; NaN for one value."""
+    """Return the standard deviation of a sample; NaN for one value."""
     if len(values) < 2:
         return math.nan
     mean = sum(values) / len(values)
@@ -240,13 +269,13 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def figures(test: Comparison) -> list[str]:
-    """Difference, d_z, p and Holm's p of a test."""
+    """Format difference, d_z, p and Holm's p of a test."""
     ps = [p_text(p).removeprefix("p = ").removeprefix("p ") for p in (test.p, test.adjusted)]
     return [signed(test.difference), signed(test.d_z, 2), *ps]
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose first `left` columns are text."""
+    """Return a Markdown table whose first `left` columns are text."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     lines = [[md(cell) for cell in head], rule, *([md(cell) for cell in row] for row in rows)]
     return "\n".join(map(_line, lines)) + "\n"
@@ -257,7 +286,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def md(text: str) -> str:
-    """Text for a Markdown table: nothing of it is taken for markup."""
+    """Escape text for a Markdown table.
+
+    No character of it is read as markup.
+    """
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join("\\" + char if char in "\\`*_[]|~#" else char for char in text)
