@@ -4,7 +4,7 @@ Zhou et al., WWW 2023.
 
 Expected: MMRec, Recall@20 and nDCG@20 .0883 and .0383 on Amazon Baby, .0980 and .0438 on Sports
 (MMRec survey). Elliot, .0850 and .0426 on Baby with ResNet50 and SBERT features, .0851 and .0428
-with CLIP's (Ducho 2.0 demo); with dropout .5 and one layer .0901 and .0473 on Toys, .1081 and .0583
+with CLIP's (Ducho 2.0 demo); with dropout .5 and one layer .0901 and .0478 on Toys, .1081 and .0583
 on Office (Formalizing Multimedia Recommendation).
 
     python scripts/train.py --config=configs/bm3.py --config.dataset=DIR --workdir=RUN

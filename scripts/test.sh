@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Makes .venv, installs the project with all that the tests use, checks the style, runs the tests.
+# Makes .venv, installs the project with all that the tests use, checks style and types, runs tests.
 #
-#   bash scripts/test.sh [PYTEST ARGUMENTS]
+#   bash scripts/test.sh [--fast] [PYTEST ARGUMENTS]   # --fast leaves out what is marked slow
 #   PYTHON=python3.12 bash scripts/test.sh tests/store/test_store.py -k npy
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 
+tier=()
+if [[ "${1:-}" == --fast ]]; then
+  tier=(-m "not slow")
+  shift
+fi
 environment test -e '.[test,dev]'
 # What some tests compare with or read; those tests skip where they cannot be had.
 (environment torch torch==2.13.0) || echo "torch is not here: comparisons with it will skip"
@@ -14,5 +19,7 @@ environment test -e '.[test,dev]'
 
 .venv/bin/python -m pip freeze --disable-pip-version-check | grep -iE '^(jax|jaxlib|flax|optax|numpy|orbax|transformers|torch)' || true
 .venv/bin/ruff check .
-.venv/bin/ruff format --check mmjax configs scripts tests # README aligns its comments by hand
-.venv/bin/python -m pytest -q -n 2 --dist worksteal "$@"
+.venv/bin/ruff format --check mmjax configs scripts tests
+.venv/bin/mypy
+workers=$(nproc)
+.venv/bin/python -m pytest -q -n "$((workers < 8 ? workers : 8))" --dist worksteal "${tier[@]}" "$@"

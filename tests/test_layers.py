@@ -30,7 +30,7 @@ WITHOUT = {
 }
 THIRD_PARTY = {"transformers": {"encoders"}, "torch": {"encoders"}, "orbax": {"training"}}
 LONGEST_CHAIN = 12
-LONGEST_FILE = 320
+LONGEST_FILE = 300  # lines that are not docstrings
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -173,7 +173,19 @@ def test_configs_import_only_common():
             assert name.startswith(known), f"{path}: {name}"
 
 
+def code_lines(path: Path) -> int:
+    """Return the lines of a file that are not docstrings."""
+    text = path.read_text()
+    lines = len(text.splitlines())
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+    return lines
+
+
 def test_every_file_stays_readable():
     for path in [*PACKAGE.rglob("*.py"), *sorted((ROOT / "scripts").rglob("*.py"))]:
-        lines = len(path.read_text().splitlines())
-        assert lines <= LONGEST_FILE, f"{path} has {lines} lines"
+        lines = code_lines(path)
+        assert lines <= LONGEST_FILE, f"{path} has {lines} lines beside its docstrings"

@@ -33,12 +33,12 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, last: str = "") -
         created there.
     """
     if storage.remote(out):
-        with tempfile.TemporaryDirectory() as partial:
+        with tempfile.TemporaryDirectory() as temporary:
             if not overwrite:
                 refuse_nonempty(out)
-            yield Path(partial)
+            yield Path(temporary)
             _remove(storage.path(out), last)
-            copy(Path(partial), storage.path(out), last)
+            copy(Path(temporary), storage.path(out), last)
         return
     out = Path(out).resolve()  # "." has no name, and a link is no folder to remove
     if not overwrite:
@@ -91,7 +91,7 @@ def copy(folder: Path, out: Path, last: str = "") -> None:
         put(path)
 
 
-def _remove(out: Path, last: str) -> None:
+def _remove(out: Any, last: str) -> None:
     """Delete what lies at a URL, its completing file first."""
     try:
         if last:

@@ -128,7 +128,9 @@ def save(dataset: Dataset, folder: Path) -> None:
             strict=True,
         )
         for row in rows:
-            record = dict(zip(("id", "title", "text", "image", "audio"), row, strict=True))
+            record: dict[str, Any] = dict(
+                zip(("id", "title", "text", "image", "audio"), row, strict=True)
+            )
             if values is not None:
                 record["attributes"] = dict(zip(names, next(values), strict=True))
             out.write(encode(record) + "\n")

@@ -176,6 +176,7 @@ def _sorted(raw: Raw, user_order: np.ndarray, item_order: np.ndarray, *, given: 
     Equal pairs are sorted by given split, time and row.
     """
     split = raw.split if given else np.zeros(len(raw.user), np.int8)
+    assert split is not None
     log = Log(
         _invert(user_order)[raw.user], _invert(item_order)[raw.item], raw.rating, raw.time, split
     )

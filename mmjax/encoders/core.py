@@ -14,7 +14,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """Host arrays of one device call, padded to batch size B."""
 
     rows: np.ndarray  # [n <= B] indices into the inputs; array rows from n on are padding
-    arrays: tuple[np.ndarray, ...]  # [B, ...] each
+    arrays: tuple[Any, ...]  # [B, ...] each
     failed: dict[int, str] = {}  # input index -> why it could not be read  # noqa: RUF012
     cut: int = 0  # inputs truncated to the encoder's window; only their beginning is read
     begins: bool = False  # starts a group of rows whose values must not depend on earlier batches
@@ -154,7 +154,7 @@ def place(params: Any, rows: NamedSharding | None) -> Any:
     return jax.tree.map(put, params)
 
 
-def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Any]:
+def prefetch(source: Iterator[Any], depth: int = 3) -> Generator[Any, None, None]:
     """Iterate over `source` in a background thread.
 
     The thread queues up to `depth` elements and holds one more. An exception of the source is

@@ -51,7 +51,7 @@ class Embedding(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.table = nnx.Param(init(rngs.params(), (count, width), jnp.float32))
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array | np.ndarray) -> jax.Array:
         return jnp.take(self.table[...], ids, axis=0)
 
 

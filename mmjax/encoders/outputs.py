@@ -10,7 +10,7 @@ A layer is given as NAME, as NAME:POOLING, or by a number: `3` and `-2` index th
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,7 +90,7 @@ def tower(
 
 
 def resolve(
-    layer: str | int, shapes: dict[str, Any], pooling: str, ragged: bool
+    layer: str | int, shapes: Mapping[str, Any], pooling: str, ragged: bool
 ) -> tuple[str, str | None]:
     """Return the output name and pooling of a layer.
 
@@ -133,7 +133,9 @@ def resolve(
     return name, how
 
 
-def pool(values: jax.Array, mask: jax.Array | None, how: str | None) -> jax.Array:
+def pool(
+    values: jax.Array, mask: jax.Array | np.ndarray | None, how: str | None
+) -> jax.Array:
     """Pool token states or feature maps to vectors.
 
     "mean" and "max" reduce over positions, "cls" takes the first token, "flatten" keeps all values.

@@ -80,10 +80,8 @@ def options_of(name: str) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, parameter in inspect.signature(find_encoder(name).load).parameters.items():
-        if dataclasses.is_dataclass(parameter.default):
-            flat |= dataclasses.asdict(parameter.default)
-        else:
-            flat[key] = parameter.default
+        default: Any = parameter.default
+        flat |= dataclasses.asdict(default) if dataclasses.is_dataclass(default) else {key: default}
     return flat
 
 

@@ -79,7 +79,7 @@ def chunk(task: Task, n_items: int, *, multiple: int = 1, scores: int = CPU_CHUN
         lengths = np.diff(start[c * size : (c + 1) * size + 1])
         rows[c, : high - low] = np.repeat(np.arange(size, dtype=np.int32), lengths)
         items[c, : high - low] = task.seen.item[low:high]
-    return Chunks(
+    arrays: dict[str, Any] = dict(  # in NumPy, to be put on device
         user=cut(task.users, task.users[0]),
         seen_row=rows,
         seen_item=items,
@@ -91,6 +91,7 @@ def chunk(task: Task, n_items: int, *, multiple: int = 1, scores: int = CPU_CHUN
         relevant=task.relevant,
         outside=task.outside,
     )
+    return Chunks(**arrays)
 
 
 def rank(
@@ -145,9 +146,9 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
       Values and indices [B, k].
     """
     mesh = table_sharding.current_mesh()
-    n_shards = 1 if mesh is None else mesh.shape["model"]
-    if n_shards == 1 or scores.shape[0] % mesh.shape["data"]:
+    if mesh is None or mesh.shape["model"] == 1 or scores.shape[0] % mesh.shape["data"]:
         return _top_k(scores, k)
+    n_shards = mesh.shape["model"]
     missing = ((0, 0), (0, -scores.shape[1] % n_shards))
     scores = jnp.pad(scores, missing, constant_values=-jnp.inf)
 

@@ -211,8 +211,8 @@ def _encoder(
         raise InputError(f"{name} is not run; of torchaudio's bundles mmjax has {known}")
     if backend == "torch":
         return "hosted", name.lower(), {"kind": "torchvision"}
-    known = name in hub.PACKAGED or "/" in name or Path(name).is_dir()
-    if backend == "sentence_transformers" and not known:
+    found = name in hub.PACKAGED or "/" in name or Path(name).is_dir()
+    if backend == "sentence_transformers" and not found:
         name = f"sentence-transformers/{name}"  # as that library does
     return "auto", name, {}
 

@@ -155,7 +155,7 @@ def _derive(url: str, mark: str, stores: Mapping[str, str], dataset: Dataset, fo
 def _read(mark: str) -> tuple[str, dict[str, Any]]:
     """Parse `kind(name=value)`; a value is a literal or name."""
     try:
-        tree = ast.parse(mark, mode="eval").body
+        tree: Any = ast.parse(mark, mode="eval").body
         if isinstance(tree, ast.Name):
             return tree.id, {}
         if tree.args:

@@ -3,7 +3,7 @@
 The ways are those of Ducho for the two embeddings of a dual encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,4 +69,5 @@ def _together(rows: Sequence[np.ndarray], how: str) -> np.ndarray:
     if how == "concat":
         return np.concatenate(rows, axis=1)
     stack = np.stack([part.astype(np.float32) for part in rows])
-    return {"sum": stack.sum, "mul": stack.prod, "mean": stack.mean}[how](axis=0)
+    ways: dict[str, Callable] = {"sum": stack.sum, "mul": stack.prod, "mean": stack.mean}
+    return ways[how](axis=0)

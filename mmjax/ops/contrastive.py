@@ -5,6 +5,8 @@ reads those logits some ten times. Here each block of rows goes through value an
 is in cache, so that little more than the three products is left.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -60,7 +62,7 @@ def cross_entropy(a: jax.Array, b: jax.Array, own: jax.Array, weights: jax.Array
 
 
 def _forward(a: jax.Array, b: jax.Array, own: jax.Array, weights: jax.Array) -> tuple:
-    blocks = [lambda *given, n=n: _in_blocks(*given, n) for n in (CPU_LOGITS, ACCELERATOR_LOGITS)]
+    blocks = [functools.partial(_in_blocks, logits=n) for n in (CPU_LOGITS, ACCELERATOR_LOGITS)]
     log_sums, a_gradient, b_gradient = jax.lax.platform_dependent(
         a, b, weights, cpu=blocks[0], default=blocks[1]
     )
@@ -84,7 +86,9 @@ def _in_blocks(a: jax.Array, b: jax.Array, weights: jax.Array, logits: int) -> t
     shares = jnp.pad(weights, (0, fill)).reshape(-1, size, 1)
     columns = b.T
 
-    def one(of_columns: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple:
+    def one(
+        of_columns: jax.Array, block: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         rows, share = block
         scores = rows @ columns  # [size, N]
         largest = scores.max(axis=1, keepdims=True)

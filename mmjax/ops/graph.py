@@ -6,13 +6,14 @@ pytree and is passed to compiled programs as an argument; captured by a closure,
 for seconds.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import DTypeLike
 
 from mmjax.ops.sparse import Csr, Pieces, in_pieces, multiply
 from mmjax.parallel import mesh as meshes
@@ -37,14 +38,14 @@ class Graph(NamedTuple):
         return Graph(self.transpose, self.forward)
 
 
-def from_scipy(matrix: sp.spmatrix, dtype: np.dtype = np.float32) -> Graph:
+def from_scipy(matrix: sp.spmatrix, dtype: DTypeLike = np.float32) -> Graph:
     """Build a graph from any SciPy sparse matrix."""
     return Graph(_csr(matrix.tocsr(), dtype), _csr(matrix.T.tocsr(), dtype))
 
 
-def _csr(matrix: sp.csr_matrix, dtype: np.dtype) -> Csr:
+def _csr(matrix: sp.csr_matrix, dtype: DTypeLike) -> Csr:
     matrix.sort_indices()
-    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
+    rows: Any = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     return Csr(
         matrix.data.astype(dtype),
         matrix.indices.astype(np.int32),
@@ -77,7 +78,7 @@ def place(
     def cut(node: Any) -> Any:
         if not isinstance(node, Graph) or devices == 1 or varied:
             return node
-        return Graph(*(in_pieces(side, devices) for side in node))
+        return Graph(*(in_pieces(cast(Csr, side), devices) for side in node))
 
     def known(node: Any) -> Any:
         return jnp.empty(node.shape, node.dtype) if isinstance(node, LazyFeatures) else node
@@ -97,7 +98,8 @@ def place(
             spec = PartitionSpec()
         return put(node, NamedSharding(layout.mesh, spec))
 
-    return structure.unflatten([laid(n, node) for n, node in enumerate(nodes)]), shapes
+    placed = [laid(n, node) for n, node in enumerate(nodes)]
+    return jax.tree.unflatten(structure, placed), shapes
 
 
 def incidence(user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
@@ -118,7 +120,7 @@ def bipartite(
     *,
     norm: str = "sym",
     eps: float = 0.0,
-    dtype: np.dtype = np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> Graph:
     """Build the user-item block [U, I] of the normalised adjacency.
 

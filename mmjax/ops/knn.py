@@ -136,7 +136,9 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
             def cut(a):
                 return a.reshape(-1, chunk, a.shape[1])
 
-            merged = jax.lax.map(lambda part: meet(*part, block), (cut(x), jax.tree.map(cut, best)))
+            merged = jax.lax.map(
+                lambda part: meet(part[0], part[1], block), (cut(x), jax.tree.map(cut, best))
+            )
             best = jax.tree.map(lambda a: a.reshape(size, k), merged)
             return best, jax.lax.ppermute(block, axes, ring)
 
@@ -149,7 +151,7 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
 
     x = table_sharding.pad_axis(jax.lax.stop_gradient(x), devices * size)
     rows = PartitionSpec(table_sharding.AXES)
-    found = table_sharding.on_each_device(own, mesh, rows, Neighbours(rows, rows))(x)
+    found = table_sharding.on_each_device(own, mesh, rows, rows)(x)
     return Neighbours(found.values[:count], found.columns[:count])
 
 
@@ -195,7 +197,7 @@ def _on_mesh(x: np.ndarray | LazyFeatures, k: int, mesh: Mesh) -> Neighbours:
         neighbours = jax.jit(_nearest, static_argnums=1, out_shardings=meshes.replicated(mesh))(
             rows, k
         )
-    return Neighbours(*(np.asarray(part)[: x.shape[0]] for part in neighbours))
+    return jax.tree.map(lambda part: np.asarray(part)[: x.shape[0]], neighbours)
 
 
 def build(features: Any, k: int, folder: str | Path = "", mesh: Mesh | None = None) -> Neighbours:
@@ -216,7 +218,7 @@ def build(features: Any, k: int, folder: str | Path = "", mesh: Mesh | None = No
 
     def find() -> Neighbours:
         if mesh is None or table_sharding.shard_count(mesh) == 1:
-            return Neighbours(*map(np.asarray, _nearest(jnp.asarray(features), k)))
+            return jax.tree.map(np.asarray, _nearest(jnp.asarray(features), k))
         # A thread of its own, since a recommender builds its graphs while it is being traced.
         with futures.ThreadPoolExecutor(1) as thread:
             rows = features if isinstance(features, LazyFeatures) else np.asarray(features)
@@ -261,8 +263,8 @@ def weigh(
     rows = np.repeat(np.arange(count), k)[valid.ravel()]
     columns, values = found.columns[valid], found.values[valid].astype(np.float64)
     if how == "uniform":
-        values = 1 / (np.bincount(rows, minlength=count)[rows] + eps)
-        return sp.csr_matrix((values, (rows, columns)), shape=(count, count))
+        weights = 1 / (np.bincount(rows, minlength=count)[rows] + eps)
+        return sp.csr_matrix((weights, (rows, columns)), shape=(count, count))
     matrix = sp.csr_matrix((values, (rows, columns)), shape=(count, count))
     if self_one:
         matrix = matrix.tolil()

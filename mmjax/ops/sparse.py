@@ -8,7 +8,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,13 +65,13 @@ def in_pieces(matrix: Csr, count: int) -> Pieces:
     first = starts[np.minimum(np.arange(count + 1) * size, rows)]
     room = max(1, int(np.diff(first).max()))
     shape = (count, room)
-    cut = Pieces(
+    arrays: tuple[Any, ...] = (
         np.zeros(shape, values.dtype),
         np.zeros(shape, np.int32),
         np.zeros((count, size + 1), np.int32),
         np.full(shape, size - 1, np.int32),
-        rows,
     )
+    cut = Pieces(*arrays, height=rows)
     for n, (begin, end) in enumerate(itertools.pairwise(first)):
         cut.values[n, : end - begin] = values[begin:end]
         cut.columns[n, : end - begin] = columns[begin:end]
@@ -125,7 +125,7 @@ def _product(
     """
     mesh = table_sharding.current_mesh()
     if mesh is None:
-        return kernel(matrix, x)
+        return kernel(cast(Csr, matrix), x)
     devices, axes, axis = table_sharding.shard_count(mesh), table_sharding.AXES, x.ndim - 2
     split, table = PartitionSpec(axes), PartitionSpec(*(None,) * axis, axes)
 

@@ -6,7 +6,7 @@ Everything runs on the device, so that an epoch can draw a new graph and a loss 
 through the weights.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,8 @@ def pattern(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Pa
     back = np.empty_like(order)
     back[order] = np.arange(len(order), dtype=np.int32)
 
-    def side(rows: np.ndarray, columns: np.ndarray, count: int, order: np.ndarray) -> Side:
-        starts = np.searchsorted(rows, np.arange(count + 1)).astype(np.int32)
+    def side(rows: Any, columns: Any, count: int, order: Any) -> Side:
+        starts: Any = np.searchsorted(rows, np.arange(count + 1)).astype(np.int32)
         return Side(rows, columns, starts, order)
 
     return Pattern(
@@ -187,7 +187,7 @@ def _at_once(rows: jax.Array, columns: jax.Array, x: jax.Array, y: jax.Array) ->
 def _in_blocks(rows: jax.Array, columns: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     count = rows.shape[0]
     blocks = [jnp.pad(a, (0, -count % BLOCK)).reshape(-1, BLOCK) for a in (rows, columns)]
-    return jax.lax.map(lambda ends: _at_once(*ends, x, y), tuple(blocks)).reshape(-1)[:count]
+    return jax.lax.map(lambda ends: _at_once(ends[0], ends[1], x, y), tuple(blocks)).reshape(-1)[:count]
 
 
 def _products_forward(pattern: Pattern, x: jax.Array, y: jax.Array) -> tuple:
@@ -206,7 +206,7 @@ products.defvjp(_products_forward, _products_backward)
 def softmax(pattern: Pattern, logits: jax.Array) -> jax.Array:
     """Normalise logits [E] by a softmax over each row's edges."""
     rows, count = pattern.forward.rows, pattern.shape[0]
-    options = {"num_segments": count, "indices_are_sorted": True}
+    options: dict[str, Any] = {"num_segments": count, "indices_are_sorted": True}
     largest = jax.lax.stop_gradient(jax.ops.segment_max(logits, rows, **options))
     shares = jnp.exp(logits - largest[rows])
     return shares / jax.ops.segment_sum(shares, rows, **options)[rows]

@@ -42,7 +42,7 @@ class Count:
         jax.monitoring.unregister_event_duration_listener(self._compiled)
         jax.monitoring.unregister_event_listener(self._found)
 
-    def _compiled(self, event: str, seconds: float, **_: Any) -> None:
+    def _compiled(self, event: str, duration_secs: float, **_: Any) -> None:
         self.programs += event == COMPILED
 
     def _found(self, event: str, **_: Any) -> None:

@@ -96,8 +96,8 @@ def join(
             f"process {index} of {count} at {coordinator}: give the number of processes and this "
             "one's, which counts from 0"
         )
-    options = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
-    options = options if coordinator else open_mpi()
+    given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    options: dict[str, Any] = given if coordinator else open_mpi()
     where = f"at {options['coordinator_address']}" if options else "that the cluster names"
 
     def give_up() -> None:
@@ -164,7 +164,8 @@ def all_gather(value: Any) -> list[Any]:
         return [value]
     # Not by a collective: those time out after half a minute, and the work of one process may take
     # hours longer than that of another.
-    client, turn, rank = distributed.global_state.client, next(_turns), jax.process_index()
+    client: Any = distributed.global_state.client
+    turn, rank = next(_turns), jax.process_index()
     client.key_value_set(f"{GATHERED}{turn}/{rank}", json.dumps(value))
     client.wait_at_barrier(f"{GATHERED}{turn}", LONGEST)
     if turn:  # all have read the values of the previous call
@@ -213,7 +214,8 @@ def run_on_all(step: Callable[[], Result]) -> Result:
       InputError: in all processes, if `step` raised it in one.
       Preempted: in all processes, if `step` raised it in one and nothing else was raised.
     """
-    value, error = None, None
+    value: Any = None
+    error: Exception | None = None
     try:
         value = step()
     except (InputError, Preempted) as raised:
@@ -280,7 +282,7 @@ class Notice:
         All processes must ask equally often, unless the notice is `own`.
         """
         if self._own and self._several:
-            client = distributed.global_state.client
+            client: Any = distributed.global_state.client
             if self._given:
                 client.key_value_set(f"{ENDING}now", "", True)
             return self._given or bool(client.key_value_dir_get(ENDING))

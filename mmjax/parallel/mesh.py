@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ def use(mesh: Mesh) -> contextlib.AbstractContextManager:
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
-def flash_attention(dtype: Any) -> str | None:
+def flash_attention(dtype: Any) -> Literal["cudnn"] | None:
     """Return the name of the attention kernel, or None.
 
     It is the `implementation` for `jax.nn.dot_product_attention`: cuDNN's, on a GPU with bfloat16

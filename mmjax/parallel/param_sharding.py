@@ -63,7 +63,7 @@ def spread(
             return jax.device_put(leaf, sharding)
         parts: dict[str, Any] = {}
 
-        def part(index: tuple[slice, ...]) -> Any:
+        def part(index: tuple[slice, ...] | None) -> Any:
             key = str(index)  # read once, even if several devices hold it
             if key not in parts:
                 parts[key] = leaf[index]

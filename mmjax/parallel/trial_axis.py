@@ -80,7 +80,7 @@ def widths(total: int, mesh: Mesh) -> list[int]:
     return counts
 
 
-def trials_to_run(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
+def trials_to_run(active: Sequence[bool] | np.ndarray, mesh: Mesh) -> np.ndarray:
     """Return which of T trials to compute, each index once.
 
     These are all T trials. Once at most half are active, these are the active ones and as many
@@ -94,12 +94,12 @@ def trials_to_run(active: Sequence[bool], mesh: Mesh) -> np.ndarray:
     return first.reshape(-1, devices).T.ravel()
 
 
-def take(tree: Tree, places: jax.Array) -> Tree:
+def take(tree: Tree, places: jax.Array | np.ndarray) -> Tree:
     """Return the trials at these indices of a tree."""
     return jax.jit(_take, out_shardings=table_sharding.shardings(tree))(tree, places)
 
 
-def put(tree: Tree, places: jax.Array, part: Tree) -> Tree:
+def put(tree: Tree, places: jax.Array | np.ndarray, part: Tree) -> Tree:
     """Return the tree with the trials of `part` at these indices.
 
     The tree is donated.
@@ -145,7 +145,8 @@ def stack(trees: Sequence[Tree]) -> tuple[Tree, frozenset[int]]:
     return structures[0].unflatten(merged), frozenset(varied)
 
 
-def choose(tree: Tree, varied: frozenset[int], variant: jax.Array) -> Tree:
+def choose(tree: Tree, varied: frozenset[int], variant: jax.Array | int) -> Tree:
     """Return one trial's tree from the result of `stack`."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten([x[variant] if n in varied else x for n, x in enumerate(leaves)])
+    chosen = [x[variant] if n in varied else x for n, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, chosen)

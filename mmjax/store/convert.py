@@ -78,7 +78,7 @@ def import_npy(path: str | Path, url: str | Path, item_ids: Sequence[str], **abo
     with create(url, shape=array.shape, dtype=dtype, item_ids=item_ids, **about) as writer:
         for start, stop in writer.store.spans():
             rows = np.asarray(array[start:stop])
-            writer.write(start, rows, rows.any(axis=1))
+            writer.write(start, rows, np.any(rows, axis=1))
 
 
 def import_folder(
@@ -112,7 +112,7 @@ def import_folder(
         for start, stop in writer.store.spans():
             rows = np.zeros((stop - start, width), example.dtype)
             present = np.array([name in names for name in item_ids[start:stop]])
-            for i in np.flatnonzero(present):
+            for i in np.flatnonzero(present).tolist():
                 path = folder / f"{item_ids[start + i]}.npy"
                 vector = _load(path)
                 if vector.shape not in {(width,), (1, width)}:

@@ -1,7 +1,7 @@
 """Create a store, or resume one that a kill left unfinished."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def create(
                 "URL that all processes share"
             )
         _refuse_other(url, begun, manifest)
+        arrays: Iterable[ts.TensorStore]
         arrays = (layout.zarr(kv, part, context) for part in layout.ARRAYS)
         return Writer(Store(str(url), begun, kv, *arrays), item_ids, keep=True, joined=True)
     if begun is None:

@@ -154,8 +154,11 @@ class Store:
         except ValueError as error:
             raise ValueError(f"{error}; see pad_rows_to of Store.read") from error
 
-        def bounds(at: tuple[slice, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+        def bounds(at: Any) -> tuple[tuple[int, int], tuple[int, int]]:
             return at[0].indices(rows)[:2], at[1].indices(width)[:2]
+
+        def presence(at: Any) -> np.ndarray:
+            return self._mask(*at[0].indices(rows)[:2])
 
         device_indices = sharding.addressable_devices_indices_map((rows, width)).values()
         # All reads start before the first wait: with a bucket, latency dominates.
@@ -163,9 +166,7 @@ class Store:
         features = jax.make_array_from_callback(
             (rows, width), sharding, lambda at: blocks[bounds(at)](), dtype=dtype
         )
-        present = jax.make_array_from_callback(
-            (rows,), _of_rows(sharding), lambda at: self._mask(*at[0].indices(rows)[:2])
-        )
+        present = jax.make_array_from_callback((rows,), _of_rows(sharding), presence)
         return features, present
 
     def mask(self) -> np.ndarray:

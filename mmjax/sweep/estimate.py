@@ -44,7 +44,8 @@ def estimate(plan: Plan, most: int = 0) -> list[Estimate]:
 
     Nothing is written but derived features.
     """
-    packer, measured = Packer(plan.resources, most), {}
+    packer = Packer(plan.resources, most)
+    measured: dict[str, tuple] = {}
     while True:
         try:
             return [

@@ -72,22 +72,23 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
     evaluate = evaluator.Evaluator(
         ensemble, experiment.tasks(config, data), config, data, {"compile_s": 0}
     )
-    valid, test = evaluate(state, "valid"), evaluate(state, "test")
-    for index, trial in enumerate(trials):
+    rankings = zip(evaluate(state, "valid"), evaluate(state, "test"), strict=True)
+    for trial, (valid, test) in zip(trials, rankings, strict=False):  # the last ones fill up
+        assert valid is not None and test is not None  # every trial is active
         line = ledger.done[trial.id]
-        if abs(evaluate.select(valid[index]) - line["valid"]) > 1e-6:
+        if abs(evaluate.select(valid) - line["valid"]) > 1e-6:
             raise InputError(
-                f"weights/{trial.id} rank valid at {evaluate.select(valid[index]):.6f}, not at the "
+                f"weights/{trial.id} rank valid at {evaluate.select(valid):.6f}, not at the "
                 f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
             )
         _, stores = plan.resources.open(trial.config)
         record = results.record(
-            trial.config, data, stores, ensemble.mesh, valid[index], test[index]
+            trial.config, data, stores, ensemble.mesh, valid, test
         )
         record |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
         folder = plan.workdir / "runs" / trial.id
         folder.mkdir(parents=True, exist_ok=True)
-        results.save_users(folder / "per_user.npz", {"valid": valid[index], "test": test[index]})
+        results.save_users(folder / "per_user.npz", {"valid": valid, "test": test})
         files.write_json(folder / "results.json", record)
     ledger.append(event("tested", trial) for trial in trials)
 

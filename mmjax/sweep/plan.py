@@ -73,9 +73,11 @@ def survey(plan: Plan, ledger: Ledger, retried: Collection[str] = ()) -> Left:
         to_train += undone
         if undone or len(points) < count:
             continue
-        best = choose(
-            cell, list(trials.values()), lambda p, of=of: [of(p, s) for s in seeds], ledger
-        )
+
+        def repeats(point: space.Point, of: Callable[..., space.Trial] = of) -> list[space.Trial]:
+            return [of(point, seed) for seed in seeds]
+
+        best = choose(cell, list(trials.values()), repeats, ledger)
         if best is None:  # every point failed, and so has the cell
             settled += len(seeds) - 1
             continue

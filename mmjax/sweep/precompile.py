@@ -26,7 +26,8 @@ def compile_all(plan: Plan, most: int = 0) -> int:
     Returns:
       The number of packs.
     """
-    packer, done = Packer(plan.resources, most), set()
+    packer = Packer(plan.resources, most)
+    done: set[tuple[str, ...]] = set()
     tuned, repeated = estimate.phases(plan)
     while True:
         try:

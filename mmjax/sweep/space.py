@@ -43,7 +43,7 @@ class Range(NamedTuple):
             value = float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
             return round(value) if self.integer else value
         if self.integer:
-            return int(rng.integers(self.low, self.high + 1))
+            return int(rng.integers(int(self.low), int(self.high + 1)))
         return float(rng.uniform(self.low, self.high))
 
 

@@ -154,7 +154,7 @@ def _train(
         return
     finally:
         checkpoints.close()
-    timing = fit.summary(timing, begin)
+    seconds = fit.summary(timing, begin)
     events = []
     for index, trial in enumerate(pack):
         value, diverged = progress["best"][index], progress["diverged"][index]
@@ -165,7 +165,7 @@ def _train(
             event("done", trial)
             | {"valid": value, "best_epoch": progress["best_epoch"][index]}
             | {"epochs": progress["epoch"], "diverged": diverged}
-            | {"pack": identity, "place": index, "of": len(pack), "timing": timing}
+            | {"pack": identity, "place": index, "of": len(pack), "timing": seconds}
         )
     for index in _worth_keeping(pack, progress["best"][: len(pack)], ledger):
         kept = jax.tree.map(lambda x, index=index: jnp.copy(x[index : index + 1]), best)
@@ -190,7 +190,8 @@ def _worth_keeping(
         if values[index] is None:
             continue
         rivals = {n: values[n] for n, rival in enumerate(pack) if rival.cell == trial.cell}
-        best = max(rivals, key=lambda n: -math.inf if rivals[n] is None else rivals[n])
+        known = {n: -math.inf if value is None else value for n, value in rivals.items()}
+        best = max(known, key=known.__getitem__)
         if index == best or ledger.chosen.get(trial.cell, {}).get("point") == trial.point:
             indices.append(index)
     return indices

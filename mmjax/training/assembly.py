@@ -3,7 +3,7 @@
 The ensemble is laid out on a mesh.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ Tree = Any
 
 
 def build(
-    recommender: type[nnx.Module],
+    recommender: Callable[..., nnx.Module],
     catalog: base.Catalog | Sequence[base.Catalog],
     options: Mapping[str, Any],
     *,
@@ -76,9 +76,9 @@ def build(
             bound = {name: lazy[name].within(x) for name, x in given.items()}
             bound_catalog = replace(catalog, features={**catalog.features, **bound})
             model = recommender(bound_catalog, **options, rngs=rngs)
-            graphdef, params, drawn, frozen = nnx.split(model, nnx.Param, base.Drawn, ...)
-            shared[:] = graphdef, frozen
-            params, drawn = nnx.to_pure_dict(params), nnx.to_pure_dict(drawn)
+            graphdef, *parts = nnx.split(model, nnx.Param, base.Drawn, ...)
+            params, drawn = (nnx.to_pure_dict(part) for part in parts[:2])
+            shared[:] = graphdef, parts[2]
             return {"params": params, "drawn": drawn, "opt": chain.init(params)}
 
         given = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in lazy.items()}
@@ -115,7 +115,7 @@ def build(
         values = jax.core.eval_jaxpr(drawn[0].jaxpr, arrays[:count], key, *given)
         if not trainable:
             values = [layout.constrain(x) for x in values]
-        return layout.pad(jax.tree.structure(like[0]).unflatten(values))
+        return layout.pad(jax.tree.unflatten(jax.tree.structure(like[0]), values))
 
     mapped = trial_axis.over_trials(redraw, 2, mesh)
     mapped = jax.jit(

@@ -56,7 +56,7 @@ def improve(best: Tree, state: Tree, values: Sequence[float], progress: Progress
     """
     known = [-math.inf if best is None else best for best in progress["best"]]
     better = np.greater(values, known)
-    for trial in np.flatnonzero(better):
+    for trial in np.flatnonzero(better).tolist():
         progress["best"][trial], progress["best_epoch"][trial] = values[trial], progress["epoch"]
     return _where(better, weights(state), best) if better.any() else best
 
@@ -104,7 +104,7 @@ def _finite_trials(params: Tree) -> jax.Array:
     return jnp.stack(flags).all(axis=0)
 
 
-def _where(chosen: Sequence[bool], new: Tree, old: Tree) -> Tree:
+def _where(chosen: Sequence[bool] | np.ndarray, new: Tree, old: Tree) -> Tree:
     """Return `new` for the chosen trials and `old` for the others.
 
     The arrays are copies.

@@ -66,6 +66,7 @@ class Ensemble:
 
     @property
     def steps(self) -> int:
+        assert self.data is not None  # only what is trained has steps
         return sampling.steps(self.data, self.settings.batch_size)
 
     def init(self) -> Tree:
@@ -78,7 +79,7 @@ class Ensemble:
         epoch = meshes.put(np.zeros(len(self.keys), np.int32), meshes.trials(self.mesh))
         return state | {"epoch": epoch}
 
-    def merge(self, state: Tree, frozen: Tree) -> nnx.Module:
+    def merge(self, state: Tree, frozen: Tree) -> Any:
         """Build the recommender of one trial.
 
         `frozen` is that of one catalogue.
@@ -86,7 +87,7 @@ class Ensemble:
         parts = (nnx.State(state["params"]), nnx.State(state["drawn"]), frozen)
         return nnx.merge(self.graphdef, *parts)
 
-    def take(self, places: Sequence[int]) -> "Ensemble":
+    def take(self, places: Sequence[int] | np.ndarray) -> "Ensemble":
         """Return the ensemble of the trials at these indices.
 
         Its programs are compiled once for each number of trials.
@@ -111,9 +112,9 @@ class Ensemble:
           InputError: the mesh cannot split this number of trials.
         """
         variant = [0] * len(seeds) if variant is None else variant
-        for name, values in {**hypers, "variant": variant}.items():
-            if len(values) != len(seeds):
-                raise ValueError(f"{len(seeds)} seeds but {len(values)} values of {name}")
+        for name, column in {**hypers, "variant": variant}.items():
+            if len(column) != len(seeds):
+                raise ValueError(f"{len(seeds)} seeds but {len(column)} values of {name}")
         if len(seeds) % self.mesh.shape["trial"]:
             raise InputError(
                 f"the mesh splits trials over {self.mesh.shape['trial']} devices and there are "
@@ -307,7 +308,7 @@ class Ensemble:
         """Return the frozen arrays of one trial, unpadded for programs."""
         return self.layout.unpad(trial_axis.choose(frozen, self.varied, variant), self.like[1])
 
-    def arguments(self, state: Tree, active: Sequence[bool] | None = None) -> tuple:
+    def arguments(self, state: Tree, active: Sequence[bool] | np.ndarray | None = None) -> tuple:
         """Return the arguments of `epoch`; by default all trials are active.
 
         The second argument, `own`, has the keys, the hyper-parameters and the variants of the
@@ -316,15 +317,15 @@ class Ensemble:
         per_trial = (self.keys, self.hypers, self.variant)
         return state, per_trial, self.flags(active), self.frozen, self.data
 
-    def flags(self, active: Sequence[bool] | None = None) -> jax.Array:
+    def flags(self, active: Sequence[bool] | np.ndarray | None = None) -> jax.Array:
         """Put the flags of the active trials [T] on the devices.
 
         All trials are active by default.
         """
-        active = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
-        return meshes.put(active, meshes.trials(self.mesh))
+        flags = np.ones(len(self.keys), bool) if active is None else np.asarray(active)
+        return meshes.put(flags, meshes.trials(self.mesh))
 
-    def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> Callable[..., dict]:
+    def evaluate(self, cutoffs: Sequence[int], *, map_capped: bool) -> jax.stages.Wrapped:
         """Return the jitted ranking program of the trials.
 
         It is `(state, variant, active, frozen, chunks) -> results`, where the results are those of

@@ -120,9 +120,9 @@ def resumed(trials: ensemble.Ensemble, restored: Tree, active: np.ndarray) -> Mi
     """
     if "losses" not in restored:
         return None
-    structure = jax.tree.structure(_few(trials, active)[0].redrawn_shapes())
-    leaves = [restored["redrawn"][str(n)] for n in range(structure.num_leaves)]
-    return Middle(structure.unflatten(leaves), jax.device_get(restored["losses"]))
+    shapes, structure = jax.tree.flatten(_few(trials, active)[0].redrawn_shapes())
+    leaves = [restored["redrawn"][str(n)] for n in range(len(shapes))]
+    return Middle(jax.tree.unflatten(structure, leaves), jax.device_get(restored["losses"]))
 
 
 def _few(trials: ensemble.Ensemble, active: np.ndarray) -> tuple[ensemble.Ensemble, np.ndarray]:

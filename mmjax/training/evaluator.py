@@ -42,7 +42,7 @@ class Evaluator:
         self,
         state: ensemble.Tree,
         split: str,
-        active: Sequence[bool] | None = None,
+        active: Sequence[bool] | np.ndarray | None = None,
         *,
         lists: bool = True,
     ) -> list[ranking.Ranking | None]:
@@ -56,17 +56,17 @@ class Evaluator:
           A ranking for each trial, None for a trial that is not active.
         """
         trials, state = self._trials, early_stopping.weights(state)
-        active = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
-        indices = trial_axis.trials_to_run(active, trials.mesh)
-        if len(indices) < len(active):
+        flags = np.ones(len(trials.keys), bool) if active is None else np.asarray(active)
+        indices = trial_axis.trials_to_run(flags, trials.mesh)
+        if len(indices) < len(flags):
             trials, state = trials.take(indices), trial_axis.take(state, indices)
         program, chunks = self._compile(trials, state, split)
         begin = time.perf_counter()
-        arguments = (state, trials.variant, trials.flags(active[indices]), trials.frozen, chunks)
+        arguments = (state, trials.variant, trials.flags(flags[indices]), trials.frozen, chunks)
         result = jax.device_get(program(*arguments))
-        rankings: list[ranking.Ranking | None] = [None] * len(active)
+        rankings: list[ranking.Ranking | None] = [None] * len(flags)
         for position, trial in enumerate(indices):
-            if active[trial]:
+            if flags[trial]:
                 rankings[trial] = ranking.summarise(
                     ensemble.pick(result, position),
                     self._tasks[split],

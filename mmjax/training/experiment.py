@@ -117,7 +117,7 @@ def features(config: settings.Config, data: datasets.Dataset) -> dict[str, store
             )
     else:
         pairs = expressions.pairs(text)
-    expected = {"item_hash": data.item_hash(), "n_items": data.n_items}
+    expected: dict[str, Any] = {"item_hash": data.item_hash(), "n_items": data.n_items}
     return {name: store.open_store(url, **expected) for name, url in pairs.items()}
 
 

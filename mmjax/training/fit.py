@@ -91,8 +91,10 @@ def fit(
             active = np.logical_not(ended)
             parts = epochs.run(trials, state, active, timing, middle)
             for state, losses, middle in parts:  # noqa: B007 (the last ones are used below)
-                ends = middle is not None and notice.given()
-                if middle is not None and (ends or due()):
+                if middle is None:
+                    continue
+                ends = notice.given()
+                if ends or due():
                     save(middle)
                 if ends:
                     checkpoints.wait()
@@ -110,10 +112,12 @@ def fit(
                 rankings = evaluate(state, "valid", active, lists=False)
                 values = [evaluate.select(ranking) for ranking in rankings]
                 best = early_stopping.improve(best, state, values, progress)
-                record |= {f"valid/{k}": v for k, v in rankings[first].overall.items()}
+                logged = rankings[first]
+                assert logged is not None  # it is active
+                record |= {f"valid/{k}": v for k, v in logged.overall.items()}
                 if len(values) > 1:
                     record["values"] = [v if math.isfinite(v) else None for v in values]
-                text += f" valid {config['metric']} {rankings[first].overall[config['metric']]:.4f}"
+                text += f" valid {config['metric']} {logged.overall[config['metric']]:.4f}"
                 text += f" best {progress['best'][first]:.4f} at {progress['best_epoch'][first]}"
             log.epoch(epoch, record, text)
             last = epoch == total or all(early_stopping.finished(progress, config))

@@ -86,13 +86,14 @@ class Bucket:
           ValueError: an object is missing or damaged.
         """
         leaves, structure = jax.tree.flatten(like)
-        return structure.unflatten(
+        return jax.tree.unflatten(
+            structure,
             GlobalAsyncCheckpointManager(LONGEST).deserialize(
                 [leaf.sharding for leaf in leaves],
                 [self._spec(step, name) for name in by_place(like)],
                 [leaf.shape for leaf in leaves],
                 [leaf.dtype for leaf in leaves],
-            )
+            ),
         )
 
     def close(self) -> None:

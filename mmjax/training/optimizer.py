@@ -1,6 +1,7 @@
 """Build the optimiser from a config's text."""
 
 import ast
+from typing import Any
 
 import optax
 
@@ -18,7 +19,7 @@ def parse(text: str) -> optax.GradientTransformation:
       InputError: the text is no list of calls with literal arguments, or optax lacks a name.
     """
     try:
-        tree = ast.parse(f"({text},)", mode="eval").body
+        tree: Any = ast.parse(f"({text},)", mode="eval").body
         parts = []
         for call in tree.elts:
             positional = [ast.literal_eval(argument) for argument in call.args]

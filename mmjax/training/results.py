@@ -52,7 +52,7 @@ def save_users(path: Path, found: dict[str, ranking.Ranking]) -> None:
 
     The keys are {split}/users, {split}/ranked and {split}/metric@k.
     """
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, split_ranking in found.items():
         arrays |= {f"{split}/users": split_ranking.users, f"{split}/ranked": split_ranking.ranked}
         arrays |= {

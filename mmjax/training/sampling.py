@@ -7,6 +7,7 @@ earlier steps, on the number of devices, or on a kill in between.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +62,15 @@ def positives(user: np.ndarray, item: np.ndarray, n_users: int) -> Positives:
             f"user {int(counts.argmax())} has interacted with all {len(pool)} items of the train "
             "split, so there is no negative to sample; leave such users out"
         )
-    return Positives(
+    arrays: dict[str, Any] = dict(  # in NumPy, to be put on device
         user=user,
         item=pool[position].astype(np.int32),
         place=position,
         start=np.append(0, np.cumsum(counts)).astype(np.int32),
         pool=pool.astype(np.int32),
         active=np.flatnonzero(counts).astype(np.int32),
-        longest=int(counts.max()),
     )
+    return Positives(**arrays, longest=int(counts.max()))
 
 
 def steps(data: Positives, batch_size: int) -> int:

@@ -59,6 +59,7 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     finally:
         checkpoints.close()
     valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
+    assert valid is not None and test is not None  # the trial is active
     record = results.record(config, data, stores, trials.mesh, valid, test)
     record |= {
         "epochs": progress["epoch"],
@@ -99,7 +100,9 @@ def evaluate(workdir: str | Path, split: str, change: dict[str, Any]) -> ranking
         best = fit.load(checkpoints, number, trials, progress, config)["best"]
     finally:
         checkpoints.close()
-    return evaluator.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
+    found = evaluator.Evaluator(trials, tasks, config, data, {"compile_s": 0.0})(best, split)[0]
+    assert found is not None  # the trial is active
+    return found
 
 
 def _of_run(identity: dict[str, Any]) -> dict[str, Any]:

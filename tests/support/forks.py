@@ -5,6 +5,7 @@ runs the script as `__main__` with fresh flags, and its exit status is the scrip
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ import mmjax.training.train, mmjax.report.runs, mmjax.features.extraction.extrac
 import mmjax.data.prepare, ml_collections
 for line in sys.stdin:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        sys.argv = json.loads(line)
+        folder, *sys.argv = json.loads(line)
         child = os.fork()
         if not child:  # whatever ends the script also ends this process, as it would its own
+            os.chdir(folder)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
@@ -55,10 +57,10 @@ class Scripts:
         )
 
     def __call__(self, script: str, *arguments: object) -> Done:
-        place = ROOT / "scripts" / script
+        place = ROOT / "scripts" / script.removesuffix(".py")
         place = place if place.is_dir() else place.with_suffix(".py")
         words = [str(place), *map(str, arguments)]
-        self._parent.stdin.write(json.dumps(words) + "\n")
+        self._parent.stdin.write(json.dumps([os.getcwd(), *words]) + "\n")
         self._parent.stdin.flush()
         return Done(*json.loads(self._parent.stdout.readline()))
 

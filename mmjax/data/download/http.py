@@ -133,7 +133,7 @@ def _is_count(text: str) -> bool:
     return re.fullmatch(r"\d{1,18}", text, re.ASCII) is not None
 
 
-class _Timely:
+class _Timely(http.client.HTTPConnection):
     """Connection whose response headers must arrive within the time-out.
 
     Otherwise the time-out would apply to each read.
@@ -148,6 +148,7 @@ class _Timely:
                 # Not TLS's own method, which takes the connection apart while it is read.
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
+        assert self.timeout is not None
         alarm = threading.Timer(self.timeout, hang_up)
         alarm.daemon = True
         alarm.start()

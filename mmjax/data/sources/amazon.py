@@ -148,6 +148,7 @@ def locate(raw: Path, source: str, category: str, dump: str | None = None) -> tu
                 f"{raw / Path(name).name} is missing; check --raw and --category, pass --download, "
                 f"or fetch {layout.base_url}/{name}"
             )
+    assert items is not None
     return paths[0], items
 
 

@@ -36,8 +36,8 @@ def read(raw: Path) -> Raw:
     if raw.is_dir():
         tables = sorted(raw.glob("*.inter"))
         if len(tables) != 1:
-            names = ", ".join(path.name for path in tables) or "none"
-            raise InputError(f"{raw} must hold one .inter file, found {names}; name it in --raw")
+            found = ", ".join(path.name for path in tables) or "none"
+            raise InputError(f"{raw} must hold one .inter file, found {found}; name it in --raw")
         path = tables[0]
     names = column_names(path)
     full_names = {name.split(":")[0]: name for name in names}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmjax.core.errors import InputError
 from mmjax.data.raw import Raw, assemble, join_items
-from mmjax.data.tables import decode, read_table, require
+from mmjax.data.tables import Names, decode, read_table, require
 
 # The order of the flags in u.item, spelt as the columns of items.csv.
 GENRES = (
@@ -53,7 +53,7 @@ def read(raw: Path, posters: Path | None = None) -> Raw:
       InputError: no layout fits, a file is missing, or a table is at fault (see `read_table`).
     """
     require(raw)
-    columns = {"user": 0, "item": 1, "rating": 2, "time": 3}
+    columns: dict[str, Names] = {"user": 0, "item": 1, "rating": 2, "time": 3}
     if (raw / "ratings.csv").exists():
         columns = {
             "user": ("user_id", "userId"),

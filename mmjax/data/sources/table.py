@@ -54,8 +54,8 @@ def read(
     _, item_ids = decode(table.column("item"))
     items, not_found = None, {}
     if items_file is not None:
-        optional = ("title", "text", "image", "audio")
-        items = read_table(items_file, ITEM_COLUMNS, optional=optional).to_pydict()
+        absent = ("title", "text", "image", "audio")  # may be absent
+        items = read_table(items_file, ITEM_COLUMNS, optional=absent).to_pydict()
         not_found = {
             f"{column}s_not_found": find_files(items, items_file.parent, column)
             for column in ("image", "audio")

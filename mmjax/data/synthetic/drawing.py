@@ -68,6 +68,7 @@ def draw(values: dict[str, np.ndarray], words: dict[str, tuple[str, ...]], seed:
                 part = painters[word](*(arg[rows] for arg in args))
                 out = np.empty((count, *part.shape[1:]), np.float32) if out is None else out
                 out[rows] = part
+        assert out is not None
         return out
 
     distance = choose("category", SHAPES, x, y) * radius  # pixels, negative inside

@@ -250,7 +250,7 @@ def load_module(
     return graph, jax.tree.unflatten(tree, arrays)
 
 
-def merge(graph: nnx.GraphDef, params: Any) -> nnx.Module:
+def merge(graph: nnx.GraphDef, params: Any) -> Any:
     """Rebuild the module from what `load_module` returned.
 
     Works inside and outside a jitted function.
@@ -277,7 +277,7 @@ def tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # A class may be a slow one or ask for sentencepiece (SigLIP's); tokenizer.json needs neither.
-    kinds = [AutoTokenizer, PreTrainedTokenizerFast]
+    kinds: list[Any] = [AutoTokenizer, PreTrainedTokenizerFast]
     why = "it is a slow one, and there is no tokenizer.json"
     for kind in kinds if (Path(folder) / "tokenizer.json").exists() else kinds[:1]:
         try:

@@ -21,7 +21,7 @@ KERNELS = re.compile(r"decoder\.blocks\..*\.kernel")
 class Dense(nnx.Linear):
     """`nnx.Linear` whose kernel may be qwix's QArray."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         kernel = self.kernel.get_value()
         if not hasattr(kernel, "qvalue"):
             return super().__call__(x)

@@ -61,7 +61,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 class _Storage(NamedTuple):
     key: str
     dtype: str
-    count: int  # of elements
+    elements: int
 
 
 Locate = Callable[[_Storage], memoryview]
@@ -207,10 +207,10 @@ def _stream(path: Path, content: mmap.mmap) -> tuple[Any, Locate, bool]:
     for key in _Unpickler(path, content).load():
         storage = unpickler.storages[str(key)]
         (count,) = struct.unpack("<q", content.read(8))
-        size = storage.count * _DTYPES[storage.dtype].itemsize
+        size = storage.elements * _DTYPES[storage.dtype].itemsize
         start = content.tell()
         pieces[storage.key] = memoryview(content)[start : start + size]
-        if count != storage.count or len(pieces[storage.key]) != size:
+        if count != storage.elements or len(pieces[storage.key]) != size:
             raise ValueError(f"storage {key} is cut off")
         content.seek(start + size)
     return value, lambda storage: pieces[storage.key], False
@@ -249,7 +249,7 @@ def _view(tensor: _Tensor, locate: Locate) -> np.ndarray:
     NumPy refuses an array that would leave its storage.
     """
     dtype, storage = _DTYPES[tensor.dtype], tensor.storage
-    size = storage.count * _DTYPES[storage.dtype].itemsize
+    size = storage.elements * _DTYPES[storage.dtype].itemsize
     data = locate(storage)
     if len(data) < size:
         raise ValueError(f"storage {storage.key} is cut off")

@@ -48,7 +48,7 @@ def tensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             yield from _safetensors(shard)
         else:
             for name, view in pickled.read(shard).items():
-                yield name, lambda view=view: np.array(view)
+                yield name, partial(np.array, view)
 
 
 def digest(path: Path) -> str:
@@ -108,6 +108,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         begin, end = entry["data_offsets"]
         if begin == end:
             return np.zeros(entry["shape"], DTYPES[entry["dtype"]])
+        assert content is not None  # as there is a header
         return content[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     for name in header.keys() - {"__metadata__"}:

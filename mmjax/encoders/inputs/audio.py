@@ -178,7 +178,9 @@ def sample_batches(
                 if not isinstance(samples, str)
             }
             failed = {
-                row: why for row, why in zip(rows.tolist(), results, strict=True) if row not in kept
+                row: why
+                for row, why in zip(rows.tolist(), results, strict=True)
+                if isinstance(why, str)
             }
             lengths = pad_to(np.array([len(line) for line in kept.values()], np.int32), size)
             width = next(bucket for bucket in buckets if bucket >= lengths.max())

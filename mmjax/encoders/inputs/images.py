@@ -28,7 +28,7 @@ Shape = tuple[int, int]
 def tower(
     graph: nnx.GraphDef,
     params: Any,
-    forward: Callable[[nnx.Module, jax.Array], outputs.Outputs],
+    forward: Callable[..., outputs.Outputs],
     *,
     folder: Path,
     options: Options,
@@ -129,13 +129,13 @@ def read(path: str, max_pixels: int, draft: Shape | None = None) -> Image.Image:
       draft: JPEGs may shrink while they decode, to no less than this (height, width): much
         faster, but not what a resize of the whole image gives.
     """
-    with storage.open_file(path) as file, Image.open(file) as image:
-        width, height = image.size
+    with storage.open_file(path) as file, Image.open(file) as opened:
+        width, height = opened.size
         if width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
         if draft:
-            image.draft("RGB", draft[::-1])
-        image = ImageOps.exif_transpose(image)
+            opened.draft("RGB", draft[::-1])
+        image = ImageOps.exif_transpose(opened)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")

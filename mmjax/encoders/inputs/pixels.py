@@ -195,11 +195,12 @@ def _understood(kind: str, about: dict[str, Any]) -> Pixels:
     rescale, resize = about.get("do_rescale", True), None
     if about.get("do_resize", True) and about.get("size") is not None:
         resize = _size("size", about["size"], square=kind not in BY_SHORTEST_EDGE)
-    crop = None
+    crop: tuple[int, int] | None = None
     if "crop_size" in about and about.get("do_center_crop", True):
-        crop = _size("crop_size", about["crop_size"], square=True)
-        if not isinstance(crop, tuple):
+        size = _size("crop_size", about["crop_size"], square=True)
+        if not isinstance(size, tuple):
             raise ValueError(f"crop_size {about['crop_size']} has no height and width")
+        crop = size
     if kind == "ConvNext" and resize is not None:  # it crops on its own, only below 384
         if not isinstance(resize, int):
             raise ValueError(f"size {about['size']} has no shortest_edge")

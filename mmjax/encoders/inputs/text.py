@@ -108,7 +108,7 @@ def read_recipe(folder: Path, pooling: str | None = None) -> Recipe:
 def tower(
     graph: nnx.GraphDef,
     params: Any,
-    forward: Callable[[nnx.Module, jax.Array, jax.Array], outputs.Outputs],
+    forward: Callable[..., outputs.Outputs],
     *,
     folder: Path,
     options: Options,
@@ -136,7 +136,7 @@ def tower(
     graph, params = put_behind(graph, params, recipe.dense)
 
     def run(
-        module: nnx.Module, ids: jax.Array, mask: jax.Array
+        module: Any, ids: jax.Array, mask: jax.Array
     ) -> tuple[outputs.Outputs, jax.Array]:
         layer_outputs = forward(module.model, ids, mask)
         if "last_hidden_state" in layer_outputs and default is None:
@@ -181,8 +181,8 @@ def read_words(folder: Path, options: Options, window: int, recipe: Recipe) -> W
 
 
 def embed(
-    found: outputs.Outputs,
-    mask: jax.Array,
+    found: Mapping[str, Any],
+    mask: jax.Array | np.ndarray | None,
     recipe: Recipe,
     dense: Iterable[Callable[[jax.Array], jax.Array]],
 ) -> jax.Array:

@@ -154,8 +154,8 @@ def tower(
     except Exception:  # not every model returns hidden states
         tensors = run(inputs, False)
     count = len(next(iter(inputs.values())))
-    layer_rows = {name: rows(tensor, count) for name, tensor in tensors.items()}
-    layer_rows = {name: values for name, values in layer_rows.items() if values is not None}
+    every = {name: rows(tensor, count) for name, tensor in tensors.items()}
+    layer_rows: dict[str, Any] = {k: values for k, values in every.items() if values is not None}
     recipe = reading.recipe if "last_hidden_state" in layer_rows else None
     behind = [dense.read(folder, np.float32) for folder in recipe.dense] if recipe else []
     if recipe is not None:
@@ -168,7 +168,7 @@ def tower(
     states = any("hidden_states" in name for name in needed)
 
     def vectors(tensors: Mapping[str, Any], mask: np.ndarray | None) -> list[np.ndarray]:
-        layer_rows = {
+        layer_rows: dict[str, Any] = {
             name: rows(tensors[name], len(tensors[name])) for name in needed & tensors.keys()
         }
         if recipe is not None and "sentence_embedding" in needed:

@@ -91,12 +91,12 @@ def of_texts(model: Model, options: text.Options) -> Reading:
         return text.token_batches(words.tokenizer, prompted, size, words.length, options)
 
     def split(ids: jax.Array, mask: jax.Array) -> Iterator[Inputs]:
-        mask = np.asarray(mask)
-        count = max(1, len(mask) - mask.any(axis=1)[::-1].argmax())
+        real = np.asarray(mask)
+        count = max(1, len(real) - np.any(real, axis=1)[::-1].argmax())
         inputs = {"input_ids": np.array(ids[:count], np.int64)}
         if masked:
-            inputs["attention_mask"] = np.array(mask[:count], np.int64)
-        yield inputs, mask[:count]
+            inputs["attention_mask"] = np.array(real[:count], np.int64)
+        yield inputs, real[:count]
 
     length = min(16, words.length)
     example = np.zeros((2, length), np.int32), np.ones((2, length), bool)

@@ -65,7 +65,7 @@ def transformers(request: Request) -> Model:
     checkpoint = hub.find(request.weights, request.revision)
     if checkpoint.weights.is_file():
         raise InputError(f"{checkpoint.weights} is a file; name the folder with its config.json")
-    loader = getattr(library("transformers"), request.architecture or "AutoModel", None)
+    loader: Any = getattr(library("transformers"), request.architecture or "AutoModel", None)
     if not hasattr(loader, "from_pretrained"):
         raise InputError(f"transformers has no model class {request.architecture!r}")
     source, commit = _source(request, checkpoint)
@@ -243,7 +243,8 @@ def _half(module: Any, modality: str) -> Run:
     def run(inputs: dict[str, Any], states: bool) -> dict[str, Any]:
         half_outputs.clear()
         result = features(**inputs, **_also(states))
-        if isinstance(result, Mapping):
+        named = isinstance(result, Mapping)  # transformers' ModelOutput
+        if named:
             return {**(half_outputs or result), f"{modality}_embeds": result.pooler_output}
         return {**half_outputs, f"{modality}_embeds": result}
 

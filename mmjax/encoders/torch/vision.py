@@ -69,9 +69,9 @@ def timm(request: Request) -> Model:
     module.reset_classifier(0)  # so that the output is the classifier's input
     data_config = importlib.import_module("timm.data").resolve_model_data_config(module)
     crop = tuple(data_config["input_size"][1:])
-    resize = tuple(int(edge / data_config["crop_pct"]) for edge in crop)
+    height, width = (int(edge / data_config["crop_pct"]) for edge in crop)
     pixels = Pixels(
-        resize if data_config["crop_mode"] == "squash" else min(resize),
+        (height, width) if data_config["crop_mode"] == "squash" else min(height, width),
         crop,
         int(Image.Resampling[data_config["interpolation"].upper()]),
         mean=tuple(data_config["mean"]),

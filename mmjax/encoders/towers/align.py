@@ -111,7 +111,7 @@ def load(
         unknown.
     """
     checkpoint, half = open_half(weights, revision, modality, "align")
-    shared = {
+    shared: dict[str, Any] = {
         "folder": checkpoint.folder,
         "layers": layers,
         "about": {

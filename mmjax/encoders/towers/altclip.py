@@ -139,7 +139,7 @@ def load(
     checkpoint, half = open_half(weights, revision, modality, "altclip")
     name = "visual" if modality == "image" else "text"
     projected = hub.has(checkpoint.weights, rf"{name}_projection\.weight")
-    shared = {
+    shared: dict[str, Any] = {
         "folder": checkpoint.folder,
         "layers": layers,
         "default": f"{modality}_embeds" if projected else "pooler_output",

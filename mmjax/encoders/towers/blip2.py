@@ -8,6 +8,7 @@ image (image-text matching).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,7 @@ class Blip2(nnx.Module):
 
     def asked(self, batch: int) -> jax.Array:
         """Return the queries repeated over a batch, [B, Q, D]."""
+        assert self.queries is not None
         queries = self.queries[...]
         return jnp.broadcast_to(queries[None], (batch, *queries.shape))
 
@@ -83,6 +85,7 @@ def embed_images(module: Blip2, pixels: jax.Array) -> Outputs:
       Q-Former's qformer_hidden_states.0 … and qformer_states (the last) [B, Q, D]; and image_embeds
       [B, Q, F], each query's projection of unit length.
     """
+    assert module.vision is not None
     results = module.vision(pixels)
     last = results["last_hidden_state"]
     results["pooler_output"] = module.vision.norm(last[:, 0])
@@ -105,6 +108,7 @@ def embed_texts(module: Blip2, ids: jax.Array, mask: jax.Array) -> Outputs:
       The Q-Former's hidden_states.0 (the embeddings) to hidden_states.N and last_hidden_state
       [B, L, D], pooler_output (its first token) [B, D] and text_embeds [B, F], of unit length.
     """
+    assert module.embeddings is not None
     hidden = module.qformer(module.embeddings(ids), mask.astype(bool)[:, None, :])
     first = hidden[-1][:, 0]
     return {
@@ -130,6 +134,7 @@ def embed_pairs(
       last_hidden_state [B, Q + L, D], queries first; multimodal_embeds (the queries' last states)
       [B, Q, D]; itm_logits [B, 2], for "does not belong" and "belongs". And the mask [B, Q + L].
     """
+    assert module.vision is not None and module.embeddings is not None
     image = module.vision(pixels)["last_hidden_state"]
     queries = module.asked(len(pixels))
     count = queries.shape[1]
@@ -227,7 +232,7 @@ def load(
         key_map(modality),
         jnp.dtype(dtype),
     )
-    shared = {
+    shared: dict[str, Any] = {
         "folder": checkpoint.folder,
         "layers": layers,
         "about": {

@@ -299,15 +299,15 @@ def load(
     checkpoint, half = open_half(weights, revision, modality, "clip")
     name = "visual" if modality == "image" else "text"
     projection = hub.has(checkpoint.weights, rf"{name}_projection\.weight")
-    kind, config = (Vision, VisionConfig) if modality == "image" else (Text, TextConfig)
-    shape = read_fields(config, half)
+    kind: Any = Vision if modality == "image" else Text
+    shape: Any = read_fields(VisionConfig if modality == "image" else TextConfig, half)
     graph, params = hub.load_module(
         lambda: kind(shape, projection=projection, rngs=nnx.Rngs(0)),
         checkpoint.weights,
         key_map(modality),
         jnp.dtype(dtype),
     )
-    shared = {
+    shared: dict[str, Any] = {
         "folder": checkpoint.folder,
         "layers": layers,
         "default": f"{modality}_embeds" if projection else "pooler_output",

@@ -52,9 +52,12 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
-        window, strides, padding = kernel.shape[:2], (self.stride, self.stride), self.padding
-        if isinstance(padding, str):
-            padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+        window, strides = kernel.shape[:2], (self.stride, self.stride)
+        padding: Sequence[tuple[int, int]]
+        if isinstance(self.padding, str):
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, self.padding)
+        else:
+            padding = self.padding
 
         def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
             return jax.lax.conv_general_dilated(

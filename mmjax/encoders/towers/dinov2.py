@@ -84,7 +84,7 @@ class Block(nnx.Module):
         self.attention_scale = nnx.Param(jnp.ones(width))
         if config.use_swiglu_ffn:
             # Two thirds of the width, as it has three matrices; rounded up to a multiple of 8.
-            self.mlp = SwiGlu(width, (int(hidden * 2 / 3) + 7) // 8 * 8, rngs=rngs)
+            self.mlp: SwiGlu | Mlp = SwiGlu(width, (int(hidden * 2 / 3) + 7) // 8 * 8, rngs=rngs)
         else:
             self.mlp = Mlp(width, hidden, config.hidden_act, rngs=rngs)
         self.mlp_norm = layer_norm(width, config.layer_norm_eps, rngs=rngs)

@@ -195,7 +195,7 @@ class Block(nnx.Module):
         """Apply the block to x [B, H, W, C]."""
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
-        if self.squeeze is not None:
+        if self.squeeze is not None and self.excite is not None:
             mean = y.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
             y = y * jax.nn.sigmoid(self.excite(self.activation(self.squeeze(mean))))
         y = self.project(y)
@@ -206,7 +206,8 @@ class EfficientNet(nnx.Module):
     """EfficientNet; `classes` adds the linear classifier."""
 
     def __init__(self, config: Config, *, classes: int | None = None, rngs: nnx.Rngs):
-        act, norm = config.activation, {"epsilon": config.epsilon, "rngs": rngs}
+        act = config.activation
+        norm: dict[str, Any] = {"epsilon": config.epsilon, "rngs": rngs}
         self.pooling = config.pooling
         padding = config.stem_padding
         self.stem = ConvNorm(3, config.stem, 3, stride=2, padding=padding, activation=act, **norm)

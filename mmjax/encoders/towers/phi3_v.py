@@ -223,7 +223,7 @@ def load(
         lazy=True,
         then=eight_bits.of if int8 else lambda name: None,
     )
-    sizes = {"side": vision.image_size, "merged": vision.merged}
+    sizes: dict[str, Any] = {"side": vision.image_size, "merged": vision.merged}
     family = Family(
         around=("", BEGIN + "\n"),
         begin=BEGIN,

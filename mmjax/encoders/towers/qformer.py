@@ -76,11 +76,11 @@ class Block(nnx.Module):
         """
         x = self.attention_norm(x + self.attention(x, mask))
         query_states, text_states = x[:, :queries], x[:, queries:]
-        if self.cross is not None:
+        if self.cross is not None and self.cross_norm is not None:
             query_states = self.cross_norm(query_states + self.cross(query_states, context=image))
-        if self.query_mlp is not None:
+        if self.query_mlp is not None and self.query_mlp_norm is not None:
             query_states = self.query_mlp_norm(query_states + self.query_mlp(query_states))
-        if self.mlp is not None:
+        if self.mlp is not None and self.mlp_norm is not None:
             text_states = self.mlp_norm(text_states + self.mlp(text_states))
         return jnp.concatenate([query_states, text_states], axis=1)
 

@@ -126,12 +126,13 @@ def interpolate(table: jax.Array, patches: Patches) -> jax.Array:
         row, column = (
             jnp.minimum(low[:, axis] + step, side - 1) for axis, step in enumerate((down, right))
         )
-        weight = 1.0
+        weight: Any = 1.0
         for axis, step in enumerate((down, right)):
             weight = weight * (fraction[:, axis] if step else 1 - fraction[:, axis])
         return weight[:, :, None] * jnp.take(table, row * side + column, axis=0)
 
-    return sum(corner(down, right) for down in (0, 1) for right in (0, 1))
+    total: Any = sum(corner(down, right) for down in (0, 1) for right in (0, 1))
+    return total
 
 
 def turns(config: Config, given: dict[str, Any]) -> Rotary:

@@ -157,7 +157,7 @@ class ResNet(nnx.Module):
             activation=config.hidden_act,
             rngs=rngs,
         )
-        self.stages = nnx.List()
+        self.stages: nnx.List[Any] = nnx.List()
         channels = config.embedding_size
         for stage, (size, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
             first = 2 if stage or config.downsample_in_first_stage else 1

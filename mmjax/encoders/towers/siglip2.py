@@ -154,7 +154,10 @@ class Flexible:
         """
 
         def at(scale: float) -> tuple[int, int]:
-            return tuple(max(1, math.ceil(side * scale / self.patch)) for side in (height, width))
+            rows, columns = (
+                max(1, math.ceil(side * scale / self.patch)) for side in (height, width)
+            )
+            return rows, columns
 
         low, high = 1e-6, 100.0
         while high - low >= 1e-5:

@@ -7,7 +7,7 @@ models share the tokens of patches and positions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Config:
     pooler_output_size: int | None = None  # hidden_size unless given
 
     @classmethod
-    def read(cls, config: dict[str, Any]) -> "Config":
+    def read(cls, config: dict[str, Any]) -> Self:
         """Read the shape from config.json.
 
         Raises:
@@ -76,7 +76,7 @@ def read_fields(kind: type[C], config: dict[str, Any]) -> C:
         fields[name] = sides[0]
     if config.get("num_channels", 3) != 3:
         raise InputError(f"config.json has {config['num_channels']} channels; images have three")
-    instance = kind(**fields)
+    instance: Any = kind(**fields)
     if instance.hidden_act not in ACTIVATIONS:
         raise InputError(f"hidden_act {instance.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
     if instance.hidden_size % instance.num_attention_heads:
@@ -114,12 +114,12 @@ class Tokens(nnx.Module):
         L is the number of patches, plus one for the class token.
         """
         patches = self.patches(pixels)  # [B, rows, columns, D]
-        batch, *grid, width = patches.shape
+        batch, rows, columns, width = patches.shape
         tokens, positions = patches.reshape(batch, -1, width), self.positions[...]
         if self.class_token is None:
-            return tokens + resized(positions, tuple(grid), self.antialias)[None]
+            return tokens + resized(positions, (rows, columns), self.antialias)[None]
         first = (self.class_token[...] + positions[0]).reshape(1, 1, width)
-        rest = tokens + resized(positions[1:], tuple(grid), self.antialias)[None]
+        rest = tokens + resized(positions[1:], (rows, columns), self.antialias)[None]
         return jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), rest], axis=1)
 
 

@@ -129,7 +129,7 @@ class Convolution(nnx.Module):
             rngs=rngs,
         )
         if config.feat_extract_norm == "layer":
-            self.norm = layer_norm(width, NORM_EPSILON, rngs=rngs)
+            self.norm: nnx.LayerNorm | TimeNorm | None = layer_norm(width, NORM_EPSILON, rngs=rngs)
         else:
             self.norm = TimeNorm(width, rngs=rngs) if place == 0 else None
         self.activation = ACTIVATIONS[config.feat_extract_activation]

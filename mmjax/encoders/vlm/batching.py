@@ -115,8 +115,8 @@ def run(
         while more and (slots is None or free):
             if not waiting:
                 batch = next(batches, None)
-                more = batch is not None
-                if not more:
+                if batch is None:
+                    more = False
                     break
                 prompts = jax.device_put(batch.arrays[0], rows)
                 size, length = prompts.ids.shape
@@ -128,6 +128,7 @@ def run(
                     slots = _spread(steps.empty(given, size, room), rows)
                     free.extend(range(size))
                 slots = _grow(slots, room)
+            assert slots is not None  # made for the first batch
             count = min(len(free), len(waiting))
             target = np.full(len(slots.row), len(slots.row), np.int32)
             source, row = np.zeros_like(target), np.zeros_like(target)

@@ -140,7 +140,7 @@ class Attention(nnx.Module):
         q, k, v = (
             part(x).reshape(*x.shape[:2], -1, self.d) for part in (self.query, self.key, self.value)
         )
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         return rotary.rotate(q, by), rotary.rotate(k, by), v
 

@@ -199,7 +199,7 @@ def programs(
 
         if apart:  # the past is unstacked too, so no layer's part is copied at every token
             layer_numbers = range(decoder.config.num_hidden_layers)
-            layer_pasts = [Past(slots.past.k[n], slots.past.v[n]) for n in layer_numbers]
+            layer_pasts: Any = [Past(slots.past.k[n], slots.past.v[n]) for n in layer_numbers]
             slots = jax.lax.while_loop(more, step, slots._replace(past=layer_pasts))
             return slots._replace(past=jax.tree.map(lambda *a: jnp.stack(a), *slots.past))
         return jax.lax.while_loop(more, step, slots)

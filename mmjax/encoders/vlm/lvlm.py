@@ -56,6 +56,8 @@ def read(
     x = jnp.where((prompts.seen >= 0)[:, :, None], _at(tokens, prompts.seen), words)
 
     def deep(number: jax.Array, states: jax.Array) -> jax.Array:
+        assert added is not None
+
         def add(states: jax.Array) -> jax.Array:
             layer_tokens = jax.lax.dynamic_index_in_dim(added, number, keepdims=False)
             is_image = (prompts.seen >= 0)[:, :, None]

@@ -82,7 +82,7 @@ def tower(
     folder = checkpoint.folder
     config_json = hub.read_config(folder, kind.model_types)
     config = qwen_vl.text_config(folder, config_json, **kind.text)
-    vision = qwen_vl.vision_config(folder, kind.vision, config_json)
+    vision: Any = qwen_vl.vision_config(folder, kind.vision, config_json)
     pixels = read_pixels(folder, kind, vision, image, max_image_tokens)
     statistics = pixels.pop("mean"), pixels.pop("std")
     turns = kind.turns(config, config_json)

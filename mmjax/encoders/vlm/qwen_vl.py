@@ -178,7 +178,8 @@ def positions(parts: Sequence[int | tuple[int, int]]) -> np.ndarray:
     Returns:
       Time, row and column of each token, int32 [3, L].
     """
-    blocks, start = [np.zeros((3, 0), np.int32)], 0
+    blocks: list[np.ndarray] = [np.zeros((3, 0), np.int32)]
+    start = 0
     for part in parts:
         if isinstance(part, tuple):
             offsets = np.indices((1, *part)).reshape(3, -1)

@@ -162,7 +162,7 @@ def describe(
             "name two or more different ones by --slots=A,B,C or --prompt=FILE"
         )
     parsed = [parse(text, slots) for text in texts]
-    options = {"threshold": threshold, "top": top, "min_count": min_count}
+    options: dict[str, Any] = {"threshold": threshold, "top": top, "min_count": min_count}
     encoded = attributes.one_hot([answer.values for answer in parsed], slots, embed, **options)
     options |= {"answers": answers.digest("text"), "slots": slots, **(about or {})}
     summary = summarise(texts, parsed, encoded)
@@ -174,7 +174,7 @@ def describe(
             folder / "attributes",
             encoded.hot.astype(np.float32),
             item_ids=answers.ids,
-            present=encoded.hot.any(axis=1),
+            present=np.any(encoded.hot, axis=1),
             encoder="attributes",
             columns=encoded.columns,
             **answers.about,

@@ -142,7 +142,7 @@ def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> Summary:
         seconds = progress.seconds
     features = np.zeros((len(reader.values), fitted.shape[1]), np.float32)
     features[rows] = fitted
-    present = features.any(axis=1)
+    present = np.any(features, axis=1)
     _some(present.any(), reader.modality)
     for row in rows[~present[rows]]:
         reader.failed.setdefault(int(row), "says nothing to this encoder")

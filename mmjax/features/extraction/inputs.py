@@ -130,10 +130,11 @@ def of_table(path: str | Path, keys: Sequence[str], text: str) -> Inputs:
     table = read_table(storage.local(path), {**roles, "text": text})
     columns = [table.column(role).to_pylist() for role in roles]
     ids = [SEPARATOR.join(parts) for parts in zip(*columns, strict=True)]
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        duplicate = next(name for name in ids if name in seen or seen.add(name))
-        raise InputError(f"{path} has two rows of {', '.join(keys)} {duplicate!r}; keep one")
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise InputError(f"{path} has two rows of {', '.join(keys)} {name!r}; keep one")
+        seen.add(name)
     texts = [value.strip() for value in table.column("text").to_pylist()]
     return Inputs(str(path), ids, {"text": texts}, {"dataset": "", "fields": [text]})
 

@@ -58,6 +58,7 @@ class Autoencoder(nnx.Module):
         for layer in hidden:
             x = x @ layer.kernel[...]
             x = x if neighbours is None else graph.propagate(neighbours, x)
+            assert layer.bias is not None
             x = nnx.leaky_relu(x + layer.bias[...][None])
         return last(x)
 
@@ -136,7 +137,7 @@ def _impute(
     l1: float,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    if gaps.other is None:
+    if gaps.other is None or gaps.other_present is None:
         raise InputError(f"{what} imputes from the other modality; give --other=STORE")
     both = np.flatnonzero(gaps.present & gaps.other_present)
     if not len(both):

@@ -132,7 +132,7 @@ def impute(
     if _same(features, out) or (other is not None and _same(other, out)):
         raise InputError(f"{out} is the store to read from; choose another --out")
     refuse_existing(out, overwrite=overwrite)
-    catalogue = {"item_hash": dataset.item_hash(), "n_items": dataset.n_items}
+    catalogue: dict[str, Any] = {"item_hash": dataset.item_hash(), "n_items": dataset.n_items}
     source = open_store(features, **catalogue)
     other_store = open_store(other, **catalogue) if other is not None else None
     observed, source_present = source.read()

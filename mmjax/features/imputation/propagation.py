@@ -14,6 +14,7 @@ Here H = (A + I) / (top_k + 1), the papers' one degree for all items; columns ar
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +191,7 @@ def _largest(
     def goes_on(state: tuple[jax.Array, ...]) -> jax.Array:
         return state[-1].any()
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         n, power, total, active = state
         # A finished column adds nothing more, so it does not depend on the others of its block.
         power = graph.propagate(operator, jnp.where(active[None], power, 0))
@@ -198,7 +199,7 @@ def _largest(
         return n + 1, power, total, _unfinished(left[n + 1], power, total)
 
     total = weights[0] * power
-    start = 0, power, total, _unfinished(left[0], power, total)
+    start: tuple[Any, ...] = 0, power, total, _unfinished(left[0], power, total)
     _, _, total, _ = jax.lax.while_loop(goes_on, step, start)
     # Entries that only rounding tells apart count as equal: the lower item wins, on any machine.
     steps = jnp.round(total / total.max(0, keepdims=True) * 2**20)
