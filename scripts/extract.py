@@ -33,7 +33,7 @@ from mmjax.data.dataset import load
 from mmjax.features import ducho
 from mmjax.features.extraction import inputs
 from mmjax.features.extraction.job import Job
-from mmjax.features.extraction.plan import Plan, check_modality, follow, steps_of
+from mmjax.features.extraction.plan import ExtractionPlan, check_modality, follow, steps_of
 from mmjax.parallel import distributed, mesh
 
 FLAGS = flags.FLAGS
@@ -113,7 +113,7 @@ def export(url: str) -> None:
     store.export_folder(store.open_store(url), f"{url}.npy", overwrite=True)
 
 
-def make_plan() -> Plan:
+def make_plan() -> ExtractionPlan:
     """Build the plan that the flags ask for.
 
     It is one encoder, a config of several, or Ducho's configuration.
@@ -135,10 +135,10 @@ def make_plan() -> Plan:
             for name, settings in jobs.items()
             for step in steps_of(rows, *job_of(settings, f"{FLAGS.out}/{name}"))
         ]
-        return Plan(steps)
+        return ExtractionPlan(steps)
     settings = {name: FLAGS[name].value for name in OPTIONS}
     settings |= {name: FLAGS[name].value for name in ("encoder", "backend", "fusion", "batch")}
-    return Plan(steps_of(rows, *job_of(settings, FLAGS.out)))
+    return ExtractionPlan(steps_of(rows, *job_of(settings, FLAGS.out)))
 
 
 def read_inputs() -> inputs.Inputs:

@@ -21,7 +21,18 @@ FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 # Flags of other programs, in commands that a README shows.
 FOREIGN = {
     *("xla_force_host_platform_device_count", "fast", "no-deps", "ntasks", "nodes", "worker"),
-    *("zone", "command", "processes", "devices", "grace", "name", "help", "gpus", "a", "gpus-per-node"),
+    *(
+        "zone",
+        "command",
+        "processes",
+        "devices",
+        "grace",
+        "name",
+        "help",
+        "gpus",
+        "a",
+        "gpus-per-node",
+    ),
 }
 
 

@@ -133,9 +133,7 @@ def resolve(
     return name, how
 
 
-def pool(
-    values: jax.Array, mask: jax.Array | np.ndarray | None, how: str | None
-) -> jax.Array:
+def pool(values: jax.Array, mask: jax.Array | np.ndarray | None, how: str | None) -> jax.Array:
     """Pool token states or feature maps to vectors.
 
     "mean" and "max" reduce over positions, "cls" takes the first token, "flatten" keeps all values.

@@ -80,8 +80,11 @@ def options_of(name: str) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, parameter in inspect.signature(find_encoder(name).load).parameters.items():
-        default: Any = parameter.default
-        flat |= dataclasses.asdict(default) if dataclasses.is_dataclass(default) else {key: default}
+        default = parameter.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            flat |= dataclasses.asdict(default)
+        else:
+            flat[key] = default
     return flat
 
 
@@ -106,10 +109,11 @@ def load_encoder(name: str, options: dict[str, Any]) -> Tower | Fitted:
             raise InputError(f"encoder {name} needs the option {key}")
     arguments: dict[str, Any] = {}
     for key, parameter in inspect.signature(load).parameters.items():
-        if dataclasses.is_dataclass(parameter.default):
-            names = [field.name for field in dataclasses.fields(parameter.default)]
+        default = parameter.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            names = [field.name for field in dataclasses.fields(default)]
             changed = {name: provided[name] for name in names if name in provided}
-            arguments[key] = dataclasses.replace(parameter.default, **changed)
+            arguments[key] = dataclasses.replace(default, **changed)
         elif key in provided:
             arguments[key] = provided[key]
     return load(**arguments)

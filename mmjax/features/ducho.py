@@ -25,7 +25,7 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.features.extraction import inputs
 from mmjax.features.extraction.inputs import Inputs
 from mmjax.features.extraction.job import Job
-from mmjax.features.extraction.plan import Plan, Step, steps_of
+from mmjax.features.extraction.plan import ExtractionPlan, Step, steps_of
 
 # Names of libraries that carry weights of their own -> the same weights on the Hugging Face hub.
 COPIES = {
@@ -62,7 +62,7 @@ MODEL_KEYS |= {"image_processor", "image_processor_name", "fusion"}
 DEFAULT_BACKEND = {"visual": "torch", "textual": "transformers", "audio": "torch"}
 
 
-def read(path: str | Path, changes: Sequence[str] = (), dtype: str = "float32") -> Plan:
+def read(path: str | Path, changes: Sequence[str] = (), dtype: str = "float32") -> ExtractionPlan:
     """Read a configuration file into a plan.
 
     Relative paths start at `dataset_path`, as in Ducho; that itself starts where the command runs.
@@ -100,7 +100,7 @@ def read(path: str | Path, changes: Sequence[str] = (), dtype: str = "float32") 
                 steps += _steps(rows, root, modality, section, model, dtype)
     if not steps:
         raise InputError(f"{path} asks for no extraction; it has {', '.join(config) or 'nothing'}")
-    return Plan(steps, ignored)
+    return ExtractionPlan(steps, ignored)
 
 
 def _load(path: Path) -> dict[str, Any]:

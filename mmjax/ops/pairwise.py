@@ -122,9 +122,7 @@ def _over_pairs(add: Callable, total: jax.Array, *operands: jax.Array) -> jax.Ar
     # A block past the last is added nowhere.
     pairs = np.pad(pairs, ((0, -len(pairs) % devices), (0, 0)), constant_values=len(total))
 
-    def own(
-        pairs: jax.Array | np.ndarray, total: jax.Array, *operands: jax.Array
-    ) -> jax.Array:
+    def own(pairs: jax.Array | np.ndarray, total: jax.Array, *operands: jax.Array) -> jax.Array:
         def step(total, pair):
             return (add(total, *pair, *operands), None)
 

@@ -65,13 +65,13 @@ def in_pieces(matrix: Csr, count: int) -> Pieces:
     first = starts[np.minimum(np.arange(count + 1) * size, rows)]
     room = max(1, int(np.diff(first).max()))
     shape = (count, room)
-    arrays: tuple[Any, ...] = (
-        np.zeros(shape, values.dtype),
-        np.zeros(shape, np.int32),
-        np.zeros((count, size + 1), np.int32),
-        np.full(shape, size - 1, np.int32),
+    arrays: dict[str, Any] = dict(  # in NumPy, to be put on devices
+        values=np.zeros(shape, values.dtype),
+        columns=np.zeros(shape, np.int32),
+        starts=np.zeros((count, size + 1), np.int32),
+        rows=np.full(shape, size - 1, np.int32),
     )
-    cut = Pieces(*arrays, height=rows)
+    cut = Pieces(**arrays, height=rows)
     for n, (begin, end) in enumerate(itertools.pairwise(first)):
         cut.values[n, : end - begin] = values[begin:end]
         cut.columns[n, : end - begin] = columns[begin:end]

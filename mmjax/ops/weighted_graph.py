@@ -187,7 +187,8 @@ def _at_once(rows: jax.Array, columns: jax.Array, x: jax.Array, y: jax.Array) ->
 def _in_blocks(rows: jax.Array, columns: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     count = rows.shape[0]
     blocks = [jnp.pad(a, (0, -count % BLOCK)).reshape(-1, BLOCK) for a in (rows, columns)]
-    return jax.lax.map(lambda ends: _at_once(ends[0], ends[1], x, y), tuple(blocks)).reshape(-1)[:count]
+    values = jax.lax.map(lambda ends: _at_once(ends[0], ends[1], x, y), tuple(blocks))
+    return values.reshape(-1)[:count]
 
 
 def _products_forward(pattern: Pattern, x: jax.Array, y: jax.Array) -> tuple:

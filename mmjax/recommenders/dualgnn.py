@@ -64,9 +64,12 @@ class DualGNN(nnx.Module):
     def _tables(self, peers: graph.Graph) -> base.Tables:
         users, items = self.towers()
         if self.sum_in_place:
-            users = [sum(users), *users[1:]]
-        user = sum(self.towers.weigh(users))
-        return user + graph.propagate(peers, user), sum(items)
+            total: Any = sum(users)
+            users = [total, *users[1:]]
+        user: Any = sum(self.towers.weigh(users))
+        user = user + graph.propagate(peers, user)
+        item: Any = sum(items)
+        return user, item
 
     def tables(self) -> base.Tables:
         """Return users [U, D] and items [I, D]."""

@@ -1,5 +1,6 @@
 """GRCN: a user-item graph whose edges are weighted by content."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -125,7 +126,7 @@ class GRCN(nnx.Module):
             to_items.append(weighted_graph.softmax(of_items, logits[by_item]))
             users.append(p + weighted_graph.aggregate(of_users, to_users[-1], f))
             items.append(f + weighted_graph.aggregate(of_items, to_items[-1], p))
-        confidences = None, None
+        confidences: Sequence[jax.Array | None] = (None, None)
         if self.confidence is not None:
             confidences = jnp.split(self.confidence[...], [self.n_users])  # of users, of items
         from_items = self._weights(of_users, to_users, *confidences)
@@ -160,6 +161,8 @@ class GRCN(nnx.Module):
         weights = jnp.stack(attentions)  # [M, E]
         if self.weight_mode == "confid":
             rows, columns = pattern.forward.rows, pattern.forward.columns
+            assert readers is not None
+            assert sources is not None
             confidence = sources[columns] if self.of_source else readers[rows]
             weights *= confidence.T
         weights = weights.mean(axis=0) if self.weight_mode == "mean" else weights.max(axis=0)

@@ -78,7 +78,7 @@ class IALS(nnx.Module):
         return users[batch["user"]] @ items.T  # [B, I]
 
 
-class Pieces(NamedTuple):
+class Blocks(NamedTuple):
     """Histories of N rows, each cut into pieces of PIECE columns.
 
     There are Q pieces; the last one of a row is filled up.
@@ -90,7 +90,7 @@ class Pieces(NamedTuple):
     lengths: np.ndarray  # [N] int32
 
 
-def cut(matrix: sp.csr_matrix) -> Pieces:
+def cut(matrix: sp.csr_matrix) -> Blocks:
     """Cut the rows of a matrix [N, M] into pieces.
 
     Its values do not count.
@@ -104,11 +104,11 @@ def cut(matrix: sp.csr_matrix) -> Pieces:
     positions = np.arange(matrix.nnz) - matrix.indptr[row] + starts[row] * PIECE
     columns.reshape(-1)[positions] = matrix.indices
     rows = np.repeat(np.arange(count, dtype=np.int32), pieces)
-    return Pieces(columns, rows, starts, lengths.astype(np.int32))
+    return Blocks(columns, rows, starts, lengths.astype(np.int32))
 
 
 def solve(
-    pieces: Pieces,
+    pieces: Blocks,
     other: jax.Array,
     unobserved: float,
     l2: float,
@@ -145,10 +145,11 @@ def solve(
             column = columns.at[positions].get(mode="clip")  # [size, PIECE]
             h = other.at[column].get(mode="fill", fill_value=0)  # [size, PIECE, D]
             parts = jnp.einsum("spd,spe->sde", h, h, precision="highest"), h.sum(axis=1)
-            return tuple(
+            products, totals = (
                 total + jax.ops.segment_sum(part, row, size, indices_are_sorted=True)
                 for total, part in zip(sums, parts, strict=True)
             )
+            return products, totals
 
         sums = jnp.zeros((size, dim, dim), other.dtype), jnp.zeros((size, dim), other.dtype)
         if len(pieces.rows):

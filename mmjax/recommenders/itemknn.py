@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,8 @@ def similar_items(
     if similarity == "tversky":
         items = (items != 0).astype(items.dtype)
     is_sparse = sp.issparse(items)
-    squares = (items.multiply(items) if is_sparse else np.square(items)).sum(1)
+    entries: Any = items
+    squares = (entries.multiply(entries) if is_sparse else np.square(entries)).sum(1)
     squares = np.asarray(squares).ravel()  # [I] x.x; |x| if binary
     squares[squares == 0] = 1  # such a row is similar to none, whatever it is divided by
 

@@ -149,7 +149,8 @@ class LGMRec(nnx.Module):
 
     def _memberships(self, key: jax.Array | None, logits: jax.Array, drop: Any) -> jax.Array:
         """Return the memberships of nodes in hyperedges, [N, H]."""
-        of_noise, of_drop = (None, None) if key is None else jax.random.split(key)
+        keys: Any = (None, None) if key is None else jax.random.split(key)
+        of_noise, of_drop = keys
         if key is not None:
             logits = logits + jax.random.gumbel(of_noise, logits.shape, logits.dtype)
         shares = jax.nn.softmax(logits / self.temperature, axis=1)

@@ -95,7 +95,8 @@ class LightGCNM(nnx.Module):
 
     def _contents(self) -> jax.Array:
         rows = [unit(content()) for content in self.contents]
-        return sum(rows) if self.aggregation == "sum" else propagation.average(rows)
+        total: Any = sum(rows) if self.aggregation == "sum" else propagation.average(rows)
+        return total
 
     def scores(self, tables: base.Tables, batch: dict[str, jax.Array]) -> jax.Array:
         scores = tables[0][batch["user"]] @ tables[1].T  # [B, I]

@@ -1,6 +1,7 @@
 """Losses and penalties that recommenders share."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def penalty(rows: Iterable[jax.Array], kind: str) -> jax.Array:
     """
     rows = list(rows)
     if kind == "squares":
-        total = sum(0.5 * jnp.square(x).sum() for x in rows)
+        total: Any = sum(0.5 * jnp.square(x).sum() for x in rows)
     else:
         total = sum(jnp.sqrt(jnp.square(x).sum()) for x in rows)
     return total / rows[-1].shape[0]

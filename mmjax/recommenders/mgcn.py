@@ -1,6 +1,7 @@
 """MGCN: content purified and fused by behaviour, spread over item graphs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -83,10 +84,10 @@ class MGCN(nnx.Module):
         temperature: float = 0.2,
         key: jax.Array,
     ) -> jax.Array:
-        id_states, views = self._states()
-        id_states = losses.rows(id_states, batch)  # of users, positives, negatives: [B, D] each
-        views = zip(*(losses.rows(view, batch) for view in views), strict=True)
-        sides = [self._side(view, c) for view, c in zip(views, id_states, strict=True)]
+        tables, views = self._states()
+        id_states = losses.rows(tables, batch)  # of users, positives, negatives: [B, D] each
+        rows = zip(*(losses.rows(view, batch) for view in views), strict=True)
+        sides = [self._side(view, c) for view, c in zip(rows, id_states, strict=True)]
         return losses.with_sides(
             id_states, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature
         )
@@ -112,8 +113,8 @@ class MGCN(nnx.Module):
         `views` are their v_m, `own` their c.
         """
         shares = self.attention(views)
-        common = sum(share * view for share, view in zip(shares, views, strict=True))
-        specific = sum(
+        common: Any = sum(share * view for share, view in zip(shares, views, strict=True))
+        specific: Any = sum(
             jax.nn.sigmoid(prefer(own)) * (view - common)
             for prefer, view in zip(self.prefers, views, strict=True)
         )

@@ -51,7 +51,8 @@ class MICRO(nnx.Module):
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
-        options = dict(top_k=top_k, skip=skip, self_one=False, trainable=trainable_features)
+        options: dict[str, Any] = {"top_k": top_k, "skip": skip, "self_one": False}
+        options["trainable"] = trainable_features
         self.similar = nnx.List(
             item_graph.ItemGraph(catalog, [name], dim, **options, rngs=rngs)
             for name in catalog.modalities()
@@ -92,7 +93,7 @@ class MICRO(nnx.Module):
             similar.propagate(graph, first, item, self.item_layers)
             for similar, graph in zip(self.similar, kept, strict=True)
         ]
-        fused = states[0]
+        fused: Any = states[0]
         if len(states) > 1:  # one modality has a = 1
             shares = self.attention(states)
             fused = sum(share * state for share, state in zip(shares, states, strict=True))
@@ -117,7 +118,8 @@ def _contrast(
     `there` [I], 1 or 0, marks the items that the sums run over.
     """
     single = fused is state  # of one modality: h is E_m
-    state, shift = unit(state) / jnp.sqrt(temperature), 1 / temperature
+    state = unit(state) / jnp.sqrt(temperature)
+    shift: Any = 1 / temperature
     fused = state if single else unit(fused) / jnp.sqrt(temperature)
     # Cosines over the temperature are at most `shift`; with it subtracted, nothing overflows.
     pair = (state * fused).sum(axis=-1) - shift

@@ -79,13 +79,13 @@ class MMGCN(nnx.Module):
 
         tables = initializers.init_tables(init, rngs, catalog.shape, dim, joint)
         self.user, self.item = (variable(table) for table in tables)
-        options = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
+        options: dict[str, Any] = {"dim": dim, "concat": concat, "init": init, "rngs": rngs}
         options["merge_inits"] = [init] + [merge_init] * (layers - 1)
         self.modalities = nnx.List(
             [Modality(catalog, name, sizes.get(name, LATENT), table, **options) for name in names]
         )
         user, item, dtype = catalog.train_user, catalog.train_item, self.user[...].dtype
-        mean = {"norm": "left", "dtype": dtype}
+        mean: dict[str, Any] = {"norm": "left", "dtype": dtype}
         self.to_users = base.Frozen(graph.bipartite(user, item, catalog.shape, **mean))
         self.to_items = base.Frozen(graph.bipartite(item, user, catalog.shape[::-1], **mean))
 
@@ -162,7 +162,7 @@ class Modality(nnx.Module):
     ):
         self.projected, features = latent > 0, catalog.features[name]
         if latent:
-            self.content = projection.Content(catalog, name, latent, rngs=rngs)
+            self.content: Any = projection.Content(catalog, name, latent, rngs=rngs)
         else:
             wide = jnp.promote_types(features.dtype, jnp.float32)
             self.content = base.Frozen(by_rows(lambda x: unit(x.astype(wide)), features))
@@ -207,5 +207,6 @@ class Layer(nnx.Module):
         h, y = jax.nn.leaky_relu(messages), jax.nn.leaky_relu(self.own(x)) + ids
         if not self.concat:
             return jax.nn.leaky_relu(self.merge(h) + y)
+        assert self.merge.bias is not None
         of_h, of_y = jnp.split(self.merge.kernel[...], [self.width])
         return jax.nn.leaky_relu(h @ of_h + y @ of_y + self.merge.bias[...][None])

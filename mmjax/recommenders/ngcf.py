@@ -107,10 +107,10 @@ class NGCF(nnx.Module):
             weights = [
                 draws.dropout(k, w, self.node_dropout) for k, w in zip(keys, weights, strict=True)
             ]
-        to_users, to_items, users, items = weights
+        of_users, of_items, users, items = weights
         to_users, to_items = (
-            weighted_graph.weighted(pattern, to_users),
-            weighted_graph.weighted(pattern, to_items).flip(),
+            weighted_graph.weighted(pattern, of_users),
+            weighted_graph.weighted(pattern, of_items).flip(),
         )
         return Adjacency(to_users, to_items, users[:, None], items[:, None])
 

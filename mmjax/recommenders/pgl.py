@@ -109,8 +109,8 @@ class PGL(nnx.Module):
         keys = jax.random.split(key, (2, 2))
         total = jax.nn.softplus(-losses.margin(tables, batch)).mean()
         for of_views, rows in zip(keys, losses.rows(tables, batch), strict=False):
-            views = [draws.dropout(k, rows, drop) for k in of_views]
-            total += 0.5 * cl_weight * contrastive.info_nce(*views, temperature)
+            one, other = (draws.dropout(k, rows, drop) for k in of_views)
+            total += 0.5 * cl_weight * contrastive.info_nce(one, other, temperature)
         return total
 
     def _tables(self, adjacency: graph.Graph) -> base.Tables:

@@ -95,7 +95,8 @@ class SimGCL(nnx.Module):
             state = next(propagation.propagations(adjacency, *state, 1))
             if key is not None:
                 keys = jax.random.split(jax.random.fold_in(key, layer))
-                state = tuple(disturbed(k, x, noise) for k, x in zip(keys, state, strict=True))
+                user, item = (disturbed(k, x, noise) for k, x in zip(keys, state, strict=True))
+                state = user, item
             states.append(state)
         users, items = zip(*states, strict=True)
         return propagation.average(users), propagation.average(items)

@@ -99,15 +99,15 @@ class SMORE(nnx.Module):
         drop: float = 0.0,
         key: jax.Array,
     ) -> jax.Array:
-        id_states, views = self._states()
-        id_states = losses.rows(id_states, batch)  # of users, positives, negatives: [B, D] each
-        views = zip(*(losses.rows(view, batch) for view in views), strict=True)
+        tables, views = self._states()
+        id_states = losses.rows(tables, batch)  # of users, positives, negatives: [B, D] each
+        rows = zip(*(losses.rows(view, batch) for view in views), strict=True)
         of_user, of_item = jax.random.split(key)
         kept = [
             self._kept(k, batch[name], drop)
             for k, name in ((of_user, "user"), (of_item, "pos"), (of_item, "neg"))
         ]
-        sides = [self._side(*parts, drop) for parts in zip(views, id_states, kept, strict=True)]
+        sides = [self._side(*parts, drop) for parts in zip(rows, id_states, kept, strict=True)]
         return losses.with_sides(
             id_states, sides, l_w=l_w, cl_weight=cl_weight, temperature=temperature
         )
@@ -129,7 +129,8 @@ class SMORE(nnx.Module):
 
     def _denoised(self) -> list[jax.Array]:
         """Return y_m and y_f, [I, D] each."""
-        spectra, fused = [], 1
+        spectra: list[jax.Array] = []
+        fused: Any = 1
         for content in self.contents:
             spectrum = jnp.fft.rfft(content(), axis=1, norm="ortho")  # [I, D // 2 + 1]
             spectra.append(spectrum)
@@ -172,7 +173,7 @@ class SMORE(nnx.Module):
             for hidden, query in zip(self.hidden, self.queries, strict=True)
         ]
         weighted = [share * view for share, view in zip(shares, modal, strict=True)]
-        total = 0
+        total: Any = 0
         for n, (view, prefer) in enumerate(zip([*weighted, fused], self.prefers, strict=True)):
             gate = jax.nn.sigmoid(prefer(own))
             if kept is not None:

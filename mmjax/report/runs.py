@@ -22,8 +22,8 @@ from mmjax.core.names import suggestion
 
 Results = dict[str, Any]
 METRICS = ("recall", "ndcg", "hr", "map", "coverage", "gini", "arp")
-KEYS = ("dataset", "recommender", "config", "seed", "epochs", "best_epoch", "valid", "test")
-KEYS += ("timing", "memory", "versions", "device", "data")
+KEYS: tuple[str, ...] = ("dataset", "recommender", "config", "seed", "epochs", "best_epoch")
+KEYS += ("valid", "test", "timing", "memory", "versions", "device", "data")
 INK, QUIET, BEST, REST = "#1f2937", "#6b7280", "#2563eb", "#a9c1f5"
 
 
@@ -206,12 +206,13 @@ def picture(runs: Sequence[Results], path: Path, columns: Sequence[str] = ()) ->
     groups = by_seed(runs)
     metrics, positions = chosen(runs, columns)[:2], range(len(groups))
     size = (1.2 + 4.0 * len(metrics), 1.0 + 0.4 * len(groups))
-    style = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK}
+    style: dict[Any, Any] = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK}
     with plt.rc_context(style):
         figure, axes = plt.subplots(
             1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        layout: Any = figure.get_layout_engine()
+        layout.set(w_pad=0.12, h_pad=0.1)
         for axis, metric in zip(axes[0], metrics, strict=True):
             group_values = [[run["test"][metric] for run in same] for same in groups]
             values = [statistics.mean(each) for each in group_values]

@@ -74,7 +74,8 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
     )
     rankings = zip(evaluate(state, "valid"), evaluate(state, "test"), strict=True)
     for trial, (valid, test) in zip(trials, rankings, strict=False):  # the last ones fill up
-        assert valid is not None and test is not None  # every trial is active
+        assert valid is not None  # every trial is active
+        assert test is not None
         line = ledger.done[trial.id]
         if abs(evaluate.select(valid) - line["valid"]) > 1e-6:
             raise InputError(
@@ -82,9 +83,7 @@ def read_test(plan: Plan, trials: Sequence[space.Trial], packer: Packer, ledger:
                 f"{line['valid']:.6f} they were chosen for; delete that folder, they train again"
             )
         _, stores = plan.resources.open(trial.config)
-        record = results.record(
-            trial.config, data, stores, ensemble.mesh, valid, test
-        )
+        record = results.record(trial.config, data, stores, ensemble.mesh, valid, test)
         record |= {key: line[key] for key in ("epochs", "best_epoch", "timing")}
         folder = plan.workdir / "runs" / trial.id
         folder.mkdir(parents=True, exist_ok=True)

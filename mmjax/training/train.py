@@ -59,7 +59,8 @@ def _run(config: Config, workdir: Path, count: compile_cache.Count) -> dict[str,
     finally:
         checkpoints.close()
     valid, test = evaluate(best, "valid")[0], evaluate(best, "test")[0]
-    assert valid is not None and test is not None  # the trial is active
+    assert valid is not None  # the trial is active
+    assert test is not None
     record = results.record(config, data, stores, trials.mesh, valid, test)
     record |= {
         "epochs": progress["epoch"],

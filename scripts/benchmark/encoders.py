@@ -203,7 +203,7 @@ def of_torch(name: str, weights: str, given: list[str], batch: int, repeats: int
     else:
         kind = IMAGES[name][2][0]
         model = getattr(transformers, kind).from_pretrained(weights).eval()
-        recipe = pixels.Pixels.read(Path(weights), pixels.Options())
+        recipe = pixels.Pixels.read(Path(weights), pixels.ImageOptions())
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (recipe.mean, recipe.std))
 
         def encode(part):

@@ -139,7 +139,7 @@ def of_mmjax(
             prompt=str(weights / prompt),
             pooling=pooling,
             dtype=dtype,
-            answers=generation.Options(max_new_tokens=answer),
+            answers=generation.GenerationOptions(max_new_tokens=answer),
         )
         return tower, jax.block_until_ready(place(tower.params, None))
 

@@ -176,7 +176,7 @@ class Lessons:
             ids = np.concatenate([self.made.prefix, ids, answer, [self.end]]).astype(np.int32)
             before, behind = before + len(self.made.prefix), behind + len(answer) + 1
             positions = qwen_vl.positions([before, shape, behind])
-            rows.append(prompts.Row(index, ids, positions, view, shape[0] * shape[1]))
+            rows.append(prompts.PromptRow(index, ids, positions, view, shape[0] * shape[1]))
         (batch,) = prompts.stack(self.made, rows, len(rows))
         target = np.full(batch.ids.shape, -1, np.int32)
         for line, row, begin in zip(target, rows, begins, strict=True):

@@ -271,7 +271,7 @@ def test_progress_of_a_large_file_renews_the_tries_but_silence_does_not(tmp_path
 KILLED = """
 import sys
 from pathlib import Path
-from mmjax.data.download import fetch_large
+from mmjax.data.download.fetch import fetch_large
 fetch_large(sys.argv[1], Path(sys.argv[2]))
 """
 

@@ -11,7 +11,7 @@ from support import towers
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.towers import align, bert, efficientnet
 
 VISION = {

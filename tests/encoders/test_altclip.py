@@ -13,7 +13,7 @@ from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.towers import altclip, bert, clip
 from mmjax.encoders.towers.vit import read_fields
 

@@ -10,7 +10,7 @@ from scipy.io import wavfile
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.inputs import audio
-from mmjax.encoders.inputs.audio import Options, Recipe
+from mmjax.encoders.inputs.audio import AudioOptions, Recipe
 
 
 def write(path, samples, rate=16_000):
@@ -167,7 +167,7 @@ def clips(tmp_path):
 
 
 def test_files_of_like_length_share_a_few_shapes(clips):
-    batches = list(audio.sample_batches(clips, 4, options=Options(max_seconds=2.75)))
+    batches = list(audio.sample_batches(clips, 4, options=AudioOptions(max_seconds=2.75)))
     assert sorted(np.concatenate([batch.rows for batch in batches])) == [*range(5), *range(6, 11)]
     failed = {row: why for batch in batches for row, why in batch.failed.items()}
     assert failed.keys() == {5, 11, 12}
@@ -249,4 +249,4 @@ def test_recipes(tmp_path):
 @pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
 def test_max_seconds_is_positive(seconds):
     with pytest.raises(InputError, match="max_seconds must be positive"):
-        Options(max_seconds=seconds)
+        AudioOptions(max_seconds=seconds)

@@ -191,7 +191,7 @@ def test_pooling_can_be_chosen(torch, minilm, how):
     states = out.last_hidden_state
     wanted = {"cls": states[:, 0], "max": states.max(1).values, "pooler": out.pooler_output}[how]
     wanted = torch.nn.functional.normalize(wanted, dim=1).numpy()
-    got = encode(bert.load(options=text.Options(pooling=how)), ["Space pirates."])
+    got = encode(bert.load(options=text.TextOptions(pooling=how)), ["Space pirates."])
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
 
 
@@ -215,12 +215,12 @@ def test_texts_over_the_window_are_cut_and_counted(minilm):
     long = "movie " * 300
     (batch,) = minilm.batches([long, "short", long], 4)
     assert batch.cut == 2
-    few = bert.load(options=text.Options(max_length=12, padding="max_length"))
+    few = bert.load(options=text.TextOptions(max_length=12, padding="max_length"))
     (batch,) = few.batches(["one two", "word " * 11], 2)
     assert batch.arrays[0].shape == (2, 12)
     assert batch.cut == 1
     with pytest.raises(InputError, match="max_length 1000 is over the model's 512 tokens"):
-        bert.load(options=text.Options(max_length=1000))
+        bert.load(options=text.TextOptions(max_length=1000))
 
 
 def test_recipes_are_read_from_sentence_transformers_files(tmp_path):

@@ -12,8 +12,8 @@ from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.towers import clip
 from mmjax.encoders.towers.vit import read_fields
 

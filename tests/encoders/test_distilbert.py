@@ -114,7 +114,7 @@ def test_bfloat16_stays_near(tiny):
 def test_what_it_does_not_have_is_said(tiny):
     _, folder = tiny
     with pytest.raises(InputError, match="no pooler; pool by mean, cls or max"):
-        distilbert.load(weights=str(folder), options=text.Options(pooling="pooler"))
+        distilbert.load(weights=str(folder), options=text.TextOptions(pooling="pooler"))
     config = json.loads((folder / "config.json").read_text())
     del config["n_heads"]
     with pytest.raises(InputError, match="lacks n_heads"):

@@ -39,7 +39,7 @@ def paths(speaker):
 
 
 def load(speaker, pooling="eos", prompt="prompt.txt", layers=(-1, 1), **options):
-    answers = generation.Options(**{"max_new_tokens": LONGEST, **options})
+    answers = generation.GenerationOptions(**{"max_new_tokens": LONGEST, **options})
     return qwen2_vl.load(
         weights=str(speaker),
         prompt=str(speaker / prompt),

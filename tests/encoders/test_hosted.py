@@ -19,7 +19,7 @@ import mmjax
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.inputs import audio, text
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.torch import backend, vision
 from mmjax.encoders.towers import bert, clip, wav2vec2
 
@@ -149,7 +149,7 @@ def test_texts_are_pooled_by_the_recipe_and_a_missing_pooler_is_not_made_up(torc
         there = given["attention_mask"][..., None]
     found = towers.encode(backend.load(weights=folder), TEXTS, 3)
     assert_rows(found, {"sentence_embedding": (states * there).sum(1) / there.sum(1)})
-    first = backend.load(weights=folder, text_options=text.Options(pooling="cls"))
+    first = backend.load(weights=folder, text_options=text.TextOptions(pooling="cls"))
     assert_rows(towers.encode(first, TEXTS, 2), {"sentence_embedding": states[:, 0]})
     with pytest.raises(InputError, match="no layer 'pooler_output'"):
         backend.load(weights=folder, layers=["pooler_output"])
@@ -302,7 +302,7 @@ def test_audio_goes_in_file_by_file(torch, tmp_path):
     for n, length in enumerate((3000, 700, 66, 65)):
         files.append(str(tmp_path / f"{n}.wav"))
         wavfile.write(files[-1], 16_000, rng.uniform(-0.5, 0.5, length).astype(np.float32))
-    short = audio.Options(max_seconds=0.2)
+    short = audio.AudioOptions(max_seconds=0.2)
     tower = backend.load(weights=folder, audio_options=short)
     (batch,) = tower.batches(files, 4)
     assert list(batch.failed) == [3]  # 65 samples are less than the first frame takes

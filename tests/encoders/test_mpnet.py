@@ -114,7 +114,7 @@ def test_texts_equal_torch_by_the_recipe(torch, tiny):
     np.testing.assert_allclose(vectors, wanted, atol=1e-4, rtol=0)
     assert max(batch.arrays[0].shape[1] for batch in tower.batches(TEXTS, 2)) == 150
     with pytest.raises(InputError, match="over the model's 200 tokens"):
-        mpnet.load(weights=str(folder), options=text.Options(max_length=201))
+        mpnet.load(weights=str(folder), options=text.TextOptions(max_length=201))
 
 
 @pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "QuestionAnswering"])

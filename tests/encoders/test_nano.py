@@ -43,7 +43,7 @@ def test_it_is_small_and_whole():
 
 def test_it_describes_items_that_it_never_saw(items):
     paths, said = items
-    options = generation.Options(max_new_tokens=48)
+    options = generation.GenerationOptions(max_new_tokens=48)
     tower = qwen2_vl.load(weights="nano-lvlm", prompt=str(PROMPT), answers=options)
     found = ask(tower, paths, size=64)
     right = [
@@ -62,7 +62,7 @@ def test_transformers_says_the_same(items):
 
     paths = items[0][:4]
     folder = hub.find("nano-lvlm").folder
-    options = generation.Options(max_new_tokens=48)
+    options = generation.GenerationOptions(max_new_tokens=48)
     tower = qwen2_vl.load(weights="nano-lvlm", prompt=str(PROMPT), answers=options)
     found = ask(tower, paths)
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()

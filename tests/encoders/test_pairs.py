@@ -22,7 +22,7 @@ def batches(tokenizer, inputs, size=SIZE):
         return images.pixel_batches(paths, size, np.asarray, (6, 8))
 
     def sentences(texts, size):
-        return text.token_batches(tokenizer, texts, size, 20, text.Options())
+        return text.token_batches(tokenizer, texts, size, 20, text.TextOptions())
 
     return list(pairs.pair_batches(inputs, size, pictures, sentences))
 

@@ -551,7 +551,7 @@ def test_the_tower_asks_as_published(parts, tmp_path, monkeypatch):
         weights=str(folder),
         prompt=str(folder / "prompt.txt"),
         window=FIRST * 4,
-        answers=generation.Options(max_new_tokens=4),
+        answers=generation.GenerationOptions(max_new_tokens=4),
     )
     (asked,) = next(tower.batches(paths, 4)).arrays
     words = asked.ids[0][asked.real[0] & (asked.seen[0] < 0)]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.inputs import images
-from mmjax.encoders.inputs.pixels import IMAGENET, Options, Pixels
+from mmjax.encoders.inputs.pixels import IMAGENET, ImageOptions, Pixels
 
 SIZES = ((30, 47), (61, 40), (52, 52), (131, 20), (33, 34))  # (width, height)
 SQUARE = {"height": 40, "width": 36}
@@ -78,7 +78,7 @@ def write(folder, kind="CLIP", **config):
 def test_bytes_and_values_are_transformers(tmp_path, kind, config):
     write(tmp_path, kind, **config)
     theirs = getattr(transformers, f"{kind}ImageProcessorPil").from_pretrained(tmp_path)
-    pixels = Pixels.read(tmp_path, Options())
+    pixels = Pixels.read(tmp_path, ImageOptions())
     normalize = jax.jit(pixels.normalize)
     untouched = {"do_rescale": False, "do_normalize": False}
     if kind == "EfficientNet":
@@ -102,28 +102,31 @@ def test_bytes_and_values_are_transformers(tmp_path, kind, config):
 
 def test_older_names_of_processors(tmp_path):
     named = write(tmp_path, "CLIP", size=30, crop_size=28)
-    wanted = Pixels.read(named, Options())
+    wanted = Pixels.read(named, ImageOptions())
     for name in ("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"):
         about = {"feature_extractor_type": name, "size": 30, "crop_size": 28}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
-        assert Pixels.read(tmp_path, Options()) == wanted
+        assert Pixels.read(tmp_path, ImageOptions()) == wanted
     vit = {"do_resize": True, "size": 30}  # ViT's first ones did not say what they are
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(vit))
-    assert Pixels.read(tmp_path, Options()).resize == (30, 30)
+    assert Pixels.read(tmp_path, ImageOptions()).resize == (30, 30)
 
 
 def test_a_missing_file_needs_a_default_or_a_name(tmp_path):
     with pytest.raises(InputError, match=r"preprocessor_config\.json is missing; name another"):
-        Pixels.read(tmp_path, Options())
+        Pixels.read(tmp_path, ImageOptions())
     default = Pixels((8, 8))
-    assert Pixels.read(tmp_path, Options(), default) == default
+    assert Pixels.read(tmp_path, ImageOptions(), default) == default
     other = tmp_path / "other"
     other.mkdir()
     write(other, "ViT", size=9)
     for name in (other, other / "preprocessor_config.json"):
-        assert Pixels.read(tmp_path, Options(image_processor=str(name)), default).size == (9, 9)
+        assert Pixels.read(tmp_path, ImageOptions(image_processor=str(name)), default).size == (
+            9,
+            9,
+        )
     with pytest.raises(InputError, match="nowhere"):
-        Pixels.read(tmp_path, Options(image_processor=str(tmp_path / "nowhere")), default)
+        Pixels.read(tmp_path, ImageOptions(image_processor=str(tmp_path / "nowhere")), default)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +147,17 @@ def test_a_missing_file_needs_a_default_or_a_name(tmp_path):
 def test_configurations_that_cannot_be_meant_are_refused(tmp_path, text, message):
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        Pixels.read(tmp_path, Options())
+        Pixels.read(tmp_path, ImageOptions())
 
 
 def test_reshape_is_bicubic_and_crops_nothing(tmp_path):
     write(tmp_path, size={"shortest_edge": 50}, crop_size=40, resample=2)
-    pixels = Pixels.read(tmp_path, Options(reshape=(20, 30)))
+    pixels = Pixels.read(tmp_path, ImageOptions(reshape=(20, 30)))
     assert pixels.size == (20, 30)
     image = noise((61, 40))
     wanted = image.resize((30, 20), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(pixels.apply(image), np.asarray(wanted))
-    assert pixels.mean == Pixels.read(tmp_path, Options()).mean
+    assert pixels.mean == Pixels.read(tmp_path, ImageOptions()).mean
 
 
 def test_preprocessing_overrules_the_checkpoint(tmp_path):
@@ -164,7 +167,7 @@ def test_preprocessing_overrules_the_checkpoint(tmp_path):
     unit = raw.astype(np.float64) / 255
 
     def values(**options):
-        return np.asarray(Pixels.read(tmp_path, Options(**options)).normalize(raw))
+        return np.asarray(Pixels.read(tmp_path, ImageOptions(**options)).normalize(raw))
 
     np.testing.assert_allclose(values(preprocessing="none"), unit, atol=1e-6)
     low, high = (part(unit, axis=(1, 2, 3), keepdims=True) for part in (np.min, np.max))
@@ -178,8 +181,8 @@ def test_preprocessing_overrules_the_checkpoint(tmp_path):
     np.testing.assert_array_equal(values(mean=mean, std=std), own)
     write(tmp_path, "CLIP")
     np.testing.assert_allclose(values(mean=mean, std=std), (unit - mean) / std, atol=1e-5)
-    clip = Pixels.read(tmp_path, Options())
-    assert Pixels.read(tmp_path, Options(preprocessing="zscore")) == clip  # it is one already
+    clip = Pixels.read(tmp_path, ImageOptions())
+    assert Pixels.read(tmp_path, ImageOptions(preprocessing="zscore")) == clip  # it is one already
 
 
 @pytest.mark.parametrize(
@@ -196,14 +199,14 @@ def test_preprocessing_overrules_the_checkpoint(tmp_path):
 def test_options_that_contradict_each_other_are_refused(tmp_path, options, message):
     write(tmp_path)
     with pytest.raises(InputError, match=message):
-        Pixels.read(tmp_path, Options(**options))
+        Pixels.read(tmp_path, ImageOptions(**options))
 
 
 def test_pictures_too_large_to_decode_are_left_out(tmp_path):
     for name, size in (("small", (20, 30)), ("large", (31, 20))):
         noise(size).save(tmp_path / f"{name}.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("small", "large")]
-    options = Options(reshape=(8, 8), max_pixels=600)
+    options = ImageOptions(reshape=(8, 8), max_pixels=600)
     pixels = Pixels.read(write(tmp_path), options)
     (batch,) = images.pixel_batches(paths, 2, pixels.apply, pixels.size, options)
     assert batch.rows.tolist() == [0]

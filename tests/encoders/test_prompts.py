@@ -10,7 +10,7 @@ from PIL import Image
 from support.speakers import SPECIAL, TEMPLATE, byte_tokenizer, save_pictures
 
 from mmjax.core.errors import InputError
-from mmjax.encoders.inputs.pixels import BICUBIC, Options
+from mmjax.encoders.inputs.pixels import BICUBIC, ImageOptions
 from mmjax.encoders.vlm import prompts, qwen_tower
 from mmjax.encoders.vlm.lvlm import bucket
 
@@ -108,7 +108,7 @@ def test_items_at_fault_are_named_and_the_others_go_on(tmp_path):
     (tmp_path / "broken.png").write_bytes(Path(paths[0]).read_bytes()[:100])
     paths += [str(tmp_path / "broken.png"), str(tmp_path / "gone.png")]
     made = template("{image}Say it.")
-    batches = list(prompts.batches(made, paths, 4, Options(), room=13))
+    batches = list(prompts.batches(made, paths, 4, ImageOptions(), room=13))
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == [0, 1, 2, 3, 4, 6]  # the dot is enlarged
     failed = {row: why for batch in batches for row, why in batch.failed.items()}
@@ -121,7 +121,7 @@ def test_too_many_image_tokens_for_the_window_is_the_items_fault(tmp_path):
     paths = save_pictures(tmp_path, count=6)
     bare = len(whole(template("{image}Say it."), {}, 0))
     made = template("{image}Say it.", window=bare + 20 + 9)
-    batches = list(prompts.batches(made, paths, 4, Options(), room=20))
+    batches = list(prompts.batches(made, paths, 4, ImageOptions(), room=20))
     failed = {row: why for batch in batches for row, why in batch.failed.items()}
     rows = [row for batch in batches for row in batch.rows.tolist()]
     assert failed
@@ -134,7 +134,7 @@ def test_rows_of_like_length_share_a_batch_and_padding_says_nothing(tmp_path):
     paths = save_pictures(tmp_path, count=11)
     made = template("{image}Say it.")
     lengths = []
-    for batch in prompts.batches(made, paths, 4, Options(), room=0):
+    for batch in prompts.batches(made, paths, 4, ImageOptions(), room=0):
         (asked,) = batch.arrays
         assert asked.ids.shape == (4, bucket(int(asked.real.sum(axis=1).max())))
         assert not asked.real[len(batch.rows) :].any()

@@ -9,7 +9,7 @@ from support import towers
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.towers import resnet
 
 TINY = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [2, 1, 2, 1]}
@@ -282,7 +282,7 @@ def test_variants_that_would_compute_something_else_are_refused(change, message)
 
 def test_reshape_is_duchos_preprocessing(torch, classic, tmp_path):
     torch.save(classic((1, 1, 1, 1), False).state_dict(), tmp_path / "net.pt")
-    tower = resnet.load(weights=str(tmp_path / "net.pt"), options=Options(reshape=(224, 224)))
+    tower = resnet.load(weights=str(tmp_path / "net.pt"), options=ImageOptions(reshape=(224, 224)))
     paths = towers.pictures(tmp_path)
     (batch,) = tower.batches(paths, 3)
     for pixels, path in zip(batch.arrays[0], paths, strict=True):

@@ -121,7 +121,7 @@ def test_texts_equal_torch(torch, tiny):
     np.testing.assert_allclose(vectors, wanted, atol=1e-4, rtol=0)
     assert sum(batch.cut for batch in tower.batches(TEXTS, 2)) == 1
     with pytest.raises(InputError, match="max_length 41 is over the model's 40 tokens"):
-        roberta.load(weights=str(folder), options=text.Options(max_length=41))
+        roberta.load(weights=str(folder), options=text.TextOptions(max_length=41))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_heads_are_left_aside(torch, kind, tmp_path):
     np.testing.assert_allclose(vectors, wanted, atol=1e-4, rtol=0)
     if kind != "CamembertModel":
         with pytest.raises(InputError, match="no pooler"):
-            roberta.load(weights=str(tmp_path), options=text.Options(pooling="pooler"))
+            roberta.load(weights=str(tmp_path), options=text.TextOptions(pooling="pooler"))
 
 
 def test_bfloat16_stays_near(tiny):

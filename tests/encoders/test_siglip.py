@@ -12,7 +12,7 @@ from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.towers import clip, siglip
 from mmjax.encoders.towers.vit import read_fields
 

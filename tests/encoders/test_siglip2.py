@@ -12,7 +12,7 @@ from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.towers import clip, siglip2
 from mmjax.encoders.towers.vit import read_fields
 
@@ -80,7 +80,7 @@ def test_grids_are_those_of_transformers(tiny):
         get_image_size_for_max_num_patches,
     )
 
-    flexible = siglip2.Flexible.read(tiny[1], Options(), 8)
+    flexible = siglip2.Flexible.read(tiny[1], ImageOptions(), 8)
     for height, width in np.random.default_rng(0).integers(1, 3000, (200, 2)):
         theirs = get_image_size_for_max_num_patches(height, width, 8, MOST)
         rows, columns = flexible.grid(height, width)
@@ -136,15 +136,15 @@ def test_the_text_half_is_siglips(torch, tiny, side):
 def test_what_does_not_fit_is_one_clear_sentence(tiny, tmp_path):
     folder = str(tiny[1])
     with pytest.raises(InputError, match="no --reshape, no minmax"):
-        siglip2.load(weights=folder, image=Options(reshape=(48, 48)))
+        siglip2.load(weights=folder, image=ImageOptions(reshape=(48, 48)))
     with pytest.raises(InputError, match="no --reshape, no minmax"):
-        siglip2.load(weights=folder, image=Options(preprocessing="minmax"))
+        siglip2.load(weights=folder, image=ImageOptions(preprocessing="minmax"))
     with pytest.raises(InputError, match="patches of 8, the model of 16"):
-        siglip2.Flexible.read(tiny[1], Options(), 16)
+        siglip2.Flexible.read(tiny[1], ImageOptions(), 16)
     as_is = {"image_processor_type": "Siglip2ImageProcessor", "do_resize": False}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(as_is))
     with pytest.raises(InputError, match=r"preprocessor_config\.json does not resize"):
-        siglip2.Flexible.read(tmp_path, Options(), 8)
+        siglip2.Flexible.read(tmp_path, ImageOptions(), 8)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     with pytest.raises(InputError, match="'siglip' model, not of siglip2 or siglip2_vision_model"):
         siglip2.load(weights=str(tmp_path))

@@ -12,7 +12,7 @@ from support.towers import assert_states, save_random
 
 from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub
-from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.towers import vit
 
 TINY = {
@@ -145,7 +145,7 @@ def test_a_classifier_without_pooler_gives_its_class_token(torch, tmp_path):
     got = jax.jit(build(folder, pooler=False).__call__)(x)
     np.testing.assert_allclose(got["last_hidden_state"], wanted.numpy(), atol=1e-4, rtol=0)
     assert vit.load(weights=str(folder)).layers == {"last_hidden_state:cls": 32}
-    wide = vit.load(weights=str(folder), layers=[1], options=Options(reshape=(64, 40)))
+    wide = vit.load(weights=str(folder), layers=[1], options=ImageOptions(reshape=(64, 40)))
     assert wide.layers == {"hidden_states.1:mean": 32}
 
 
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_one_clear_sentence(tiny, tmp_path):
     with pytest.raises(InputError, match="no layer 'pooler'; did you mean pooler_output"):
         vit.load(weights=folder, layers=["pooler"])
     with pytest.raises(InputError, match="images of 4 x 40 hold no patch"):
-        vit.load(weights=folder, options=Options(reshape=(4, 40)))
+        vit.load(weights=folder, options=ImageOptions(reshape=(4, 40)))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
     with pytest.raises(InputError, match="'swin' model, not of vit"):
         vit.load(weights=str(tmp_path))

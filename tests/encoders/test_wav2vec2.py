@@ -241,7 +241,7 @@ def test_layers_by_name_and_by_the_numbers_that_ducho_uses(torch, large, clips):
 
 
 def test_options_reach_the_batches(base, clips, tmp_path):
-    options = audio.Options(max_seconds=0.5, normalize_samples=False)
+    options = audio.AudioOptions(max_seconds=0.5, normalize_samples=False)
     tower = wav2vec2.load(weights=str(base[1]), options=options)
     assert tower.about["preprocessing"] == "mono, 16000 Hz, not normalized, cut at 0.5 s"
     (batch,) = tower.batches(clips, 8)
@@ -253,7 +253,7 @@ def test_options_reach_the_batches(base, clips, tmp_path):
     assert batch.rows.tolist() == [1]
     assert f"a frame takes {LEAST}" in batch.failed[0]
     with pytest.raises(InputError, match=r"max_seconds 0\.001 is less than one frame takes"):
-        wav2vec2.load(weights=str(base[1]), options=audio.Options(max_seconds=0.001))
+        wav2vec2.load(weights=str(base[1]), options=audio.AudioOptions(max_seconds=0.001))
 
 
 def test_bfloat16_stays_near(base, clips):

@@ -285,7 +285,7 @@ FILL = """
 import sys
 import numpy as np
 from mmjax import store
-from mmjax.errors import InputError
+from mmjax.core.errors import InputError
 ids = [str(i) for i in range(3000)]
 try:
     store.write_array(sys.argv[1] + "/s", np.ones((3000, 800), np.float32), item_ids=ids)

@@ -31,7 +31,7 @@ from mmjax.data.sources.amazon_metadata import TEXT_FIELDS, read_items
 from mmjax.data.tables import column_names, decode, read_table
 
 
-class Layout(NamedTuple):
+class DumpLayout(NamedTuple):
     """File paths below the base URL and field names of one release."""
 
     base_url: str
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "amazon2014": Layout(
+    "amazon2014": DumpLayout(
         base_url="http://snap.stanford.edu/data/amazon/productGraph/categoryFiles",
         reviews="reviews_{}_5.json.gz",
         ratings="ratings_{}.csv",
@@ -61,7 +61,7 @@ LAYOUTS = {
         heading="summary",
         body="reviewText",
     ),
-    "amazon2023": Layout(
+    "amazon2023": DumpLayout(
         base_url="https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023",
         reviews="raw/review_categories/{}.jsonl.gz",
         ratings="benchmark/0core/rating_only/{}.csv.gz",
@@ -233,7 +233,7 @@ def write_reviews(dataset: Dataset, tables: Iterable[pa.Table], path: Path) -> i
     return int(written.sum())
 
 
-def _logs(layout: Layout, dump: str | None) -> list[str]:
+def _logs(layout: DumpLayout, dump: str | None) -> list[str]:
     """Return possible names of the interactions' file, preferred first."""
     return [layout.reviews, layout.ratings] if dump is None else [getattr(layout, dump)]
 
@@ -249,12 +249,12 @@ def _find(raw: Path, name: str) -> Path | None:
     return next((option for option in (plain, packed) if option.is_file()), None)
 
 
-def _types(layout: Layout, *texts: str) -> dict[str, pa.DataType]:
+def _types(layout: DumpLayout, *texts: str) -> dict[str, pa.DataType]:
     names = dict.fromkeys((layout.user, layout.item, *texts), pa.string())
     return {**names, **dict.fromkeys((layout.rating, layout.time), pa.float64())}
 
 
-def _complete(table: pa.Table, layout: Layout, **more: pa.ChunkedArray) -> pa.Table:
+def _complete(table: pa.Table, layout: DumpLayout, **more: pa.ChunkedArray) -> pa.Table:
     """Keep the rows with user, item, rating and time.
 
     The columns get these names; `more` are further columns. Times become seconds.
@@ -272,7 +272,7 @@ def _complete(table: pa.Table, layout: Layout, **more: pa.ChunkedArray) -> pa.Ta
     return filtered.set_column(3, "time", filtered.column("time").cast(pa.int64()))
 
 
-def _read_reviews(path: Path, layout: Layout) -> tuple[pa.Table, int]:
+def _read_reviews(path: Path, layout: DumpLayout) -> tuple[pa.Table, int]:
     """Read the interactions of a file of reviews.
 
     Returns:
@@ -292,7 +292,7 @@ def _read_reviews(path: Path, layout: Layout) -> tuple[pa.Table, int]:
     return table, lines - len(table)
 
 
-def _read_ratings(path: Path, layout: Layout) -> pa.Table:
+def _read_ratings(path: Path, layout: DumpLayout) -> pa.Table:
     columns = {role: position for position, role in enumerate(("user", "item", "rating", "time"))}
     header = column_names(path, ",")[:1] == [layout.user]
     table = read_table(path, columns, separator=",", header=header)

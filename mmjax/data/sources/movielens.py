@@ -53,23 +53,23 @@ def read(raw: Path, posters: Path | None = None) -> Raw:
       InputError: no layout fits, a file is missing, or a table is at fault (see `read_table`).
     """
     require(raw)
-    columns: dict[str, Names] = {"user": 0, "item": 1, "rating": 2, "time": 3}
+    positions = {"user": 0, "item": 1, "rating": 2, "time": 3}
     if (raw / "ratings.csv").exists():
-        columns = {
+        names: dict[str, Names] = {
             "user": ("user_id", "userId"),
             "item": ("movie_id", "movieId"),
             "rating": "rating",
             "time": ("unix_timestamp", "timestamp"),
         }
-        table = read_table(raw / "ratings.csv", columns, separator=",")
+        table = read_table(raw / "ratings.csv", names, separator=",")
         films = raw / "items.csv" if (raw / "items.csv").exists() else raw / "movies.csv"
         items = _flagged(films) if films.name == "items.csv" else _listed(films)
     elif (raw / "u.data").exists():
-        table = read_table(raw / "u.data", columns, separator="\t", header=False)
+        table = read_table(raw / "u.data", positions, separator="\t", header=False)
         films, items = raw / "u.item", _u_item(raw / "u.item")
     elif (raw / "ratings.dat").exists():
         # A reader of one-byte separators sees an empty column inside each "::".
-        doubled = {role: 2 * position for role, position in columns.items()}
+        doubled = {role: 2 * position for role, position in positions.items()}
         table = read_table(raw / "ratings.dat", doubled, separator=":", header=False)
         films, items = raw / "movies.dat", _movies_dat(raw / "movies.dat")
     else:

@@ -39,7 +39,7 @@ DAMAGE = (OSError, ValueError, RuntimeError, EOFError, TypeError, IndexError, st
 
 
 @dataclass(frozen=True)
-class Options:
+class AudioOptions:
     """Audio settings of the user; None keeps the checkpoint's value."""
 
     max_seconds: float = 30.0  # a longer file is cut
@@ -94,7 +94,7 @@ def tower(
     forward: Callable[..., tuple[outputs.Outputs, jax.Array]],
     *,
     folder: Path,
-    options: Options,
+    options: AudioOptions,
     least: int,
     layers: Sequence[str | int] = (),
     default: str,
@@ -145,7 +145,7 @@ def sample_batches(
     recipe: Recipe = Recipe(),
     *,
     least: int = 1,
-    options: Options = Options(),
+    options: AudioOptions = AudioOptions(),
 ) -> Iterator[Batch]:
     """Yield batches of samples, files of similar length in one batch.
 

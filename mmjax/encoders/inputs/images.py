@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from mmjax.core import storage
 from mmjax.encoders import outputs
 from mmjax.encoders.core import Batch, Tower, pad_to
-from mmjax.encoders.inputs.pixels import Options, Pixels
+from mmjax.encoders.inputs.pixels import ImageOptions, Pixels
 
 # Pillow's decoders raise nearly anything on a damaged file.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError)
@@ -31,7 +31,7 @@ def tower(
     forward: Callable[..., outputs.Outputs],
     *,
     folder: Path,
-    options: Options,
+    options: ImageOptions,
     pixels: Pixels | None = None,
     layers: Sequence[str | int] = (),
     default: str,
@@ -77,7 +77,7 @@ def pixel_batches(
     size: int,
     make: Callable[[Image.Image], np.ndarray],
     shape: Shape,
-    options: Options = Options(),
+    options: ImageOptions = ImageOptions(),
     draft: Shape | None = None,
 ) -> Iterator[Batch]:
     """Yield batches of pixels uint8 [B, H, W, 3].
@@ -94,7 +94,7 @@ def decoded(
     paths: Sequence[str],
     size: int,
     make: Callable[[Image.Image], Any],
-    options: Options = Options(),
+    options: ImageOptions = ImageOptions(),
     draft: Shape | None = None,
 ) -> Iterator[tuple[np.ndarray, list[Any], dict[int, str]]]:
     """Yield positions, results of `make` and failures per `size` paths.

@@ -16,9 +16,8 @@ from mmjax.encoders import outputs
 from mmjax.encoders.core import Batch, Batches, Tower, pad_to
 from mmjax.encoders.inputs import text
 from mmjax.encoders.inputs.images import pixel_batches
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.pixels import Pixels
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions, Pixels
+from mmjax.encoders.inputs.text import TextOptions
 
 Pair = tuple[str, str]
 

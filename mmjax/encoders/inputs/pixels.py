@@ -51,7 +51,7 @@ BY_SHORTEST_EDGE = ("CLIP", "Bit", "ConvNext", "Siglip")
 
 
 @dataclass(frozen=True)
-class Options:
+class ImageOptions:
     """Image settings of the user; None keeps the checkpoint's value."""
 
     # Folder, packaged name, hub id, or preprocessor_config.json, instead of the checkpoint's.
@@ -83,7 +83,7 @@ class Pixels:
     nearest: bool = False  # half an odd margin rounds to even, as torchvision does; else down
 
     @classmethod
-    def read(cls, folder: Path, options: Options, default: "Pixels | None" = None) -> "Pixels":
+    def read(cls, folder: Path, options: ImageOptions, default: "Pixels | None" = None) -> "Pixels":
         """Read the preprocessing of `folder`, then apply `options`.
 
         It is in preprocessor_config.json; without that file it is `default`.
@@ -144,7 +144,7 @@ class Pixels:
         how += f"resample {self.resample}, scale {self.scale:.8g}, offset {self.offset:g}"
         return how + (", min-max" if self.minmax else f", mean {self.mean}, std {self.std}")
 
-    def _changed(self, options: Options) -> "Pixels":
+    def _changed(self, options: ImageOptions) -> "Pixels":
         pixels, way = self, options.preprocessing
         if way is not None and way not in WAYS:
             raise InputError(f"preprocessing {way!r} is none of {', '.join(WAYS)}")

@@ -4,7 +4,7 @@ All text towers share this module. Batches come in a few shapes only.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 @dataclass(frozen=True)
-class Options:
+class TextOptions:
     """Text settings of the user; None keeps the checkpoint's value."""
 
     pooling: str | None = None  # of POOLINGS
@@ -111,7 +111,7 @@ def tower(
     forward: Callable[..., outputs.Outputs],
     *,
     folder: Path,
-    options: Options,
+    options: TextOptions,
     window: int,
     layers: Sequence[str | int] = (),
     default: str | None = None,
@@ -135,9 +135,7 @@ def tower(
     words = read_words(folder, options, window, recipe)
     graph, params = put_behind(graph, params, recipe.dense)
 
-    def run(
-        module: Any, ids: jax.Array, mask: jax.Array
-    ) -> tuple[outputs.Outputs, jax.Array]:
+    def run(module: Any, ids: jax.Array, mask: jax.Array) -> tuple[outputs.Outputs, jax.Array]:
         layer_outputs = forward(module.model, ids, mask)
         if "last_hidden_state" in layer_outputs and default is None:
             layer_outputs["sentence_embedding"] = embed(layer_outputs, mask, recipe, module.dense)
@@ -160,7 +158,7 @@ def tower(
     )
 
 
-def read_words(folder: Path, options: Options, window: int, recipe: Recipe) -> Words:
+def read_words(folder: Path, options: TextOptions, window: int, recipe: Recipe) -> Words:
     """Return the tokenizer and the smallest of the length limits.
 
     The tokenizer is that of `options`, or else the checkpoint's. The limits are `window`, the
@@ -208,7 +206,7 @@ def embed(
 
 
 def token_batches(
-    tokenizer: Any, texts: Sequence[str], size: int, max_length: int, options: Options
+    tokenizer: Any, texts: Sequence[str], size: int, max_length: int, options: TextOptions
 ) -> Iterator[Batch]:
     """Yield batches of ids [B, L] and mask [B, L].
 

@@ -22,7 +22,7 @@ from mmjax.encoders import outputs
 from mmjax.encoders.checkpoints import dense, hub
 from mmjax.encoders.core import Tower, pad_to
 from mmjax.encoders.inputs import audio, text
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.torch import models, vision
 from mmjax.encoders.torch.inputs import Reading, of_audio, of_images, of_texts
 from mmjax.encoders.torch.layers import choose, default, named, rows, watch
@@ -54,8 +54,8 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     image: ImageOptions = ImageOptions(),
-    text_options: text.Options = text.Options(),
-    audio_options: audio.Options = audio.Options(),
+    text_options: text.TextOptions = text.TextOptions(),
+    audio_options: audio.AudioOptions = audio.AudioOptions(),
 ) -> Tower:
     """Load a torch module as a Tower.
 

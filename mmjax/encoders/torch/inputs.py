@@ -17,8 +17,7 @@ from mmjax.core.errors import InputError
 from mmjax.encoders.core import Batch, Batches
 from mmjax.encoders.inputs import audio, text
 from mmjax.encoders.inputs.images import pixel_batches
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.pixels import Pixels
+from mmjax.encoders.inputs.pixels import ImageOptions, Pixels
 from mmjax.encoders.torch.models import Model, library, reported
 
 NOWHERE = Path(os.devnull)  # stands for a folder without files
@@ -62,7 +61,7 @@ def of_images(model: Model, options: ImageOptions) -> Reading:
     return Reading(batches, split, (example,), {"preprocessing": str(pixels)})
 
 
-def of_texts(model: Model, options: text.Options) -> Reading:
+def of_texts(model: Model, options: text.TextOptions) -> Reading:
     """Return the reading of texts: ids and mask int64 [B, L].
 
     Rows that only fill the batch are left out. If the tokenizer makes no mask, the model sees its
@@ -109,7 +108,7 @@ def of_texts(model: Model, options: text.Options) -> Reading:
 
 
 def of_audio(
-    model: Model, options: audio.Options, runs: Callable[[dict[str, np.ndarray]], bool]
+    model: Model, options: audio.AudioOptions, runs: Callable[[dict[str, np.ndarray]], bool]
 ) -> Reading:
     """Return the reading of audio: samples or extracted features per file.
 

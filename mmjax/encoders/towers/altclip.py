@@ -5,6 +5,7 @@ get_image_features and get_text_features: not of unit length.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.core import Tower
 from mmjax.encoders.inputs import images, text
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.layers import layer_norm
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers import bert

@@ -21,8 +21,8 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.core import Tower
 from mmjax.encoders.inputs import images, pairs, text
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers import qformer, vit
 from mmjax.encoders.towers.qformer import Config, Qformer, Words
@@ -134,7 +134,8 @@ def embed_pairs(
       last_hidden_state [B, Q + L, D], queries first; multimodal_embeds (the queries' last states)
       [B, Q, D]; itm_logits [B, 2], for "does not belong" and "belongs". And the mask [B, Q + L].
     """
-    assert module.vision is not None and module.embeddings is not None
+    assert module.vision is not None
+    assert module.embeddings is not None
     image = module.vision(pixels)["last_hidden_state"]
     queries = module.asked(len(pixels))
     count = queries.shape[1]

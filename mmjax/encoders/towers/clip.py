@@ -18,8 +18,8 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.checkpoints.hub import Checkpoint, Rule
 from mmjax.encoders.core import Tower
 from mmjax.encoders.inputs import images, text
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.layers import Block, Embedding, layer_norm
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers.vit import Tokens, read_fields

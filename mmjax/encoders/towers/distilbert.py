@@ -74,7 +74,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: text.Options = text.Options(),
+    options: text.TextOptions = text.TextOptions(),
 ) -> Tower:
     """Build the text tower of a DistilBERT checkpoint.
 

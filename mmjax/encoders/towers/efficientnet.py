@@ -27,7 +27,7 @@ from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.checkpoints.weights import tensors
 from mmjax.encoders.core import Tower
 from mmjax.encoders.inputs import images
-from mmjax.encoders.inputs.pixels import BICUBIC, Options, Pixels
+from mmjax.encoders.inputs.pixels import BICUBIC, ImageOptions, Pixels
 from mmjax.encoders.layers import ACTIVATIONS
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers.convolution import Conv, ConvNorm, conv_norm, count_classes
@@ -59,7 +59,7 @@ LITE_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the seven stages
 LITE_SIZES = {(16, 320): 224, (21, 320): 240, (21, 352): 260, (24, 384): 280, (30, 448): 300}
 
 
-class Plan(NamedTuple):
+class Stage(NamedTuple):
     """Shape of one block."""
 
     channels: int
@@ -78,7 +78,7 @@ class Config:
 
     stem: int  # channels
     stem_padding: tuple[int, int] | str
-    blocks: tuple[Plan, ...]
+    blocks: tuple[Stage, ...]
     top: int  # channels of the convolution on top; 0 is none
     activation: str
     epsilon: float
@@ -107,7 +107,7 @@ class Config:
             rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
             return rounded + divisor * (rounded < 0.9 * wanted)
 
-        blocks: list[Plan] = []
+        blocks: list[Stage] = []
         stages = zip(*(config[key] for key in (*STAGES, "num_block_repeats")), strict=True)
         for inputs, features, window, first, ratio, repeats in stages:
             for n in range(math.ceil(config["depth_coefficient"] * repeats)):
@@ -115,7 +115,7 @@ class Config:
                 # At stride 2 Keras pads less above and left, as for even sizes.
                 keras = stride == 2 and len(blocks) not in config["depthwise_padding"]
                 blocks.append(
-                    Plan(
+                    Stage(
                         channels=channels,
                         hidden=channels * ratio,
                         features=scaled(features),
@@ -150,7 +150,7 @@ class Config:
             for name, read in tensors(source)
             if re.fullmatch(r".*conv\w*\.weight", name)
         }
-        blocks: list[Plan] = []
+        blocks: list[Stage] = []
         stages = 0
         try:
             for n in range(sum(name.endswith("._depthwise_conv") for name in shapes)):
@@ -161,7 +161,7 @@ class Config:
                 stride = 1 if same else LITE_STRIDES[stages]
                 stages += not same
                 blocks.append(
-                    Plan(channels, hidden, features, window, stride, "SAME", gate=0, residual=same)
+                    Stage(channels, hidden, features, window, stride, "SAME", gate=0, residual=same)
                 )
             stem, top = shapes["_conv_stem"][0], shapes["_conv_head"][0]
         except (KeyError, IndexError):
@@ -172,7 +172,7 @@ class Config:
 class Block(nnx.Module):
     """Inverted residual block: widen, depthwise convolution, gate, narrow."""
 
-    def __init__(self, plan: Plan, act: str, epsilon: float, *, rngs: nnx.Rngs):
+    def __init__(self, plan: Stage, act: str, epsilon: float, *, rngs: nnx.Rngs):
         self.residual, self.activation = plan.residual, ACTIVATIONS[act]
         norm: dict[str, Any] = {"epsilon": epsilon, "rngs": rngs}
         widen, inner = plan.hidden != plan.channels, plan.hidden
@@ -286,7 +286,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: Options = Options(),
+    options: ImageOptions = ImageOptions(),
 ) -> Tower:
     """Build the image tower of an EfficientNet checkpoint.
 

@@ -9,6 +9,7 @@ those of the code that was published with the checkpoints.
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.checkpoints import int8 as eight_bits
 from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.core import Tower
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.towers import clip
 from mmjax.encoders.towers.vit import Tokens
 from mmjax.encoders.vlm import decoder, embedding, generation, phi3_v_images, qwen_vl
@@ -189,7 +190,7 @@ def load(
     num_crops: int | None = None,
     window: int = 4096,
     image: ImageOptions = ImageOptions(),
-    answers: generation.Options = generation.Options(),
+    answers: generation.GenerationOptions = generation.GenerationOptions(),
 ) -> Tower:
     """Build the tower of a Phi-3-vision checkpoint.
 

@@ -23,7 +23,7 @@ from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.checkpoints.weights import tensors
 from mmjax.encoders.core import Tower
 from mmjax.encoders.inputs import images
-from mmjax.encoders.inputs.pixels import BILINEAR, IMAGENET, Options, Pixels
+from mmjax.encoders.inputs.pixels import BILINEAR, IMAGENET, ImageOptions, Pixels
 from mmjax.encoders.layers import ACTIVATIONS
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers.convolution import ConvNorm, conv_norm, count_classes
@@ -240,7 +240,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: Options = Options(),
+    options: ImageOptions = ImageOptions(),
 ) -> Tower:
     """Build the image tower of a ResNet checkpoint.
 

@@ -23,8 +23,8 @@ from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.core import Batch, Tower
 from mmjax.encoders.inputs import images, text
 from mmjax.encoders.inputs.cleaning import clean
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.layers import Embedding, Mlp, attend, layer_norm
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers import clip

@@ -24,9 +24,8 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.core import Batch, Tower, pad_to
 from mmjax.encoders.inputs import images
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
-from mmjax.encoders.inputs.pixels import Pixels
-from mmjax.encoders.inputs.text import Options as TextOptions
+from mmjax.encoders.inputs.pixels import ImageOptions, Pixels
+from mmjax.encoders.inputs.text import TextOptions
 from mmjax.encoders.outputs import Outputs
 from mmjax.encoders.towers import clip, siglip
 from mmjax.encoders.towers.vit import read_fields

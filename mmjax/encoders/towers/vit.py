@@ -20,7 +20,7 @@ from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.checkpoints.hub import Rule
 from mmjax.encoders.core import Tower
 from mmjax.encoders.inputs import images
-from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.layers import ACTIVATIONS, Block, Patches, layer_norm
 from mmjax.encoders.outputs import Outputs
 
@@ -253,7 +253,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: Options = Options(),
+    options: ImageOptions = ImageOptions(),
 ) -> Tower:
     """Build the image tower of a ViT checkpoint.
 

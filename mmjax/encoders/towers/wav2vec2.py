@@ -305,7 +305,7 @@ def load(
     revision: str | None = None,
     layers: Sequence[str | int] = (),
     dtype: str = "float32",
-    options: audio.Options = audio.Options(),
+    options: audio.AudioOptions = audio.AudioOptions(),
 ) -> Tower:
     """Build the audio tower of a Wav2Vec 2.0 or HuBERT checkpoint.
 

@@ -24,7 +24,7 @@ from mmjax.core.errors import InputError
 from mmjax.encoders import core
 from mmjax.encoders.checkpoints import hub
 from mmjax.encoders.core import Batch, Tower
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.vlm import batching, decoder, generation, lvlm, prompts
 from mmjax.encoders.vlm.lvlm import Prompts
 from mmjax.encoders.vlm.prompts import Family
@@ -46,7 +46,7 @@ def tower(
     pooling: str,
     layers: Sequence[str | int],
     image: ImageOptions,
-    answers: generation.Options,
+    answers: generation.GenerationOptions,
     about: dict[str, Any],
 ) -> Tower:
     """Build the tower of a model whose module is an `lvlm.Model`.

@@ -22,7 +22,7 @@ from mmjax.encoders.vlm.lvlm import Prompts
 
 
 @dataclass(frozen=True)
-class Options:
+class GenerationOptions:
     """Options of generation."""
 
     max_new_tokens: int = 128  # a longer answer is cut there
@@ -82,7 +82,7 @@ def programs(
     prefix: tuple[int, ...],
     ends: tuple[int, ...],
     layers: tuple[int, ...],
-    options: Options,
+    options: GenerationOptions,
     *,
     apart: bool,
 ) -> Programs:

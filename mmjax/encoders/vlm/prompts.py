@@ -20,7 +20,7 @@ import numpy as np
 from mmjax.core.errors import InputError
 from mmjax.encoders.core import Batch
 from mmjax.encoders.inputs import images
-from mmjax.encoders.inputs.pixels import Options
+from mmjax.encoders.inputs.pixels import ImageOptions
 from mmjax.encoders.vlm.lvlm import Prompts, bucket, pad
 from mmjax.encoders.vlm.qwen_vl import positions
 
@@ -156,7 +156,7 @@ def _split(tokenizer: Any, text: str, whole: bool) -> tuple[list[int], str]:
     return tokenizer(text[:end], add_special_tokens=False)["input_ids"], text[end:]
 
 
-class Row(NamedTuple):
+class PromptRow(NamedTuple):
     """Prompt of one item, without the prefix."""
 
     place: int  # index of the input
@@ -167,7 +167,7 @@ class Row(NamedTuple):
 
 
 def batches(
-    made: Template, values: Sequence[Any], size: int, options: Options, room: int
+    made: Template, values: Sequence[Any], size: int, options: ImageOptions, room: int
 ) -> Iterator[Batch]:
     """Build right-padded batches of `Prompts`, sorted by decreasing length.
 
@@ -185,7 +185,7 @@ def batches(
     paths = [value[0] if has_words else value for value in values]
     words = [dict(zip(names, value[1:], strict=True)) if has_words else {} for value in values]
     limit = made.family.window - len(made.prefix) - room
-    rows: list[Row] = []
+    rows: list[PromptRow] = []
     failed: dict[int, str] = {}
     for indices, views, broken in images.decoded(paths, size, made.family.view, options):
         failed |= broken
@@ -197,7 +197,7 @@ def batches(
                 failed[index] = f"{len(ids)} tokens, {count} of them the image's, exceed {limit}"
                 continue
             row_positions = positions([before, shape, behind]) + len(made.prefix)
-            rows.append(Row(index, ids, row_positions, view, count))
+            rows.append(PromptRow(index, ids, row_positions, view, count))
     rows.sort(key=lambda row: (-row.tokens, -len(row.ids)))
     for start in range(0, max(len(rows), 1), size):
         batch_rows = rows[start : start + size]
@@ -209,7 +209,7 @@ def batches(
         )
 
 
-def stack(made: Template, rows: Sequence[Row], size: int) -> tuple[Prompts, ...]:
+def stack(made: Template, rows: Sequence[PromptRow], size: int) -> tuple[Prompts, ...]:
     """Stack rows into one right-padded batch [size, ...].
 
     The length is padded to a bucket size. No rows give an empty tuple.

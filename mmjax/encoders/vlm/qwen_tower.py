@@ -17,8 +17,7 @@ from mmjax.core.errors import InputError
 from mmjax.encoders.checkpoints import hub, locate
 from mmjax.encoders.checkpoints import int8 as eight_bits
 from mmjax.encoders.core import Tower
-from mmjax.encoders.inputs.pixels import BICUBIC
-from mmjax.encoders.inputs.pixels import Options as ImageOptions
+from mmjax.encoders.inputs.pixels import BICUBIC, ImageOptions
 from mmjax.encoders.vlm import decoder, embedding, generation, qwen_vl
 from mmjax.encoders.vlm.lvlm import bucket, pad
 from mmjax.encoders.vlm.prompts import Family
@@ -52,7 +51,7 @@ def tower(
     int8: bool = False,
     max_image_tokens: int | None = None,
     image: ImageOptions = ImageOptions(),
-    answers: generation.Options = generation.Options(),
+    answers: generation.GenerationOptions = generation.GenerationOptions(),
 ) -> Tower:
     """Build the tower that embeds images and texts under a prompt.
 

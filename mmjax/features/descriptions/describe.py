@@ -27,7 +27,7 @@ from mmjax.data.dataset import Dataset
 from mmjax.data.tables import column_names
 from mmjax.encoders.core import Tower, stream
 from mmjax.features.descriptions import attributes
-from mmjax.features.descriptions.parse import FORMS, Answer, infer_slots, parse
+from mmjax.features.descriptions.parse import FORMS, ParsedAnswer, infer_slots, parse
 from mmjax.features.extraction.inputs import SUFFIXES, Inputs, of_table
 from mmjax.parallel import mesh as meshes
 
@@ -195,7 +195,7 @@ def describe(
 
 
 def summarise(
-    texts: Sequence[str], parsed: Sequence[Answer], made: attributes.Attributes
+    texts: Sequence[str], parsed: Sequence[ParsedAnswer], made: attributes.Attributes
 ) -> dict[str, Any]:
     """Count answers by form and reason, and values by slot."""
     answered = [answer for text, answer in zip(texts, parsed, strict=True) if text]
@@ -226,7 +226,7 @@ def summarise(
 
 def accuracy(
     texts: Sequence[str],
-    parsed: Sequence[Answer],
+    parsed: Sequence[ParsedAnswer],
     slots: Sequence[str],
     truth: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:

@@ -35,7 +35,7 @@ GROUP = re.compile(r"[\[{]([^\[\]{}]*)[\]}]")  # answers mix the two kinds of br
 EDGES = " \t\r\n,;.*|•[]{}\"'`“”‘’"
 
 
-class Answer(NamedTuple):
+class ParsedAnswer(NamedTuple):
     """One parsed answer."""
 
     form: str  # one of FORMS
@@ -55,7 +55,7 @@ class _Mention(NamedTuple):
     colon: bool
 
 
-def parse(answer: str, slots: Sequence[str]) -> Answer:
+def parse(answer: str, slots: Sequence[str]) -> ParsedAnswer:
     """Read the values of `slots` from an answer.
 
     Never raises. Labels may be in any case and order. A slot that is named twice takes its first
@@ -68,8 +68,10 @@ def parse(answer: str, slots: Sequence[str]) -> Answer:
     else:
         form, values = _positional(text, len(slots))
     if all(values):
-        return Answer(form, values)
-    return Answer(form if any(values) else "none", values, _reason(text, mentions, len(slots)))
+        return ParsedAnswer(form, values)
+    return ParsedAnswer(
+        form if any(values) else "none", values, _reason(text, mentions, len(slots))
+    )
 
 
 def slots_of_prompt(prompt: str) -> list[str]:

@@ -25,13 +25,13 @@ from mmjax.encoders.core import Batches, Encode, Fitted, Rows, Tower, stream
 from mmjax.encoders.registry import load_encoder, options_of
 from mmjax.features.extraction.batches import Chunk, Reader
 from mmjax.features.extraction.inputs import MODALITIES, Inputs
-from mmjax.features.extraction.job import Job, Summary, places
+from mmjax.features.extraction.job import ExtractionSummary, Job, places
 from mmjax.parallel import distributed
 
 
 def extract(
     inputs: Inputs, job: Job, *, mesh: Mesh | None = None, overwrite: bool = False
-) -> Summary:
+) -> ExtractionSummary:
     """Encode all rows that have the encoder's modality.
 
     They go into the stores of `job`.
@@ -62,13 +62,13 @@ def extract(
     if isinstance(encoder, Tower):
         return _stream_into(reader, encoder, overwrite)
     fitted = distributed.run_on_primary(lambda: _fit_into(reader, encoder, overwrite))
-    return fitted or Summary([job.out], len(inputs.ids))
+    return fitted or ExtractionSummary([job.out], len(inputs.ids))
 
 
-def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
+def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> ExtractionSummary:
     """Fill one store per layer, chunk by chunk."""
     widths, urls = list(tower.layers.values()), places(reader.job, tower.layers)
-    summary = Summary(urls, len(reader.values), widths)
+    summary = ExtractionSummary(urls, len(reader.values), widths)
     with ExitStack() as stack:
 
         def begin(joining: bool) -> list[store.Writer]:
@@ -86,7 +86,7 @@ def _stream_into(reader: Reader, tower: Tower, overwrite: bool) -> Summary:
 
 
 def _encode_share(
-    reader: Reader, tower: Tower, writers: list[store.Writer], summary: Summary
+    reader: Reader, tower: Tower, writers: list[store.Writer], summary: ExtractionSummary
 ) -> None:
     """Encode and write this process's share of the missing chunks.
 
@@ -129,7 +129,7 @@ def _encode_share(
     summary.encoded = missing_rows
 
 
-def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> Summary:
+def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> ExtractionSummary:
     """Fit on the rows that have the modality, and write them."""
     rows = np.flatnonzero([bool(value) for value in reader.values])
     with Progress(reader.job.encoder, len(rows)) as progress:
@@ -146,7 +146,7 @@ def _fit_into(reader: Reader, encoder: Fitted, overwrite: bool) -> Summary:
     _some(present.any(), reader.modality)
     for row in rows[~present[rows]]:
         reader.failed.setdefault(int(row), "says nothing to this encoder")
-    summary = Summary([reader.job.out], len(features), [fitted.shape[1]])
+    summary = ExtractionSummary([reader.job.out], len(features), [fitted.shape[1]])
     summary.seconds, summary.waited, summary.encoded = seconds, reader.clock.waited, len(rows)
     with reader.create(reader.job.out, fitted.shape[1], overwrite, **encoder.about) as writer:
         for start, stop in writer.store.spans():
@@ -174,7 +174,7 @@ def _about(tower: Tower) -> list[dict[str, Any]]:
     ]
 
 
-def _finish(writers: list[store.Writer], summary: Summary, modality: str) -> None:
+def _finish(writers: list[store.Writer], summary: ExtractionSummary, modality: str) -> None:
     """Complete the stores with their failures and counts.
 
     Removes a store if nothing could be encoded.

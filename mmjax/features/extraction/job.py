@@ -24,7 +24,7 @@ class Job:
 
 
 @dataclass
-class Summary:
+class ExtractionSummary:
     """Result of a job: stores, counts and times."""
 
     stores: list[str]

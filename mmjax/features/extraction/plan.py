@@ -34,7 +34,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """Steps in order, and the requested options that were ignored.
 
     Ignored options have no meaning here.

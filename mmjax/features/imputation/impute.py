@@ -34,7 +34,7 @@ from mmjax.store.read import open_store
 
 
 @dataclass
-class Summary:
+class ImputationSummary:
     """Result of an imputation: row counts and the options used."""
 
     store: str
@@ -113,7 +113,7 @@ def impute(
     mask_rate: float = 0.0,
     mask_seed: int = 0,
     overwrite: bool = False,
-) -> Summary:
+) -> ImputationSummary:
     """Copy the store `features` to `out` with absent rows filled.
 
     Only the train split is used. A store without absent rows is copied, with 0 imputed. The new
@@ -147,7 +147,7 @@ def impute(
         with np.errstate(over="ignore"):  # what overflows the dtype is reported by the store
             rows = np.where(present[:, None], observed, values.astype(source.dtype))
         filled = present | reached
-    summary = Summary(
+    summary = ImputationSummary(
         str(out),
         *source.shape,
         masked=int(source_present.sum() - present.sum()),

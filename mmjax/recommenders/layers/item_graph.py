@@ -91,17 +91,17 @@ class ItemGraph(nnx.Module):
         """
         frozen = self.frozen.get_value()
         shares = [1.0] if self.importance is None else list(jax.nn.softmax(self.importance[...]))
-        values = [
+        cosines = [
             share * knn.cosines(rows, columns)
             for share, rows, columns in zip(
                 shares, x, jnp.split(learned, len(x), axis=1), strict=True
             )
         ]
-        values = jnp.where(there, jnp.concatenate(values, axis=1), 0)
-        columns, weights = _normalised(learned, values, self.self_one)
-        weights = [(1 - self.skip) * weights]
+        values = jnp.where(there, jnp.concatenate(cosines, axis=1), 0)
+        first, normalised = _normalised(learned, values, self.self_one)
+        weights = [(1 - self.skip) * normalised]
         weights += [self.skip * s * w for s, (_, w) in zip(shares, frozen, strict=True)]
-        columns = [columns] + [c for c, _ in frozen]
+        columns = [first] + [c for c, _ in frozen]
         return jnp.concatenate(columns, axis=1), jnp.concatenate(weights, axis=1)
 
     def weights(self, kept: Kept) -> jax.Array:
@@ -111,13 +111,16 @@ class ItemGraph(nnx.Module):
         x = [content() for content in self.contents]
         return self._edges(x, learned, kept.there)[1].reshape(-1)
 
-    def propagate(self, kept: Kept, first: jax.Array, x: jax.Array, layers: int) -> jax.Array:
+    def propagate(
+        self, kept: Kept, first: jax.Array | bool, x: jax.Array, layers: int
+    ) -> jax.Array:
         """Return S^layers x, [I, D].
 
         Where `first` is true, the gradient of the weights flows to this graph's parameters, whose
         values must then be those that `kept` was built from. Elsewhere they get zero gradients.
         """
-        graphdef, params, frozen = nnx.split(self, nnx.Param, ...)
+        graphdef, *states = nnx.split(self, nnx.Param, ...)
+        params, frozen = states
         return _propagate((graphdef, layers), nnx.to_pure_dict(params), frozen, kept, first, x)
 
 
@@ -147,7 +150,7 @@ def _propagate(
     params: Any,
     frozen: Any,
     kept: Kept,
-    first: jax.Array,
+    first: jax.Array | bool,
     x: jax.Array,
 ) -> jax.Array:
     for _ in range(static[1]):

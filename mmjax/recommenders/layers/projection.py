@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ class Content(nnx.Module):
         features = catalog.features[modality]  # [I, F]
         width = features.shape[1]
         if trainable:
-            self.features = nnx.Param(lazy_features.array(features).astype(_wide(features.dtype)))
+            wide = lazy_features.array(features).astype(_wide(features.dtype))
+            self.features: nnx.Variable[Any] = nnx.Param(wide)
         elif isinstance(features, lazy_features.LazyFeatures):
             self.features = base.Frozen(features)
         else:

@@ -1,6 +1,7 @@
 """LightGCN's propagation, and the graphs that models propagate over."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,4 +78,5 @@ def similar(
 
 
 def average(values: Sequence[jax.Array]) -> jax.Array:
-    return sum(values) / len(values)
+    total: Any = sum(values)
+    return total / len(values)

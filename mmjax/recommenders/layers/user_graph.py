@@ -1,5 +1,7 @@
 """Parts of DualGNN and DRAGON: modality towers and a user graph."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,7 @@ class Towers(nnx.Module):
         return [share * x for share, x in zip(self._columns(), users, strict=True)]
 
     def _columns(self) -> list[jax.Array]:
+        assert self.shares is not None
         return jnp.split(self.shares[...], len(self.preferences), axis=1)  # [U, 1] each
 
     def penalty(self, user: jax.Array) -> jax.Array:
@@ -73,7 +76,7 @@ class Towers(nnx.Module):
 
         It is sum_m mean P_m,u^2 over the users of the batch + mean a^2 over all users.
         """
-        total = sum(jnp.square(table[...][user]).mean() for table in self.preferences)
+        total: Any = sum(jnp.square(table[...][user]).mean() for table in self.preferences)
         return total if self.shares is None else total + jnp.square(self.shares[...]).mean()
 
 

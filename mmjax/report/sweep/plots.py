@@ -30,7 +30,8 @@ MARKERS = "osD^vPX*"
 SIGNS = "●■◆▲▼✚✖★"  # MARKERS as text
 PAINT = {INK: "currentColor", QUIET: "var(--quiet)", LINE: "var(--line)", PAPER: "var(--paper)"}
 PAINT |= {color: f"var(--c{n})" for n, color in enumerate(COLORS)}
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mmjax", "font.size": 11, "text.color": INK}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mmjax"}
+STYLE |= {"font.size": 11, "text.color": INK}
 STYLE |= {"axes.labelcolor": QUIET, "axes.edgecolor": LINE, "axes.titlesize": 11}
 STYLE |= {"axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10.5}
 STYLE |= {"xtick.color": LINE, "ytick.color": LINE, "xtick.labelcolor": INK}
@@ -57,7 +58,7 @@ def look(study: Study, level: str) -> tuple[str, str]:
     return COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
 
 
-@plt.rc_context(STYLE)
+@plt.rc_context(STYLE)  # type: ignore[operator]
 def contrast(study: Study, found: Mapping[tuple[str, str], Summary], metric: str) -> str:
     """Draw a metric of each level with its interval, by group.
 
@@ -97,15 +98,15 @@ def contrast(study: Study, found: Mapping[tuple[str, str], Summary], metric: str
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(5))
     left, right = axis.get_xlim()
-    for name, x, y in dashed:  # names stay inside the axis, clear of its labels
+    for name, x, top in dashed:  # names stay inside the axis, clear of its labels
         fraction = (x - left) / (right - left)
         side = "left" if fraction < 0.2 else "right" if fraction > 0.8 else "center"
         options = {"ha": side, "va": "bottom", "fontsize": 10, "color": QUIET}
-        axis.annotate(name, (x, y), (0, 2), textcoords="offset points", **options)
+        axis.annotate(name, (x, top), (0, 2), textcoords="offset points", **options)
     return _svg(figure, f"contrast-{metric}", f"{metric} of each level, with 95 % intervals")
 
 
-@plt.rc_context(STYLE)
+@plt.rc_context(STYLE)  # type: ignore[operator]
 def sensitivity(study: Study, model: str, key: str) -> str:
     """Draw the best validation metric over an axis's values.
 
@@ -161,7 +162,7 @@ def _plain_value(value: Any) -> Any:
     return str(value) if isinstance(value, list | dict) else value
 
 
-@plt.rc_context(STYLE)
+@plt.rc_context(STYLE)  # type: ignore[operator]
 def curves(study: Study, group: str) -> str:
     """Draw validation over epochs of a group's tested trials.
 
@@ -189,7 +190,7 @@ def curves(study: Study, group: str) -> str:
     return _svg(figure, f"curves-{group}", f"{group}: validation over epochs")
 
 
-@plt.rc_context(STYLE)
+@plt.rc_context(STYLE)  # type: ignore[operator]
 def scatter(study: Study, metric: str, against: str) -> str:
     """Draw one metric against another, a marker a cell.
 
@@ -265,7 +266,8 @@ def _short(text: str) -> str:
 
 def _panel(height: float, title: str) -> tuple[Any, Any]:
     figure, axis = plt.subplots(figsize=(WIDTH, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.06, h_pad=0.06)
     axis.set_title(title, color=INK)
     return figure, axis
 
@@ -296,8 +298,9 @@ def _svg(figure: Any, name: str, told: str) -> str:
     text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
     for color, paint in PAINT.items():
         text = text.replace(color, paint)
-    box = re.search(r'viewBox="[^"]*"', text)[0]
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
     return (
-        f'<svg role="img" aria-label="{html.escape(told)}" {box} xmlns="{SVG}" '
+        f'<svg role="img" aria-label="{html.escape(told)}" {box[0]} xmlns="{SVG}" '
         f'xmlns:xlink="{XLINK}">{text[text.index(">") + 1 :]}'
     )

@@ -108,8 +108,8 @@ def read(folder: Path, reference: str = "") -> Study:
     planned = [cell for cell in space.cells(sweep) if cell.name in record["cells"]]
     references = _references(planned, sweep, reference)
     lines = {cell.name: _tested(cell.name, ledger) for cell in planned}
-    trials = {line["trial"] for cell_lines in lines.values() for line in cell_lines}
-    results = {trial: _results(folder, trial) for trial in sorted(trials)}
+    tested = {line["trial"] for cell_lines in lines.values() for line in cell_lines}
+    results = {trial: _results(folder, trial) for trial in sorted(tested)}
     if not results:
         raise InputError(
             f"nothing of {folder} is tested yet ({len(ledger.done)} trials are trained, "

@@ -24,8 +24,8 @@ ARROWS = {"↑": r"\uparrow", "↓": r"\downarrow", "⇑": r"\Uparrow", "⇓": r
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LATEX |= {char: "\\" + char for char in "&%$#_{}"}
-COLUMNS = ("kind", "cell", "dataset", "split", "metric", "seed", "value", "sd", "low", "high")
-COLUMNS += ("against", "d_z", "p", "p_holm", "best_epoch", "trial", "point")
+COLUMNS: tuple[str, ...] = ("kind", "cell", "dataset", "split", "metric", "seed", "value")
+COLUMNS += ("sd", "low", "high", "against", "d_z", "p", "p_holm", "best_epoch", "trial", "point")
 
 
 class Entry(NamedTuple):
@@ -168,13 +168,13 @@ def as_csv(
                     writer.writerow(base | fields | row)
     for (name, metric), summary in found.items():
         row = {"kind": "summary", "cell": name, "dataset": of_dataset[name], "split": "test"}
-        numbers = {
+        values = {
             "value": summary.mean,
             "sd": summary.sd,
             "low": summary.low,
             "high": summary.high,
         }
-        numbers = {key: f"{value:.6f}" for key, value in numbers.items() if not math.isnan(value)}
+        numbers = {key: f"{value:.6f}" for key, value in values.items() if not math.isnan(value)}
         writer.writerow(row | {"metric": metric} | numbers)
     for test in compared:
         row = {"kind": "comparison", "cell": test.cell, "against": test.against, "split": "test"}
