@@ -80,14 +80,14 @@ def nearest(x: jax.Array, k: int) -> Neighbours:
     def pair(n: jax.Array, best: Neighbours) -> Neighbours:
         row, column = first[n], second[n]
 
-        def block(start):
+        def block(start: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(x, (start, zero), (size, x.shape[1]))
 
         found = block(row) @ block(column).T
         best = merge(best, row, found, column)
 
         # A block's rows meet the columns in ascending order, so that ties stay with the lower.
-        def other(best):
+        def other(best: Any) -> Any:
             return merge(best, column, found.T, row)
 
         return jax.lax.cond(row != column, other, lambda best: best, best)
@@ -133,7 +133,7 @@ def _around(x: jax.Array, k: int, mesh: AbstractMesh) -> Neighbours:
         def turn(_: jax.Array, carry: tuple) -> tuple:
             best, block = carry
 
-            def cut(a):
+            def cut(a: jax.Array) -> jax.Array:
                 return a.reshape(-1, chunk, a.shape[1])
 
             merged = jax.lax.map(

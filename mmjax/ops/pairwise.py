@@ -123,8 +123,8 @@ def _over_pairs(add: Callable, total: jax.Array, *operands: jax.Array) -> jax.Ar
     pairs = np.pad(pairs, ((0, -len(pairs) % devices), (0, 0)), constant_values=len(total))
 
     def own(pairs: jax.Array | np.ndarray, total: jax.Array, *operands: jax.Array) -> jax.Array:
-        def step(total, pair):
-            return (add(total, *pair, *operands), None)
+        def step(total: jax.Array, pair: tuple) -> tuple[jax.Array, None]:
+            return add(total, *pair, *operands), None
 
         total, _ = jax.lax.scan(step, total, pairs)
         return total if mesh is None else jax.lax.psum(total, table_sharding.AXES)

@@ -93,7 +93,7 @@ class Catalog:
         """
         self.modalities()
 
-        def beside(*rows):
+        def beside(*rows: jax.Array) -> jax.Array:
             return jnp.concatenate(rows, axis=1)
 
         return by_rows(beside, *self.features.values())

@@ -44,7 +44,7 @@ class BM3(nnx.Module):
     ):
         self.layers = layers
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
@@ -68,10 +68,10 @@ class BM3(nnx.Module):
     ) -> jax.Array:
         keys = iter(jax.random.split(key, 2 + len(self.contents)))
 
-        def target(x):
+        def target(x: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(draws.dropout(next(keys), x, dropout))
 
-        def away(online, target):
+        def away(online: jax.Array, target: jax.Array) -> jax.Array:
             return 1 - cosine(online, target)
 
         users, items = self._states()

@@ -51,7 +51,7 @@ class FREEDOM(nnx.Module):
             raise InputError(f"drop={drop} must be at least 0 and less than 1")
         self.layers, self.item_layers, self.eps = layers, item_layers, eps
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

@@ -81,7 +81,7 @@ class GRCN(nnx.Module):
         self.content_penalty = choice("content_penalty", content_penalty, CONTENT_PENALTIES)
         names, nodes = catalog.modalities(), sum(catalog.shape)
 
-        def table(*shape):
+        def table(*shape: int) -> nnx.Param:
             return nnx.Param(initializers.init_table(init, rngs.params(), shape))
 
         tables = initializers.init_tables(init, rngs, catalog.shape, dim, joint)

@@ -54,7 +54,7 @@ class LATTICE(nnx.Module):
         choice("norm", norm, ("left", "both"))
         self.layers, self.item_layers, self.normalize = layers, item_layers, normalize
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

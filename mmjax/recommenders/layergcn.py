@@ -52,7 +52,7 @@ class LayerGCN(nnx.Module):
         self.layers, self.eps = layers, eps
         self.pruning = choice("pruning", pruning, PRUNINGS)
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

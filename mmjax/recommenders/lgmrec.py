@@ -67,7 +67,7 @@ class LGMRec(nnx.Module):
         self.dim, self.layers, self.modal_layers = dim, layers, modal_layers
         self.hyper_layers, self.alpha, self.temperature = hyper_layers, alpha, temperature
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

@@ -52,7 +52,7 @@ class LightGCNM(nnx.Module):
         self.place = choice("content", content, PLACES)
         self.aggregation = choice("aggregation", aggregation, AGGREGATIONS)
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user = nnx.Param(table(catalog.n_users))

@@ -52,13 +52,13 @@ class MGCN(nnx.Module):
         choice("user_view", user_view, ("sym", "none"))
         self.layers, self.item_layers = layers, item_layers
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
         names, dtype = catalog.modalities(), self.user[...].dtype
 
-        def gates():
+        def gates() -> nnx.List:
             return nnx.List([dense.linear(dim, dim, rngs=rngs) for _ in names])
 
         self.contents = projection.contents(catalog, dim, trainable=trainable_features, rngs=rngs)

@@ -47,7 +47,7 @@ class MICRO(nnx.Module):
     ):
         self.layers, self.item_layers = layers, item_layers
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

@@ -35,7 +35,7 @@ class Layer(nnx.Module):
     """
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        def init(shape):
+        def init(shape: tuple[int, int]) -> nnx.Param:
             return nnx.Param(initializers.init_table("xavier_uniform", rngs.params(), shape))
 
         self.weight1, self.bias1 = init((dim, dim)), init((1, dim))
@@ -84,7 +84,7 @@ class NGCF(nnx.Module):
         self.node_dropout, self.evaluation_dropout = node_dropout, evaluation_dropout
         self.combine = choice("combine", combine, COMBINATIONS)
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

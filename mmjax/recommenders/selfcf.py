@@ -51,7 +51,7 @@ class SelfCF(nnx.Module):
         self.layers, self.eps, self.encoder_dropout = layers, eps, encoder_dropout
         self.perturbation = choice("perturbation", perturbation, PERTURBATIONS)
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

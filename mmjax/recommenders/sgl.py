@@ -50,7 +50,7 @@ class SGL(nnx.Module):
         self.layers, self.drop = layers, drop
         self.views = choice("views", views, VIEWS)
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

@@ -50,7 +50,7 @@ class SimGCL(nnx.Module):
         self.ranking_loss = choice("ranking_loss", ranking_loss, losses.LOSSES)
         self.regulariser = choice("regulariser", regulariser, losses.PENALTIES)
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table(init, rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

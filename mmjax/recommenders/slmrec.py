@@ -50,7 +50,7 @@ class SLMRec(nnx.Module):
     ):
         self.layers, self.sigmoid = layers, sigmoid
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))

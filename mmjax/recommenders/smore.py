@@ -64,7 +64,7 @@ class SMORE(nnx.Module):
             )
         self.layers, self.item_layers = layers, item_layers
 
-        def table(count):
+        def table(count: int) -> jax.Array:
             return initializers.init_table("xavier_uniform", rngs.params(), (count, dim))
 
         self.user, self.item = nnx.Param(table(catalog.n_users)), nnx.Param(table(catalog.n_items))
@@ -72,7 +72,7 @@ class SMORE(nnx.Module):
         shape = len(names) + 1, dim // 2 + 1, 2
         self.filters = nnx.Param(jax.random.normal(rngs.params(), shape))
 
-        def linears(n, **options):
+        def linears(n: int, **options: Any) -> nnx.List:
             return nnx.List([dense.linear(dim, dim, rngs=rngs, **options) for _ in range(n)])
 
         # The gate and the preference of the fusion come last.

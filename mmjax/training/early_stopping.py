@@ -112,7 +112,7 @@ def _where(chosen: Sequence[bool] | np.ndarray, new: Tree, old: Tree) -> Tree:
     if all(chosen):
         return jax.tree.map(jnp.copy, new)
 
-    def shaped(x):
+    def shaped(x: Any) -> np.ndarray:
         return np.reshape(chosen, (-1,) + (1,) * (x.ndim - 1))
 
     return jax.tree.map(lambda x, y: jnp.where(shaped(x), x, y), new, old)

@@ -221,7 +221,7 @@ def programs(
         decoder = hub.merge(graph, given.params).decoder
         config, dtype = decoder.config, decoder.norm.scale.dtype
 
-        def every(part):
+        def every(part: jax.Array) -> jax.Array:
             return jnp.repeat(part, count, axis=1)
 
         zeros = jnp.zeros(count, jnp.int32)

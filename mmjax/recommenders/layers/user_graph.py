@@ -32,7 +32,7 @@ class Towers(nnx.Module):
             raise InputError(f"layers={layers} must not be negative")
         names, self.layers = catalog.modalities(), layers
 
-        def table(width):
+        def table(width: int) -> jax.Array:
             return initializers.init_table("xavier_normal", rngs.params(), (catalog.n_users, width))
 
         self.preferences = nnx.List([nnx.Param(table(dim)) for _ in names])
