@@ -113,6 +113,7 @@ def circles(arrows: dict[str, list[str]]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_house():
     assert faults(PACKAGE) == []
 
@@ -154,6 +155,7 @@ def test_long_chains_are_found():
     assert circles(chain) == [f"0 ends a chain of {LONGEST_CHAIN + 1} files"]
 
 
+@pytest.mark.slow
 def test_only_mesh_asks_for_devices():
     asking = {"devices", "local_devices", "make_mesh", "device_count", "local_device_count"}
     for module, path in modules(PACKAGE).items():
@@ -185,6 +187,7 @@ def code_lines(path: Path) -> int:
     return lines
 
 
+@pytest.mark.slow
 def test_every_file_stays_readable():
     for path in [*PACKAGE.rglob("*.py"), *sorted((ROOT / "scripts").rglob("*.py"))]:
         lines = code_lines(path)

@@ -51,6 +51,7 @@ def test_values_by_name():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["freedom", "dragon", "pgl", "mmgcn", "slmrec", "grcn", "smore"])
 @pytest.mark.parametrize("preset", ["default", "mmrec"])
 def test_presets_run_on_mmrecs_names(model, preset):

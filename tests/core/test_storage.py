@@ -59,6 +59,7 @@ def same_users(one, other):
         np.testing.assert_array_equal(values, found[1][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [vbpr_config, freedom])
 def test_a_run_is_what_it_is_in_folders(module, folder, url, bucket, tmp_path):
     local = train.run(config(module, folder), tmp_path / "run")
@@ -76,6 +77,7 @@ def test_a_run_is_what_it_is_in_folders(module, folder, url, bucket, tmp_path):
     assert files.exists(f"{workdir}/table.png")
 
 
+@pytest.mark.slow
 def test_graphs_and_derived_stores_are_kept_there(url, bucket, tmp_path):
     train.run(config(freedom, url, epochs=1), bucket.new())
     graphs = [path.name for path in storage.path(f"{url}/derived").glob("neighbours-*.npz")]
@@ -91,6 +93,7 @@ def test_graphs_and_derived_stores_are_kept_there(url, bucket, tmp_path):
     assert one.manifest["content_hash"] == other.manifest["content_hash"]
 
 
+@pytest.mark.slow
 def test_the_scripts_end_to_end(bucket):
     """prepare -> extract -> train -> evaluate -> report, every folder a URL."""
     data, run = bucket.new(), bucket.new()
@@ -118,6 +121,7 @@ def test_the_scripts_end_to_end(bucket):
     assert not files.exists(f"{data}/features/v")  # of the items of before
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_undisturbed(folder, bucket, tmp_path):
     """SIGKILL while it trains and saves; then SIGTERM, which saves; then to the end."""
     command = (*VBPR, f"--config.dataset={folder}", "--config.epochs=40")
@@ -154,6 +158,7 @@ def test_killed_at_any_moment_it_ends_as_undisturbed(folder, bucket, tmp_path):
     assert len(lines) == 40
 
 
+@pytest.mark.slow
 def test_two_processes_and_another_mesh(folder, url, bucket, tmp_path):
     """Two processes write one run's checkpoints; SIGTERM; one process of two devices goes on."""
     change = ("--config.mesh=data=1,model=2", "--config.epochs=20")
@@ -178,6 +183,7 @@ def test_two_processes_and_another_mesh(folder, url, bucket, tmp_path):
             assert found[split][name] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_errors_now_and_then_change_nothing(folder, url, bucket, tmp_path):
     local = train.run(config(vbpr_config, folder), tmp_path / "run")
     turns, data = itertools.count(), dataset.load(folder)
@@ -191,6 +197,7 @@ def test_errors_now_and_then_change_nothing(folder, url, bucket, tmp_path):
     assert numbers(found) == numbers(local)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["PUT", "GET"])
 def test_without_permission(method, folder, url, bucket):
     """One sentence, exit status 2, nothing half-written."""
@@ -218,6 +225,7 @@ def test_places_that_are_not_there(folder, bucket, monkeypatch):
         dataset.load("gs://a/b")
 
 
+@pytest.mark.slow
 def test_where_a_file_system_is_needed(url, bucket):
     """Else a folder called "s3:" would appear."""
     with pytest.raises(InputError, match="s3://a/b must be on a file system here, not a URL"):

@@ -421,6 +421,7 @@ def publish(server, source, items=8, users=8):
     return packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_download_to_dataset(tmp_path, source):
     raw, out = tmp_path / "raw", tmp_path / "out"
@@ -465,6 +466,7 @@ def test_download_to_dataset(tmp_path, source):
     assert dataset.load(tmp_path / "again").images == data.images
 
 
+@pytest.mark.slow
 def test_drop_missing_with_download(tmp_path):
     source = "amazon2023"
     flags = ("--k_core=3", "--download", "--drop_missing")
@@ -482,6 +484,7 @@ def test_drop_missing_with_download(tmp_path):
     assert data.made_by["rows"]["read"] == 33  # B99 is not in the core of any
 
 
+@pytest.mark.slow
 def test_killed_downloads_go_on(tmp_path):
     """Killed in the middle of a dump, then in the middle of the images; the same command ends."""
     source, raw, out = "amazon2023", tmp_path / "raw", tmp_path / "out"
@@ -539,6 +542,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_script_faults(tmp_path, fault):
     source, flags, message = FAULTS[fault]

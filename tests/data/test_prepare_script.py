@@ -11,6 +11,8 @@ import pytest
 from mmjax import store
 from mmjax.data import dataset
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare.py"
 
 

@@ -298,6 +298,7 @@ def test_interactions_more_faults(tmp_path):
         interactions.read(tmp_path / "bad.parquet")
 
 
+@pytest.mark.slow
 def test_rows_are_counted_across_blocks(tmp_path):
     """A file of many blocks, whose dictionaries differ, read by several threads."""
     rows = 1_200_000

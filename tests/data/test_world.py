@@ -12,6 +12,8 @@ from mmjax.core.errors import InputError
 from mmjax.data.prepare import prepare
 from mmjax.data.synthetic import drawing, world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def raw():

@@ -87,6 +87,7 @@ def assert_near(got, wanted, atol=1e-4):
     np.testing.assert_allclose(got, wanted.numpy(), atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_layer_of_images_equals_torch(torch, tiny):
     model, folder = tiny
     x = noise(2, 43, 43, 3)
@@ -105,6 +106,7 @@ def test_every_layer_of_images_equals_torch(torch, tiny):
     np.testing.assert_array_equal(got["image_embeds"], got["pooler_output"])
 
 
+@pytest.mark.slow
 def test_every_layer_of_texts_equals_torch(torch, tiny):
     model, folder = tiny
     ids = np.random.default_rng(0).integers(0, len(NAMES), (3, 17))
@@ -125,6 +127,7 @@ def test_every_layer_of_texts_equals_torch(torch, tiny):
     assert_near(got["text_embeds"], embeds)
 
 
+@pytest.mark.slow
 def test_files_and_texts_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     model, folder = tiny
     words, pixels = accompany(tmp_path)

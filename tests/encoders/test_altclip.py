@@ -76,6 +76,7 @@ def assert_near(got, wanted):
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_layer_of_texts_equals_torch(torch, tiny):
     model, folder = tiny
     half = clip.read_half(json.loads((folder / "config.json").read_text()), "text")
@@ -97,6 +98,7 @@ def test_every_layer_of_texts_equals_torch(torch, tiny):
     assert_near(got["pooler_output"], wanted.pooler_output)
 
 
+@pytest.mark.slow
 def test_every_layer_of_images_equals_torch(torch, tiny):
     model, folder = tiny
     half = clip.read_half(json.loads((folder / "config.json").read_text()), "vision")
@@ -115,6 +117,7 @@ def test_every_layer_of_images_equals_torch(torch, tiny):
     assert_near(got["image_embeds"], embeds)
 
 
+@pytest.mark.slow
 def test_texts_equal_torch(torch, tiny):
     model, folder = tiny
     _, wanted = texts_by_torch(torch, model.text_model, folder)
@@ -128,6 +131,7 @@ def test_texts_equal_torch(torch, tiny):
         altclip.load(weights=str(folder), modality="text", text_options=TextOptions(max_length=21))
 
 
+@pytest.mark.slow
 def test_image_files_equal_torch(torch, tiny, tmp_path):
     from PIL import Image
 
@@ -143,6 +147,7 @@ def test_image_files_equal_torch(torch, tiny, tmp_path):
     assert_near(found["pooler_output"], pooled)
 
 
+@pytest.mark.slow
 def test_a_half_on_its_own_has_no_projection(torch, tmp_path):
     from transformers import AltCLIPTextConfig, AltCLIPTextModel
 
@@ -171,6 +176,7 @@ def test_layers_have_either_name(tiny, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     _, folder = tiny
     full, half = (

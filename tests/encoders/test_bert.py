@@ -68,6 +68,7 @@ def encode(tower, texts, size=16, rows=None):
     return vectors
 
 
+@pytest.mark.slow
 def test_every_layer_and_the_pooler_equal_torch(torch, tiny):
     model, folder = tiny
     rng = np.random.default_rng(0)
@@ -87,6 +88,7 @@ def test_every_layer_and_the_pooler_equal_torch(torch, tiny):
     np.testing.assert_allclose(got["pooler_output"], pooled, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_block_equals_torch_on_its_own(torch, tiny):
     model, folder = tiny
     x = np.random.default_rng(1).normal(size=(2, 5, 32)).astype(np.float32)
@@ -96,6 +98,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny):
     np.testing.assert_allclose(build(folder).blocks[1](x), wanted.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(tiny):
     module = build(tiny[1], pooler=False)
     ids = np.random.default_rng(2).integers(0, 99, (2, 7))
@@ -108,6 +111,7 @@ def test_padding_changes_nothing(tiny):
     np.testing.assert_allclose(long[:2, :7], short, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", ["PreTraining", "SequenceClassification", "TokenClassification", "QuestionAnswering"]
 )
@@ -125,6 +129,7 @@ def test_heads_are_left_aside(torch, head, tmp_path):
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_minilm_equals_torch_on_real_overviews(torch, minilm, overviews):
     from transformers import BertModel
 
@@ -140,6 +145,7 @@ def test_minilm_equals_torch_on_real_overviews(torch, minilm, overviews):
     np.testing.assert_allclose(encode(minilm, overviews), wanted.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_minilm_knows_what_texts_mean(minilm):
     cat, kitten, cars = encode(
         minilm,
@@ -149,6 +155,7 @@ def test_minilm_knows_what_texts_mean(minilm):
     np.testing.assert_allclose(np.linalg.norm(cat), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_order_batches_and_devices_change_nothing(minilm):
     texts = ["word " * n for n in (1, 40, 3, 90, 12, 500, 2, 33, 7)]
     one = encode(minilm, texts, size=16)
@@ -172,6 +179,7 @@ def test_a_handful_of_shapes_whatever_the_lengths(minilm):
     assert all(a.min() >= b.max() for a, b in itertools.pairwise(lengths))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(minilm):
     texts = ["A cat sleeps on the sofa.", "Formula 1 cars race at Monza."]
     half = bert.load(weights="all-MiniLM-L6-v2", dtype="bfloat16")
@@ -180,6 +188,7 @@ def test_bfloat16_stays_near(minilm):
     assert (agreement > 0.995).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cls", "max", "pooler"])
 def test_pooling_can_be_chosen(torch, minilm, how):
     from transformers import BertModel
@@ -195,6 +204,7 @@ def test_pooling_can_be_chosen(torch, minilm, how):
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_layers_come_from_one_pass_by_name_and_number(minilm):
     texts = ["Space pirates.", "A quiet drama in a small village."]
     layers = ("sentence_embedding", -1, "3:cls", "last_hidden_state:mean", "pooler_output")

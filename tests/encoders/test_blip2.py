@@ -90,6 +90,7 @@ def pixels_of(paths):
     return processor()([Image.open(path) for path in paths], return_tensors="pt")["pixel_values"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 48), (60, 36)])
 def test_every_layer_of_images_equals_torch(torch, tiny, size):
     model, folder = tiny
@@ -118,6 +119,7 @@ def test_every_layer_of_images_equals_torch(torch, tiny, size):
     assert_near(got["image_embeds"], embeds)
 
 
+@pytest.mark.slow
 def test_every_layer_of_texts_equals_torch(torch, tiny):
     model, folder = tiny
     tokens = tokens_of(folder)
@@ -136,6 +138,7 @@ def test_every_layer_of_texts_equals_torch(torch, tiny):
     assert_near(got["pooler_output"], wanted.pooler_output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_one_block_equals_torch_on_its_own(torch, tiny, layer):
     model, folder = tiny
@@ -150,6 +153,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny, layer):
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_files_and_texts_equal_torch(torch, tiny, tmp_path):
     model, folder = tiny
     paths = towers.pictures(tmp_path)
@@ -169,6 +173,7 @@ def text_arguments(folder):
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
+@pytest.mark.slow
 def test_pairs_equal_torch(torch, tiny, tmp_path):
     model, folder = tiny
     paths = towers.pictures(tmp_path)
@@ -193,6 +198,7 @@ def test_pairs_equal_torch(torch, tiny, tmp_path):
     assert_near(found["last_hidden_state:mean"], total / (QUERIES + there.sum(1)))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny, tmp_path):
     _, folder = tiny
     pairs = list(zip(towers.pictures(tmp_path), TEXTS, strict=True))

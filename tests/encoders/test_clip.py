@@ -105,6 +105,7 @@ def assert_near(got, wanted, atol=1e-4):
     np.testing.assert_allclose(got, wanted.numpy(), atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 48), (64, 40)])
 def test_every_layer_of_images_equals_torch(torch, tiny, size):
     model, folder = tiny
@@ -123,6 +124,7 @@ def test_every_layer_of_images_equals_torch(torch, tiny, size):
     assert_near(got["image_embeds"], embeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [END, 2])
 def test_every_layer_of_texts_equals_torch(torch, tiny, end):
     model, folder = tiny
@@ -157,6 +159,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny, modality):
     assert_near(jax.jit(build(folder, modality).blocks[1].__call__)(x), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_files_become_get_image_features(torch, tiny, tmp_path):
     model, folder = tiny
     paths = towers.pictures(tmp_path)
@@ -171,6 +174,7 @@ def test_files_become_get_image_features(torch, tiny, tmp_path):
     assert (cosine > 0.99).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [END, 2])
 def test_texts_become_get_text_features(torch, tmp_path, end):
     from transformers import CLIPConfig, CLIPModel
@@ -196,6 +200,7 @@ def test_texts_become_get_text_features(torch, tmp_path, end):
     assert (cosine > 0.99).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Vision", "Text"])
 @pytest.mark.parametrize("projection", [False, True])
 def test_halves_on_their_own(torch, tmp_path, name, projection):

@@ -63,6 +63,7 @@ def tiny(torch, tmp_path_factory):
     return model, folder, first, second
 
 
+@pytest.mark.slow
 def test_pooled_vectors_go_through_the_layers(torch, tiny):
     model, folder, first, second = tiny
     tokens = hub.tokenizer(folder)(TEXTS, padding=True, return_tensors="pt")

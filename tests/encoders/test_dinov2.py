@@ -64,6 +64,7 @@ def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(70, 70), (35, 35), (84, 51)])
 def test_every_layer_and_the_pooler_equal_torch(torch, tiny, size):
     model, folder = tiny
@@ -86,6 +87,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny):
     )
 
 
+@pytest.mark.slow
 def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     from transformers import BitImageProcessorPil
 

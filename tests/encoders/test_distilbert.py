@@ -60,6 +60,7 @@ def build(folder):
     )
 
 
+@pytest.mark.slow
 def test_every_layer_equals_torch(torch, tiny):
     model, folder = tiny
     ids = np.random.default_rng(0).integers(0, 30, (3, 17))
@@ -81,6 +82,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny):
     np.testing.assert_allclose(build(folder).blocks[1](x), wanted.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -103,6 +105,7 @@ def test_texts_equal_torch_whatever_the_head(torch, kind, tmp_path):
     np.testing.assert_allclose(vectors, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     _, folder = tiny
     (full,) = towers.encode(distilbert.load(weights=str(folder)), TEXTS).values()

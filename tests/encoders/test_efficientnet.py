@@ -82,6 +82,7 @@ def to_torch(torch, maps):
     return torch.tensor(np.asarray(maps)).permute(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 48), (33, 29)])
 def test_every_block_and_the_vector_equal_torch(torch, tiny, size):
     model, folder = tiny
@@ -112,6 +113,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny, number):
     np.testing.assert_allclose(jax.jit(block.__call__)(x), wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     from transformers import EfficientNetImageProcessorPil
 
@@ -200,6 +202,7 @@ def lite_forward(torch, state, x):
     return nodes
 
 
+@pytest.mark.slow
 def test_lite_equals_torch_with_its_real_weights(torch, lite):
     state = torch.load(lite, weights_only=True)
     config = efficientnet.Config.infer(lite)
@@ -218,6 +221,7 @@ def test_lite_equals_torch_with_its_real_weights(torch, lite):
         np.testing.assert_allclose(got[name], theirs.numpy(), atol=1e-4, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_lite_knows_what_posters_look_like(torch, lite, shared):
     """Comic books (917), the nearest that ImageNet has, and seldom anything else twice."""
     posters = sorted((shared / "data/movielens100k-posters/posters").iterdir())[:24]
@@ -246,6 +250,7 @@ def test_lites_images_are_cropped_from_32_more_than_their_side(lite):
         assert pixels.apply(image).shape == (224, 224, 3)
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_no_efficientnet_are_refused(torch, lite, tmp_path):
     state = torch.load(lite, weights_only=True)
     file = str(tmp_path / "net.pth")

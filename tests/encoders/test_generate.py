@@ -9,6 +9,8 @@ from mmjax.encoders.towers import qwen2_vl
 from mmjax.encoders.vlm import generation
 from mmjax.parallel import mesh, param_sharding
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "{image}Say [Category] {Toys}."
 LONGEST = 12
 # Of one bucket and of another; each combination is a program to compile.

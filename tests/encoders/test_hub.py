@@ -150,6 +150,7 @@ def nnx_norm(width, rngs):
     return nnx.BatchNorm(width, use_running_average=True, epsilon=1e-3, rngs=rngs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm", [lambda width, rngs: BatchNorm(width, 1e-3, rngs=rngs), nnx_norm], ids=["ours", "nnx"]
 )

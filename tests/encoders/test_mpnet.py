@@ -71,6 +71,7 @@ def test_buckets_of_distances_equal_torch(torch):
     np.testing.assert_array_equal(mpnet.buckets(514), wanted.numpy())
 
 
+@pytest.mark.slow
 def test_every_layer_and_the_pooler_equal_torch(torch, tiny):
     model, folder = tiny
     mask = np.arange(200) < np.array([[200], [90], [2]])
@@ -99,6 +100,7 @@ def test_one_block_with_a_bias_equals_torch_on_its_own(torch, tiny):
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_texts_equal_torch_by_the_recipe(torch, tiny):
     model, folder = tiny
     tokens = hub.tokenizer(folder)(
@@ -117,6 +119,7 @@ def test_texts_equal_torch_by_the_recipe(torch, tiny):
         mpnet.load(weights=str(folder), options=text.TextOptions(max_length=201))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "QuestionAnswering"])
 def test_heads_are_left_aside(torch, head, tmp_path):
     import transformers
@@ -137,6 +140,7 @@ def test_heads_are_left_aside(torch, head, tmp_path):
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     _, folder = tiny
     (full,) = towers.encode(mpnet.load(weights=str(folder)), TEXTS).values()

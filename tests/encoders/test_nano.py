@@ -41,6 +41,7 @@ def test_it_is_small_and_whole():
     assert "sha256:" in found.revision
 
 
+@pytest.mark.slow
 def test_it_describes_items_that_it_never_saw(items):
     paths, said = items
     options = generation.GenerationOptions(max_new_tokens=48)
@@ -55,6 +56,7 @@ def test_it_describes_items_that_it_never_saw(items):
     assert all(found[n][-1].ended for n in found)
 
 
+@pytest.mark.slow
 def test_transformers_says_the_same(items):
     torch = pytest.importorskip("torch")
     from PIL import Image

@@ -242,6 +242,7 @@ def test_extreme_images():
             view(Image.new("RGB", size), 4, SIDE, MERGED)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_vision_tower_equals_torch(torch, parts):
     model = loaded(parts["folder"], FIRST)
     x = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
@@ -257,6 +258,7 @@ def test_every_block_of_the_vision_tower_equals_torch(torch, parts):
     assert_near(model.vision(x), wanted[-2][:, 1:], 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [FIRST, FIRST + 8])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_block_of_the_decoder_equals_torch(torch, parts, length, side):
@@ -294,6 +296,7 @@ def test_the_scale_of_the_published_windows(tmp_path):
     assert_near(plain.frequencies, 10_000.0 ** (-np.arange(0, 12, 2) / 12), 1e-7)
 
 
+@pytest.mark.slow
 def test_image_tokens_equal_torch(torch, parts):
     """Images of different shapes in one batch, each as if it were alone."""
     model = loaded(parts["folder"], FIRST)
@@ -309,6 +312,7 @@ def test_image_tokens_equal_torch(torch, parts):
         assert_near(ours[: len(wanted)], wanted, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longer", [0, 5])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_whole_equals_torch(torch, parts, side, longer):
@@ -521,6 +525,7 @@ def test_places_are_read_across_the_image():
     assert found == [6, 7, 10, 11, 0, 8, 9, 12, 13, 0, 1, 2, 3, 0, 4, 5, 0]
 
 
+@pytest.mark.slow
 def test_the_tower_asks_as_published(parts, tmp_path, monkeypatch):
     """A vocabulary of bytes: what is said is nonsense, what is asked is not."""
     special = ("<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>", "<s>")

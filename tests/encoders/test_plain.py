@@ -34,6 +34,7 @@ def paint(path, colour, pattern, seed):
     return str(path)
 
 
+@pytest.mark.slow
 def test_neighbours_share_colour_and_texture(tmp_path):
     kinds = [(c, p) for c in ("crimson", "navy", "green") for p in ("across", "down")]
     labels = [kind for kind in kinds for _ in range(6)]
@@ -52,6 +53,7 @@ def test_oklab_of_known_colours():
     np.testing.assert_allclose(plain_image.oklab(rgb), wanted, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_gradients_tell_orientation_and_palette_adds_up():
     stripes = np.zeros((1, 64, 64), np.float32)
     stripes[:, :, ::4] = 1
@@ -63,6 +65,7 @@ def test_gradients_tell_orientation_and_palette_adds_up():
     np.testing.assert_allclose((plain_image.palette(lab) ** 2).sum(axis=(1, 2, 3)), 1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_components_are_uncorrelated_deterministic_and_of_unit_length_on_average():
     described = np.random.default_rng(0).normal(size=(60, sum(plain_image.BLOCKS)))
     described = described.astype(np.float32)

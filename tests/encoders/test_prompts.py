@@ -32,6 +32,7 @@ def whole(made, words, count):
     return [*made.prefix, *made.fill(words, count)[0].tolist()]
 
 
+@pytest.mark.slow
 @given(
     st.permutations(["{image}", "{title}", "{description}", " [Slot] {Value}", "a", " b{}\n"]),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Co"]), max_size=20),

@@ -50,6 +50,7 @@ def test_patch_embedding_equals_torch(told):
     qwen.check_patch_embed(told)
 
 
+@pytest.mark.slow
 def test_vision_blocks_equal_torch(told):
     """Two images one behind the other, as torch has them: sorted by window already."""
     vision = told.model.vision
@@ -85,6 +86,7 @@ def test_decoder_blocks_equal_torch(told):
     qwen.check_decoder_blocks(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "count"), [(8, 300), (4, 12)])
 def test_windows_equal_a_mask(side, count):
     """Attention in blocks of a sorted row equals attention to whatever is in the same window."""
@@ -122,20 +124,24 @@ def patches(rng, count):
     return np.concatenate([*image, pads]), np.concatenate([*at, [pads, pads]], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_layer_and_logits_equal_torch(tiny, side):
     qwen.check_model(tiny, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_prefix_and_the_rest_equal_the_whole(tiny, side):
     qwen.check_prefix(tiny, side)
 
 
+@pytest.mark.slow
 def test_steps_equal_the_whole(tiny):
     qwen.check_steps(tiny)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     qwen.check_bfloat16(tiny)
 

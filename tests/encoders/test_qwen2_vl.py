@@ -48,6 +48,7 @@ def told(tiny):
     return qwen.told(tiny)
 
 
+@pytest.mark.slow
 def test_pixels_equal_transformers(tiny):
     qwen.check_pixels(tiny)
 
@@ -78,6 +79,7 @@ def test_decoder_blocks_equal_torch(told):
     qwen.check_decoder_blocks(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_layer_and_logits_equal_torch(tiny, side):
     qwen.check_model(tiny, side)
@@ -92,6 +94,7 @@ def test_steps_equal_the_whole(tiny):
     qwen.check_steps(tiny)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     qwen.check_bfloat16(tiny)
 

@@ -52,6 +52,7 @@ def told(tiny):
     return qwen.told(tiny)
 
 
+@pytest.mark.slow
 def test_pixels_equal_transformers(tiny):
     qwen.check_pixels(tiny)
 
@@ -64,6 +65,7 @@ def test_rotary_positions_equal_torch(told):
     qwen.check_rotary(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [6, 48])
 def test_positions_are_interpolated_as_torch_does(torch, side):
     from transformers.vision_utils import get_vision_interpolation_indices_and_weights as told
@@ -99,6 +101,7 @@ def test_mergers_equal_torch(told):
         qwen.near(got, told.answer(f"model.visual.{name}"), 1e-5)
 
 
+@pytest.mark.slow
 def test_what_goes_deeper_equals_torch(told):
     tokens, added = jax.jit(lambda model, patches: model.look(patches))(told.model, told.patches)
     qwen.near(tokens, told.answer("model.visual.merger"), 1e-5)
@@ -110,24 +113,29 @@ def test_decoder_blocks_equal_torch(told):
     qwen.check_decoder_blocks(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_layer_and_logits_equal_torch(tiny, side):
     qwen.check_model(tiny, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_prefix_and_the_rest_equal_the_whole(tiny, side):
     qwen.check_prefix(tiny, side)
 
 
+@pytest.mark.slow
 def test_steps_equal_the_whole(tiny):
     qwen.check_steps(tiny)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     qwen.check_bfloat16(tiny)
 
 
+@pytest.mark.slow
 def test_attention_may_have_biases(torch, tmp_path):
     tiny = qwen.tiny(torch_model(attention_bias=True), tmp_path, qwen3_vl.KIND, patch=16)
     assert tiny.params["decoder"]["blocks"]["attention"]["out"]["bias"].any()

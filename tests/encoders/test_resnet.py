@@ -123,6 +123,7 @@ def to_torch(torch, maps):
     return torch.tensor(maps).permute(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 def test_every_stage_and_the_vector_equal_torch(torch, tiny):
     model, folder = tiny
     x = noise(2, 48, 37, 3)
@@ -148,6 +149,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny):
     np.testing.assert_allclose(jax.jit(block.__call__)(x), wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", ["bottleneck"], indirect=True)
 def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     from transformers import ConvNextImageProcessorPil
@@ -171,6 +173,7 @@ def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     assert (near != got["pooler_output"]).any()
 
 
+@pytest.mark.slow
 def test_a_classifier_gives_logits_too(torch, tmp_path):
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -187,6 +190,7 @@ def test_a_classifier_gives_logits_too(torch, tmp_path):
     np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "bottleneck"), [(".pt", True), (".safetensors", False)])
 def test_torchvisions_names_tell_the_architecture(torch, classic, tmp_path, bottleneck, suffix):
     from safetensors.torch import save_file

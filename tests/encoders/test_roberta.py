@@ -84,6 +84,7 @@ def pooled_by_torch(torch, model, folder, texts=TEXTS, length=40):
     return ((states * there).sum(1) / there.sum(1)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_every_layer_and_the_pooler_equal_torch(torch, tiny, side):
     model, folder = tiny
@@ -113,6 +114,7 @@ def test_positions_count_tokens_after_the_padding():
     )
 
 
+@pytest.mark.slow
 def test_texts_equal_torch(torch, tiny):
     model, folder = tiny
     tower = roberta.load(weights=str(folder))
@@ -124,6 +126,7 @@ def test_texts_equal_torch(torch, tiny):
         roberta.load(weights=str(folder), options=text.TextOptions(max_length=41))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -151,6 +154,7 @@ def test_heads_are_left_aside(torch, kind, tmp_path):
             roberta.load(weights=str(tmp_path), options=text.TextOptions(pooling="pooler"))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(tiny):
     _, folder = tiny
     (full,) = towers.encode(roberta.load(weights=str(folder)), TEXTS).values()

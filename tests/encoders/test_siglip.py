@@ -93,6 +93,7 @@ def assert_near(got, wanted, atol=1e-4):
     np.testing.assert_allclose(got, wanted.numpy(), atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(50, 50), (64, 40)])
 def test_every_layer_of_images_equals_torch(torch, tiny, size):
     model, folder = tiny
@@ -122,6 +123,7 @@ def test_every_layer_of_texts_equals_torch(torch, tiny):
     np.testing.assert_array_equal(got["text_embeds"], got["pooler_output"])
 
 
+@pytest.mark.slow
 def test_one_block_and_the_pooler_equal_torch_on_their_own(torch, tiny):
     model, folder = tiny
     module = build(folder, "image").trunk
@@ -133,6 +135,7 @@ def test_one_block_and_the_pooler_equal_torch_on_their_own(torch, tiny):
     assert_near(jax.jit(module.pooler.__call__)(x), pooled, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_files_become_get_image_features(torch, tiny, tmp_path):
     from transformers import SiglipImageProcessorPil
 
@@ -150,6 +153,7 @@ def test_files_become_get_image_features(torch, tiny, tmp_path):
     assert (cosine > 0.99).all()
 
 
+@pytest.mark.slow
 def test_texts_become_get_text_features(torch, tiny, tmp_path):
     model, folder = tiny
     tokens = tokenizer(tmp_path)

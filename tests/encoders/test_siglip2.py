@@ -53,6 +53,7 @@ def build(folder):
     return hub.merge(*made)
 
 
+@pytest.mark.slow
 def test_every_layer_equals_torch_for_every_grid(torch, tiny):
     model, folder = tiny
     # Not of one column and many rows: there torch 2.13 repeats the first row on a CPU.
@@ -88,6 +89,7 @@ def test_grids_are_those_of_transformers(tiny):
         assert rows * columns <= MOST
 
 
+@pytest.mark.slow
 def test_files_become_get_image_features(torch, tiny, tmp_path):
     from transformers import Siglip2ImageProcessorPil
 

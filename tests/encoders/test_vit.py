@@ -109,6 +109,7 @@ def test_every_layer_and_the_pooler_equal_torch(torch, tiny, size):
         np.testing.assert_allclose(got[name], wanted[name].numpy(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     from transformers import ViTImageProcessorPil
 
@@ -133,6 +134,7 @@ def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     assert (near != got["pooler_output"]).any()
 
 
+@pytest.mark.slow
 def test_a_classifier_without_pooler_gives_its_class_token(torch, tmp_path):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 

@@ -124,6 +124,7 @@ def alone(torch, model, samples, lengths):
 # ---- climbing ----
 
 
+@pytest.mark.slow
 def test_time_norm_equals_group_norm_of_what_is_there(torch):
     x = np.random.default_rng(0).normal(3, 2, (2, 50, 6)).astype(np.float32)
     norm = torch.nn.GroupNorm(6, 6)
@@ -141,6 +142,7 @@ def test_time_norm_equals_group_norm_of_what_is_there(torch):
     assert np.isfinite(ours(x, np.zeros_like(there))).all()  # rows that are padding altogether
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_places_and_one_block_equal_torch_on_their_own(torch, request, name):
     model, folder = request.getfixturevalue(name)
@@ -154,6 +156,7 @@ def test_places_and_one_block_equal_torch_on_their_own(torch, request, name):
     np.testing.assert_allclose(module.blocks[1](x), block.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_batch_equals_torch_on_each_item_alone(torch, tiny):
     model, folder = tiny
     samples, lengths = noise()
@@ -175,6 +178,7 @@ def test_every_layer_of_a_batch_equals_torch_on_each_item_alone(torch, tiny):
     assert not there[4].any()
 
 
+@pytest.mark.slow
 def test_a_padded_batch_equals_torch_with_its_mask(torch, large):
     """Large checkpoints pass a mask in transformers: there the same batch can be compared."""
     model, folder = large
@@ -193,6 +197,7 @@ def test_a_padded_batch_equals_torch_with_its_mask(torch, large):
 # ---- files to vectors ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_files_equal_torch_after_its_feature_extractor(torch, request, name, clips):
     from transformers import Wav2Vec2FeatureExtractor
@@ -213,6 +218,7 @@ def test_files_equal_torch_after_its_feature_extractor(torch, request, name, cli
     np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_batches_and_devices_change_nothing(base, clips):
     tower = wav2vec2.load(weights=str(base[1]))
     (one,) = towers.encode(tower, clips, size=8).values()
@@ -223,6 +229,7 @@ def test_batches_and_devices_change_nothing(base, clips):
     np.testing.assert_allclose(spread, one, atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_layers_by_name_and_by_the_numbers_that_ducho_uses(torch, large, clips):
     model, folder = large
     layers = [0, 1, -1, "last_hidden_state:max", "extract_features"]
@@ -256,6 +263,7 @@ def test_options_reach_the_batches(base, clips, tmp_path):
         wav2vec2.load(weights=str(base[1]), options=audio.AudioOptions(max_seconds=0.001))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(base, clips):
     whole = wav2vec2.load(weights=str(base[1]))
     half = wav2vec2.load(weights=str(base[1]), dtype="bfloat16")

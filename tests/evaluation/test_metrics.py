@@ -22,6 +22,7 @@ def gains_of(ranked, relevant, longest):
     return gain, ideal, np.array([len(w) for w in relevant], np.float32)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.booleans())
 @settings(deadline=None, max_examples=30)
 def test_accuracy_equals_pytrec_eval(seed, graded):

@@ -34,6 +34,7 @@ def case(seed, n_users=9, n_items=30):
     return scores, pairs, rating
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.sampled_from(["strict", "mmrec"]), st.integers(1, 7))
 @settings(deadline=None, max_examples=25)
 def test_lists_masks_and_ties(seed, name, size):
@@ -145,6 +146,7 @@ def test_scores_that_are_not_finite_are_refused():
         ranking.summarise(result, task, popularity=np.ones(30, int), n_users=9, cutoffs=(5,))
 
 
+@pytest.mark.slow
 def test_eight_devices_rank_as_one():
     scores, (train, _, test), rating = case(5, n_users=37)
     task = protocols.build(
@@ -168,6 +170,7 @@ def test_eight_devices_rank_as_one():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bpr", "lightgcn", "vbpr"])
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_mmrec_ranks_and_counts_the_same(parity, model, split):

@@ -352,6 +352,7 @@ def test_benjamini_hochberg_equals_scipy(p):
     assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p), rel=1e-9, abs=0)
 
 
+@pytest.mark.slow
 def test_corrections_equal_statsmodels():
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     rng = np.random.default_rng(10)

@@ -59,6 +59,7 @@ word = st.from_regex(r"[A-Za-z0-9éß&/'+-]{1,10}", fullmatch=True).filter(
 value = st.lists(word, min_size=1, max_size=4).map(" ".join)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(CASES), st.lists(value, min_size=5, max_size=5), st.booleans())
 def test_rendered_values_come_back(case, values, period):
     form, pattern, joint = case

@@ -100,6 +100,7 @@ def test_what_cannot_be(features, tmp_path):
         controls.control(nobody, tmp_path / "out", "gaussian")
 
 
+@pytest.mark.slow
 def test_the_script(features, made, tmp_path):
     done = script(
         "store.py",

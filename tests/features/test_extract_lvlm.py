@@ -40,6 +40,7 @@ def files(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(speaker, tmp_path, monkeypatch):
     inputs = of_files(speaker / "pictures", "image")
     whole = extract(inputs, job(speaker, tmp_path / "whole"))
@@ -63,6 +64,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(speaker, tmp_path, mo
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_was_said_lies_beside_the_vectors(speaker, tmp_path):
     summary = extract(of_files(speaker / "pictures", "image"), job(speaker, tmp_path / "s"))
     lines = (tmp_path / "s/hidden_states.3-eos/descriptions.jsonl").read_text().splitlines()
@@ -75,6 +77,7 @@ def test_what_was_said_lies_beside_the_vectors(speaker, tmp_path):
     assert re.fullmatch(r"[0-9a-f]{16}", manifest["settings"]["prompt_hash"])
 
 
+@pytest.mark.slow
 def test_two_devices_say_and_mean_what_one_does(speaker, tmp_path):
     inputs = of_files(speaker / "pictures", "image")
     extract(inputs, job(speaker, tmp_path / "one", layers=("-1",)))

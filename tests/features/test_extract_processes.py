@@ -12,6 +12,8 @@ from support.launching import finished, mpirun, start, together, until
 from mmjax import store
 from mmjax.data import dataset
 
+pytestmark = pytest.mark.slow
+
 # Counts letters of the titles, slowly; items called Marlow 47 cannot be read.
 LETTERS = """
 import time

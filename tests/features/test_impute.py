@@ -134,6 +134,7 @@ def expected(gaps, method, *, top_k=3, layers=2, alpha=0.1, time=5.0):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["zeros", "mean", *FROM_BASKETS])
 @pytest.mark.parametrize("top_k", [2, 3, 20])
 def test_the_worked_example_follows_the_published_formula(method, top_k):
@@ -157,6 +158,7 @@ def test_the_worked_example_in_figures():
     np.testing.assert_allclose(rows[4], [(4 + 8) / 2], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -184,6 +186,7 @@ def test_where_nobody_buys_two_items_nothing_is_known(method):
 BOUGHT = st.lists(st.sets(st.integers(0, 11), min_size=1, max_size=6), min_size=1, max_size=14)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(BOUGHT, st.integers(1, 14), st.integers(1, 4), st.sampled_from(FROM_BASKETS), st.data())
 def test_any_catalogue_follows_the_formula(baskets, top_k, layers, method, data):
@@ -199,6 +202,7 @@ def test_any_catalogue_follows_the_formula(baskets, top_k, layers, method, data)
     assert not rows[~reached].any()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(BOUGHT, st.permutations(range(12)), st.sampled_from(("zeros", "mean", *FROM_BASKETS)))
 def test_the_order_of_the_items_does_not_matter(baskets, order, method):
@@ -230,6 +234,7 @@ def baskets_of_many(items=150, users=120, seed=3):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pers_page_rank", "heat"])
 def test_blocks_of_any_size_give_the_closed_form(method):
     gaps = example(baskets_of_many(), 150, range(0, 150, 3))
@@ -309,6 +314,7 @@ def pairs(items=240, seed=0):
     return gaps, target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [("ae", {"epochs": 200}), ("gae", {"epochs": 400, "lr": 1e-2, "top_k": 10})],
@@ -334,6 +340,7 @@ def test_published_widths():
     assert autoencoders.hidden_widths(3, 2) == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convolutions", [False, True])
 def test_layers_start_as_the_authors(convolutions):
     """Check torch's Linear, weights and biases, and PyTorch Geometric's convolution."""
@@ -350,6 +357,7 @@ def test_layers_start_as_the_authors(convolutions):
             assert 0.8 * bound < np.abs(bias).max() <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_graph", [False, True])
 @pytest.mark.parametrize("l1", [0.0, 0.05])
 def test_training_is_torch_step_for_step(with_graph, l1):
@@ -398,6 +406,7 @@ def test_training_is_torch_step_for_step(with_graph, l1):
         np.testing.assert_allclose(mine, other.detach().numpy(), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_short_last_batches_count_as_they_should():
     """At a rate of zero every epoch has the loss of all items, however they are dealt out."""
     gaps, _ = pairs(items=60)
@@ -430,6 +439,7 @@ def saved(tmp_path):
     return gaps, tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_store_is_filled_and_says_how(saved, method):
     gaps, folder = saved

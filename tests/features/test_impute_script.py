@@ -15,6 +15,8 @@ from mmjax import store
 from mmjax.core.errors import InputError
 from mmjax.data import dataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scripts():

@@ -2,10 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.ops import binary_search
+
+pytestmark = pytest.mark.slow
 
 
 @given(st.integers(0, 10_000))

@@ -9,6 +9,8 @@ import pytest
 
 from mmjax.ops import contrastive
 
+pytestmark = pytest.mark.slow
+
 
 def plain(a, b, own, weights):
     logits = a @ b.T

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from mmjax.ops import gathered_matmul
 
+pytestmark = pytest.mark.slow
+
 
 def plain(features, weight, items):
     return (features.astype(weight.dtype) @ weight.T)[items]

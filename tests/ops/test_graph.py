@@ -51,6 +51,7 @@ def test_kernels_agree_with_a_dense_product(kernel):
     np.testing.assert_allclose(kernel(built.forward, x), matrix @ x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_propagation_and_its_derivative_over_trials():
     rng = np.random.default_rng(1)
     matrix = sp.random(30, 20, 0.2, random_state=1, format="csr")
@@ -93,6 +94,7 @@ def test_top_k_rows(seed, k):
         assert (out[order] == row[order]).all()
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 10_000),
     st.sampled_from([0.0, 0.3, 1.0]),

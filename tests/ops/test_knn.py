@@ -50,6 +50,7 @@ def check(found, x, k, atol=0.0):
     assert found.columns.dtype == np.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "k"), [(1, 1), (3, 2), (16, 5), (37, 1), (37, 20), (48, 48), (101, 20)]
 )
@@ -59,6 +60,7 @@ def test_nearest_is_a_stable_sort_at_any_size(count, k, small):
     check(knn.nearest(jnp.asarray(x), k), x, k)
 
 
+@pytest.mark.slow
 def test_nearest_of_nothing_but_zeros(small):
     found = knn.nearest(jnp.zeros((9, 3)), 4)
     assert (np.asarray(found.values) == -np.inf).all()
@@ -76,6 +78,7 @@ def compiled():
         return {k: lower(shape, k).compile() for k in (6, 37)}
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.sampled_from([6, 37]), st.booleans())
 @settings(deadline=None, max_examples=30)
 def test_nearest_of_any_rows(seed, k, tied):
@@ -96,6 +99,7 @@ def test_nearest_of_any_rows(seed, k, tied):
             assert len(set(row[there].tolist())) == there.sum()
 
 
+@pytest.mark.slow
 def test_nearest_at_its_own_block_sizes_and_over_trials():
     """700 rows make six blocks with parts that are not looked at; in float64 nothing is tied."""
     rng = np.random.default_rng(0)
@@ -108,6 +112,7 @@ def test_nearest_at_its_own_block_sizes_and_over_trials():
             check(trial, x[n], 7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_unit_and_cosines_have_finite_gradients():
     """That of a row of zeros, or of one that is too short to tell where it points, is zero."""
     rng = np.random.default_rng(0)
@@ -165,6 +170,7 @@ def test_graphs_of_neighbours_by_their_formulas(how):
     assert (expected[[4, 11]] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_graph_is_kept_under_its_content_and_made_once(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(19, 4)), jnp.float32)
@@ -206,6 +212,7 @@ def test_a_number_of_neighbours_that_there_are_not(k):
         knn.build(jnp.ones((4, 2)), k)
 
 
+@pytest.mark.slow
 def test_unit_rows_are_torchs_down_to_rows_of_zeros():
     """Rows over their length, or over 1e-12 where they are shorter; zeros have no gradient here."""
     torch = pytest.importorskip("torch")

@@ -34,6 +34,7 @@ def dense(pattern, weights):
     return matrices[0]
 
 
+@pytest.mark.slow
 @SEEDS
 @FEW
 def test_a_pattern_has_each_pair_once_and_knows_it_by_column(seed):
@@ -51,6 +52,7 @@ def test_a_pattern_has_each_pair_once_and_knows_it_by_column(seed):
     same(weighted_graph.degrees(built), tuple(there.sum(axis).astype(np.int32) for axis in (1, 0)))
 
 
+@pytest.mark.slow
 @SEEDS
 @FEW
 def test_keeping_edges_is_building_with_fewer(seed):
@@ -63,6 +65,7 @@ def test_keeping_edges_is_building_with_fewer(seed):
         same(jax.jit(weighted_graph.keep)(whole, chosen), fewer)
 
 
+@pytest.mark.slow
 @SEEDS
 @FEW
 def test_of_neighbours_is_a_pattern_of_k_edges_a_row(seed):
@@ -75,6 +78,7 @@ def test_of_neighbours_is_a_pattern_of_k_edges_a_row(seed):
     np.testing.assert_array_equal(dense(built, weights.ravel()), matrix)
 
 
+@pytest.mark.slow
 @SEEDS
 @FEW
 def test_symmetric_weights_are_those_of_the_bipartite_graph(seed):
@@ -84,6 +88,7 @@ def test_symmetric_weights_are_those_of_the_bipartite_graph(seed):
     np.testing.assert_allclose(found, expected.forward.values, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [4, weighted_graph.BLOCK])
 @pytest.mark.parametrize("batched", ["nothing", "x", "weights", "both"])
 def test_aggregate_and_both_gradients_are_those_of_the_dense_product(batched, block, monkeypatch):
@@ -164,6 +169,7 @@ def test_softmax_is_that_of_each_dense_row(seed):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 @SEEDS
 @FEW
 def test_a_draw_has_its_number_of_edges_in_order_and_none_twice(seed):
@@ -177,6 +183,7 @@ def test_a_draw_has_its_number_of_edges_in_order_and_none_twice(seed):
         np.testing.assert_array_equal(drawn, draw(jax.random.key(seed), odds, count))
 
 
+@pytest.mark.slow
 def test_draws_prefer_heavier_edges_as_one_after_the_other_without_replacement():
     """Frequencies of 20,000 draws of 2 of 4 edges; their standard deviation is at most .0036."""
     weights = np.array([8.0, 4.0, 2.0, 1.0])

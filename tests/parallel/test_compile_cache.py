@@ -40,6 +40,7 @@ def test_counts_programs():
     assert count.from_cache == 0
 
 
+@pytest.mark.slow
 def test_more_epochs_compile_no_more(folder, tmp_path):
     def programs(epochs, name):
         made = bprmf.get_config().to_dict() | {"dataset": str(folder), "epochs": epochs}
@@ -50,6 +51,7 @@ def test_more_epochs_compile_no_more(folder, tmp_path):
     assert programs(3, "short") == programs(9, "long")
 
 
+@pytest.mark.slow
 def test_a_second_start_finds_the_programs(folder, tmp_path):
     def start(name):
         flags = [f"--config.dataset={folder}", "--config.epochs=2", "--config.batch_size=512"]

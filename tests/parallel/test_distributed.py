@@ -15,6 +15,8 @@ from support.launching import ROOT, finished, mpirun, start, together, until
 from mmjax.core.errors import InputError
 from mmjax.parallel import distributed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -7,6 +7,8 @@ import pytest
 
 from mmjax.parallel.heartbeat import PLACE, Heartbeat
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 0.6
 
 

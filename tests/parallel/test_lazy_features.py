@@ -26,6 +26,7 @@ def features(tmp_path):
     return made, [store.open_store(tmp_path / str(n)).unread(np.float32) for n in range(2)]
 
 
+@pytest.mark.slow
 def test_unread_features_are_those_that_were_read(features):
     read, unread = features
     expected = by_rows(unit_and_beside, *read)

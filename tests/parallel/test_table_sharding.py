@@ -63,6 +63,7 @@ def alone(name, folder, workdir):
     return ranked(config(name, folder), workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("grid", ["data=2,model=4"])
 def test_a_mesh_gives_the_numbers_of_one_device(name, grid, folder, tmp_path_factory):
@@ -80,6 +81,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, grid, folder, tmp_path_fac
         np.testing.assert_allclose(mine, other, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [*GRIDS, "trial=2,data=2,model=2"])
 def test_lightgcn_on_every_mesh(grid, folder, tmp_path):
     points = [{"seed": n} for n in range(2 if "trial" in grid else 1)]
@@ -104,6 +106,7 @@ def test_tables_features_and_graphs_lie_in_pieces(folder):
     assert any(x.shape[1] == 104 for x in jax.tree.leaves(trained))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vbpr", "bm3", "lattice", "slmrec", "mmgcn"])
 def test_features_are_read_by_the_devices_that_hold_them(name, folder, monkeypatch):
     """Frozen ones, trained ones, unit ones, and those that neighbours are found by: never whole."""
@@ -144,6 +147,7 @@ def test_a_modality_of_zeros_is_refused_unread(folder, tmp_path):
         experiment.trials(made, data, experiment.features(made, data))
 
 
+@pytest.mark.slow
 def test_no_table_travels_where_a_batch_does(folder):
     """Of BPRMF's step no collective moves as much as a table has, though Adam updates all of it."""
     trials = build(config("bprmf", folder, mesh="data=2,model=4", batch_size=16))
@@ -154,6 +158,7 @@ def test_no_table_travels_where_a_batch_does(folder):
     assert max(sizes) <= 3 * 16 * 64 < 101 * 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("data=1", "model=8"), ("data=8", "model=3")])
 def test_a_run_goes_on_upon_another_mesh(before, after, folder, tmp_path):
     """The rows that fill tables up differ; the parameters do not."""
@@ -171,6 +176,7 @@ def matrices():
     return st.tuples(st.integers(1, 40), st.integers(1, 30), st.integers(0, 2**31))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(matrices())
 def test_products_over_devices(shape):
@@ -194,6 +200,7 @@ def test_products_over_devices(shape):
             np.testing.assert_allclose(back(one, x[0], y), matrix.T @ y, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 70), st.integers(1, 12), st.integers(0, 2**31))
 def test_top_k_over_devices_keeps_values_and_the_order_of_ties(items, k, seed):
@@ -205,6 +212,7 @@ def test_top_k_over_devices_keeps_values_and_the_order_of_ties(items, k, seed):
         np.testing.assert_array_equal(np.asarray(mine)[there], np.asarray(other)[there])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("count", "k"), [(1003, 7), (9, 9), (300, 40)])
 def test_neighbours_round_a_ring(grid, count, k):

@@ -29,6 +29,7 @@ def config(module, folder, **changes):
     return made | {"batch_size": 512, "cutoffs": (10, 20), "mesh": "data=1"} | changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["trial=2", "trial=4,data=2", "trial=8"])
 def test_trials_over_devices_equal_those_of_one(mesh, folder, tmp_path):
     """Bit for bit while the rows of a batch are not split; as they stop, fewer are computed."""
@@ -49,6 +50,7 @@ def test_trials_over_devices_equal_those_of_one(mesh, folder, tmp_path):
         same(best, one)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_a_mesh_that_splits_trials(folder, tmp_path):
     made, points = config(bprmf, folder, mesh="trial=2"), [{"lr": r} for r in RATES[:4]]
     fit(made | {"epochs": 3}, points, tmp_path / "cut")
@@ -64,6 +66,7 @@ def test_a_mesh_that_cannot_split_the_trials(folder):
         experiment.trials(made, dataset.load(folder), {})
 
 
+@pytest.mark.slow
 def test_side_by_side_those_that_stopped_are_left_out(folder, tmp_path, monkeypatch):
     """As an accelerator computes them, all at once: eight, then the few that go on."""
     points = [{"lr": rate} for rate in (*RATES[:4], 0.0, 0.0, 0.0, 0.0)]
@@ -96,6 +99,7 @@ def test_places(active, devices):
         assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.slow
 def test_features_as_an_axis_of_one_program(folder, tmp_path):
     """Trials on a store, on its shuffled rows and on noise of its shape: each as alone."""
     made, data = config(vbpr, folder, epochs=3), dataset.load(folder)
@@ -124,6 +128,7 @@ def three(folder):
     return [expressions.pairs(text)["v"] for text in made]
 
 
+@pytest.mark.slow
 def test_features_that_start_what_is_trained(folder, tmp_path):
     """FREEDOM's trainable features and item graphs are of each trial's own catalogue."""
     made, data = config(freedom, folder, epochs=1), dataset.load(folder)
@@ -158,6 +163,7 @@ def test_catalogues_that_make_different_programs(folder):
         experiment.trials(made, data, both, [{}, {}], [0, 1])
 
 
+@pytest.mark.slow
 def test_other_points_of_the_same_ensemble(folder):
     made, data = config(bprmf, folder), dataset.load(folder)
     trials = experiment.trials(made, data, {}, [{"lr": 0.1}, {"seed": 3}])

@@ -90,6 +90,7 @@ CASES = [(name, how, False) for name in itemknn.SIMILARITIES for how in WEIGHTIN
 CASES += [("cosine", how, True) for how in WEIGHTINGS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how", "constant"), CASES)
 @pytest.mark.parametrize("rule", ["candidate", "history"])
 def test_scores_equal_the_formula(ratings, hot, name, how, rule, constant):
@@ -128,6 +129,7 @@ def test_without_weight_it_is_itemknn(ratings, hot):
     )
 
 
+@pytest.mark.slow
 def test_attributes_reach_items_that_nobody_bought(ratings, hot):
     """Of a new item only the attributes are known; the published code's block says nothing."""
     sold = ratings.copy()

@@ -61,6 +61,7 @@ def profile_of(ratings, hot, how):
 CASES = [(name, how) for name in itemknn.SIMILARITIES for how in attributeuserknn.PROFILES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), CASES)
 @pytest.mark.parametrize("neighbours_of", ["user", "neighbour"])
 def test_scores_equal_the_formula(ratings, hot, name, how, neighbours_of, monkeypatch):

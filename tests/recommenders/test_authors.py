@@ -449,6 +449,7 @@ DUMPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUMPS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
 def test_loss_gradients_scores_and_adam_steps(authors, name, dtype, monkeypatch):
@@ -472,6 +473,7 @@ def test_every_dump_is_read(authors):
 DRAWS = 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, dump in DUMPS.items() if dump.random])
 def test_a_step_under_their_draws_is_one_of_ours(authors, name):
     """Their loss lies among ours, and their gradient points where ours do."""

@@ -11,6 +11,8 @@ from support.formulas import unit
 from mmjax.recommenders import bm3
 from mmjax.recommenders.layers import projection
 
+pytestmark = pytest.mark.slow
+
 L_W, CL, LAYERS = 0.3, 0.7, 2
 
 

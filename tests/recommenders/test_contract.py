@@ -24,6 +24,8 @@ from mmjax.recommenders import base, losses, registry
 from mmjax.training import assembly, ensemble
 from mmjax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     module.name
     for module in pkgutil.iter_modules(mmjax.recommenders.__path__)

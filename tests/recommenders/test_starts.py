@@ -18,6 +18,7 @@ from mmjax.recommenders.layers import initializers
 DUMPS = test_parity.DUMPS | test_authors.DUMPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "preset"), starts.cases())
 def test_each_parameter_of_each_preset(model, preset):
     world = starts.catalog()
@@ -45,6 +46,7 @@ def test_the_table_has_every_trained_model_and_preset():
         assert set(names) == set(starts.presets(starts.AUTHORS[file.name])), file.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUMPS)
 def test_the_dumps_start_as_the_table_says(request, parity, name):
     """The table is what their code did: their starting values obey it too."""

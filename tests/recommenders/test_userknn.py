@@ -81,6 +81,7 @@ CASES = [(name, rule, True) for name in itemknn.SIMILARITIES for rule in userknn
 CASES += [("cosine", rule, False) for rule in userknn.SIDES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "neighbours_of", "double"), CASES)
 def test_scores_equal_the_formula(name, neighbours_of, double, monkeypatch):
     monkeypatch.setattr(itemknn, "ENTRIES", 90)  # several blocks of users
@@ -105,6 +106,7 @@ def test_scores_equal_the_formula(name, neighbours_of, double, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=0, atol=(1e-9 if double else 1e-6) * want.max())
 
 
+@pytest.mark.slow
 def test_the_two_rules_differ_where_hubs_are():
     """User 0 is most similar to all others, who are hardly similar to each other."""
     ratings = np.eye(6)
@@ -146,6 +148,7 @@ def test_weights_of_any_small_catalogue(seed, users, items, density, k, name, ru
     assert (side <= min(k, users - (not keep_self))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (5, 1)])
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_one_user_one_item_no_history_and_every_item(shape, density):
@@ -156,6 +159,7 @@ def test_one_user_one_item_no_history_and_every_item(shape, density):
         np.testing.assert_allclose(got, np.full(shape, neighbours * shape[1] * density))
 
 
+@pytest.mark.slow
 def test_users_side_by_side_as_on_an_accelerator(monkeypatch):
     monkeypatch.setattr(itemknn, "STEP", 4)
     ratings = drawn(2, 30, 17)

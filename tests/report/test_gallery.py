@@ -156,6 +156,7 @@ def test_what_is_no_description_is_named(folder, tmp_path):
         gallery.write(gallery.load([folder / "good"]), other, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_script(folder):
     described = f"--descriptions={folder / 'good'},{folder / 'lax'}"
     done = script("report.py", described, f"--dataset={folder / 'data'}", f"--out={folder / 's'}")

@@ -231,6 +231,7 @@ def test_the_reference_is_real_else_the_first_else_what_is_asked_for(folder, tmp
     assert first.cell("vbpr prompt=long").reference == "vbpr prompt=short"
 
 
+@pytest.mark.slow
 def test_other_factors_and_datasets_stay_apart(tmp_path):
     compare = {
         "features": {"real": {"features": "*"}, "noise": {"features": "*~gaussian"}},
@@ -288,6 +289,7 @@ def test_without_features_nowhere_there_is_no_baseline(tmp_path):
     assert "⇑" not in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_unfinished_sweep_shows_what_it_has(tmp_path):
     sweep = sweep_of([ODD, "vbpr"])
     gone = f"{ODD} features=shuffle"
@@ -461,6 +463,7 @@ def test_names_are_text_in_every_format(written):
     assert f"{ODD} features=real" in cells
 
 
+@pytest.mark.slow
 def test_drawings_take_dollars_as_they_are(tmp_path):
     folder = write(tmp_path / "sweep", sweep_of(["a$b$"]))
     text = page.write(folder, tmp_path)[0].read_text()
@@ -516,6 +519,7 @@ def test_what_cannot_be_reported_is_said_in_a_sentence(folder, tmp_path):
         read(broken)
 
 
+@pytest.mark.slow
 def test_the_script_says_how_it_was_called(folder, tmp_path):
     flags = (f"--sweep={folder}", f"--out={tmp_path}/o u", "--reference=shuffle")
     done = scripting.script("report.py", *flags)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from support.scripting import script
 
+pytestmark = pytest.mark.slow
+
 SLOTS = ("Dish Type", "Cuisine")
 WORDS = (("soup", "salad", "pie"), ("thai", "french"))
 

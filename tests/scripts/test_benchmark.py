@@ -64,6 +64,7 @@ def test_unlike_measurements_are_not_compared(timing):
         timing.compare(measured(OLD), empty)
 
 
+@pytest.mark.slow
 def test_two_files_and_their_exit_status(scripts, tmp_path):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     files.write_json(old, measured(OLD))
@@ -83,6 +84,7 @@ def test_a_picture_of_one_device_which_receives_nothing(tmp_path):
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_growth_and_scaling(scripts, tmp_path):
     """Two worlds timed, and a mesh of eight devices that this machine does not have."""
     kept = tmp_path / "growth.json"

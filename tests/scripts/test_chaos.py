@@ -51,6 +51,7 @@ def test_sweeps_are_compared(chaos, tmp_path):
     assert chaos.compare_sweep(whole, other) == ["done a differs"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed(tmp_path):
     folder = worlds.small(tmp_path / "small")
     flags = [f"--config.dataset={folder}", "--config.epochs=400", "--config.eval_every=50"]

@@ -25,6 +25,7 @@ def prepared(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_models_train_beside_mmrecs_numbers(prepared, tmp_path):
     ask = (f"--dataset={prepared}", f"--out={tmp_path}", "--models=freedom", "--seeds=2")
     done = script("experiments/end_to_end.py", *ask)

@@ -12,6 +12,8 @@ from mmjax import store
 from mmjax.core import files
 from mmjax.data import dataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scripts():

@@ -38,6 +38,7 @@ def plan(folder, tmp_path_factory):
     return Plan(sweep, cells, resources, tmp_path_factory.mktemp("sweep") / "sweep")
 
 
+@pytest.mark.slow
 def test_programs_trials_seconds_and_bytes(plan):
     found = estimate.estimate(plan, most=2)
     assert not plan.workdir.exists()
@@ -72,6 +73,7 @@ def test_features_share_a_program_where_trials_run_side_by_side(plan, monkeypatc
     assert ["vbpr features=real", "vbpr features=shuffle"] in cells
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_an_epoch_are_those_of_the_epoch(folder):
     config = common.study("bprmf", **LOOP)["config"] | {"dataset": str(folder)}
     trials = experiment.trials(config, dataset.load(folder), {}, [{"lr": 1e-2}, {"lr": 2e-2}])
@@ -81,6 +83,7 @@ def test_the_first_steps_of_an_epoch_are_those_of_the_epoch(folder):
     np.testing.assert_array_equal(few, losses[:, :3])
 
 
+@pytest.mark.slow
 def test_halves_until_it_fits(folder, monkeypatch):
     config = common.study("bprmf", **LOOP)["config"] | {"dataset": str(folder)}
     data = dataset.load(folder)

@@ -121,6 +121,7 @@ def _append_many(folder, first):
         ledger.append([event(number), event(number, "tested")])
 
 
+@pytest.mark.slow
 def test_processes_append_side_by_side(tmp_path):
     workers = [SPAWN.Process(target=_append_many, args=(tmp_path, 100 * n)) for n in range(3)]
     for worker in workers:

@@ -25,6 +25,8 @@ from mmjax.sweep.plan import Plan, survey
 from mmjax.sweep.resources import Resources
 from mmjax.training import train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LOOP = dict(epochs=4, batch_size=512, cutoffs=(10, 20), mesh="data=1")
 

@@ -6,6 +6,8 @@ import pytest
 from support import worlds
 from support.scripting import script
 
+pytestmark = pytest.mark.slow
+
 KILLED = f"--config={Path(__file__).with_name('killed.py')}"
 
 
@@ -24,8 +26,9 @@ def test_an_estimate_and_nothing_else(folder, tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_sweep_finds_every_program_compiled(devices, folder, tmp_path):
+def test_a_sweep_finds_every_program_compiled(devices, folder, tmp_path, monkeypatch):
     """Ahead of time, also those of half as many trials where two devices share them."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # a sweep without one keeps its own
     workdir = tmp_path / "sweep"
     flags = [KILLED, f"--config.dataset={folder}", f"--workdir={workdir}"]
     if devices == 2:

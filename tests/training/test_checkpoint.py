@@ -43,6 +43,7 @@ def checkpoints(place):
     opened.close()
 
 
+@pytest.mark.slow
 def test_save_load_latest(checkpoints, place):
     assert checkpoints.latest() is None
     progress = {"epoch": 1, "best": [0.125, None], "done": False}
@@ -63,6 +64,7 @@ def test_looking_makes_no_folder(checkpoints, place):
     assert not place.exists()
 
 
+@pytest.mark.slow
 def test_another_process_finds_them(checkpoints, place):
     checkpoints.save(5, tree(5), {"epoch": 5})
     checkpoints.wait()
@@ -72,6 +74,7 @@ def test_another_process_finds_them(checkpoints, place):
     again.close()
 
 
+@pytest.mark.slow
 def test_they_move_between_shardings(checkpoints):
     rows = mesh.rows(mesh.make("data=8"))
     checkpoints.save(1, tree(1, rows), {})
@@ -83,6 +86,7 @@ def test_they_move_between_shardings(checkpoints):
     same(loaded, tree(1))
 
 
+@pytest.mark.slow
 def test_another_shape_or_structure_is_refused(checkpoints):
     checkpoints.save(1, tree(1), {})
     checkpoints.wait()
@@ -126,6 +130,7 @@ def test_what_a_killed_save_left_is_not_a_checkpoint(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_save_left_in_a_bucket_is_not_a_checkpoint(bucket):
     """Without its last object it is none, whatever its arrays hold; the next save clears it away,
     since another mesh may have cut them otherwise."""
@@ -144,6 +149,7 @@ def test_what_a_killed_save_left_in_a_bucket_is_not_a_checkpoint(bucket):
     same(again.load(2, tree(0.0)), tree(3))
 
 
+@pytest.mark.slow
 def test_rows_that_a_mesh_adds_are_filled_and_cut_in_a_bucket(bucket):
     rows = mesh.rows(mesh.make("data=8"))
     more = jax.device_put(jnp.pad(jnp.arange(20.0).reshape(10, 2), ((0, 6), (0, 0))), rows)
@@ -157,6 +163,7 @@ def test_rows_that_a_mesh_adds_are_filled_and_cut_in_a_bucket(bucket):
     saved.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_named(bucket):
     place = storage.path(bucket.new())
     saved = Checkpoints(place)
@@ -190,6 +197,7 @@ def test_a_bucket_that_may_not_be_written(bucket):
     assert saved.latest() == (1, {"epoch": 1})
 
 
+@pytest.mark.slow
 def test_a_bucket_that_fails_now_and_then(bucket):
     turns = itertools.count()
     saved = Checkpoints(bucket.new())

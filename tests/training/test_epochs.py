@@ -52,6 +52,7 @@ class Ends:
         self.looks, self.last = 0, looks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [vbpr, freedom, lattice])
 def test_parts_are_the_whole_wherever_it_ends(module, folder, tmp_path, monkeypatch):
     """FREEDOM's graph is drawn and LATTICE's built at an epoch's start, for all its parts."""
@@ -81,6 +82,7 @@ def test_parts_are_the_whole_wherever_it_ends(module, folder, tmp_path, monkeypa
         same(users(run), users(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_trials_that_have_stopped_are_no_part_of_it(folder, tmp_path, monkeypatch):
     """Two of four stop after two epochs; the other two go on alone, and end in a middle."""
     ends = Ends(monkeypatch)
@@ -100,6 +102,7 @@ def test_trials_that_have_stopped_are_no_part_of_it(folder, tmp_path, monkeypatc
         same(ensemble.pick(again, trial), ensemble.pick(whole, trial))
 
 
+@pytest.mark.slow
 def test_another_mesh_goes_on_from_the_middle(folder, tmp_path, monkeypatch):
     ends = Ends(monkeypatch)
     made = config(freedom, folder, part_steps=4)
@@ -113,6 +116,7 @@ def test_another_mesh_goes_on_from_the_middle(folder, tmp_path, monkeypatch):
         assert found["test"][name] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_diverges_is_told_by_its_step(folder, tmp_path):
     made = config(bprmf, folder, part_steps=2, lr=1e30)
     with pytest.raises(InputError, match=r"step \d of \d of epoch 1"):

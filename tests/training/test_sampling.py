@@ -17,6 +17,7 @@ def interactions(seed, n_users, n_items, n):
     return (pairs // n_items).astype(np.int32), (pairs % n_items).astype(np.int32)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3000), st.integers(0, 2**31 - 1))
 @settings(deadline=None, max_examples=40)
 def test_shuffle_is_a_permutation(n, seed):
@@ -28,6 +29,7 @@ def on_device(user, item, n_users):
     return jax.device_put(sampling.positives(user, item, n_users))
 
 
+@pytest.mark.slow
 def test_shuffle_mixes():
     """Where a value lands is uniform, and unrelated to where its neighbour lands."""
     n, index = 64, jnp.arange(64, dtype=jnp.uint32)

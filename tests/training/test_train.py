@@ -24,6 +24,8 @@ from mmjax.report import runs
 from mmjax.training import early_stopping, ensemble, experiment, optimizer, train
 from mmjax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
