@@ -4,6 +4,7 @@ They serve contrastive losses over all items: one block of products is in memory
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ def _over_pairs(add: Callable, total: jax.Array, *operands: jax.Array) -> jax.Ar
     pairs = np.pad(pairs, ((0, -len(pairs) % devices), (0, 0)), constant_values=len(total))
 
     def own(pairs: jax.Array | np.ndarray, total: jax.Array, *operands: jax.Array) -> jax.Array:
-        def step(total: jax.Array, pair: tuple) -> tuple[jax.Array, None]:
+        def step(total: jax.Array, pair: Any) -> tuple[jax.Array, None]:
             return add(total, *pair, *operands), None
 
         total, _ = jax.lax.scan(step, total, pairs)

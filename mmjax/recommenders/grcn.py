@@ -81,8 +81,9 @@ class GRCN(nnx.Module):
         self.content_penalty = choice("content_penalty", content_penalty, CONTENT_PENALTIES)
         names, nodes = catalog.modalities(), sum(catalog.shape)
 
-        def table(*shape: int) -> nnx.Param:
-            return nnx.Param(initializers.init_table(init, rngs.params(), shape))
+        def table(rows: int, columns: int) -> nnx.Param:
+            table = initializers.init_table(init, rngs.params(), (rows, columns))
+            return nnx.Param(table)
 
         tables = initializers.init_tables(init, rngs, catalog.shape, dim, joint)
         self.n_users, self.node = catalog.n_users, nnx.Param(jnp.concatenate(tables))
