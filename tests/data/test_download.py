@@ -106,6 +106,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW)
 def test_slow_answers_end(tmp_path, case):
     with serve(x_png=SLOW[case]) as server:

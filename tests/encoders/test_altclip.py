@@ -160,6 +160,7 @@ def test_a_half_on_its_own_has_no_projection(torch, tmp_path):
     assert_near(found["pooler_output"], wanted.pooler_output)
 
 
+@pytest.mark.slow
 def test_layers_have_either_name(tiny, tmp_path):
     _, folder = tiny
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

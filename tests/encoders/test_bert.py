@@ -221,6 +221,7 @@ def test_layers_come_from_one_pass_by_name_and_number(minilm):
     np.testing.assert_allclose(found["sentence_embedding"], encode(minilm, texts), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_texts_over_the_window_are_cut_and_counted(minilm):
     long = "movie " * 300
     (batch,) = minilm.batches([long, "short", long], 4)

@@ -226,6 +226,7 @@ def test_what_config_json_omits_is_what_transformers_takes():
         assert getattr(Config(), name) == getattr(whose, name)
 
 
+@pytest.mark.slow
 def test_what_is_refused(tiny, tmp_path):
     _, folder = tiny
     with pytest.raises(InputError, match="'audio' is none of image, text, image_text"):

@@ -149,6 +149,7 @@ def test_every_layer_of_texts_equals_torch(torch, tiny, end):
     assert_near(got["text_embeds"], embeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_one_block_equals_torch_on_its_own(torch, tiny, modality):
     model, folder = tiny

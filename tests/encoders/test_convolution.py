@@ -102,6 +102,7 @@ def test_accelerators_depthwise_convolution_is_the_shifted_sum():
     np.testing.assert_allclose(shifted, own, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 8])
 def test_sums_are_float32_in_bfloat16(groups):
     x = jnp.array(noise(1, 6, 6, 8)).astype(jnp.bfloat16)

@@ -77,6 +77,7 @@ def test_every_layer_and_the_pooler_equal_torch(torch, tiny, size):
         np.testing.assert_allclose(got[name], wanted[name].numpy(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_block_equals_torch_on_its_own(torch, tiny):
     model, folder = tiny
     x = noise(2, 5, 32)
@@ -107,6 +108,7 @@ def test_files_become_the_vectors_of_transformers(torch, tiny, tmp_path):
     assert (cosine > 0.99).all()
 
 
+@pytest.mark.slow
 def test_a_classifiers_names_are_known(torch, tmp_path):
     from transformers import Dinov2Config, Dinov2ForImageClassification
 

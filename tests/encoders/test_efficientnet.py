@@ -101,6 +101,7 @@ def test_every_block_and_the_vector_equal_torch(torch, tiny, size):
         np.testing.assert_allclose(got[name], theirs.numpy(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 # A residual one, one with Keras' padding before its stride, one padded squarely.
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_one_block_equals_torch_on_its_own(torch, tiny, number):

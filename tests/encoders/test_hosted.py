@@ -163,6 +163,7 @@ def test_texts_are_pooled_by_the_recipe_and_a_missing_pooler_is_not_made_up(torc
     assert (cosine > 0.99).all()
 
 
+@pytest.mark.slow
 def test_positions_of_roberta_begin_after_its_padding(torch, tmp_path):
     from transformers import RobertaConfig, RobertaModel
 
@@ -326,6 +327,7 @@ def test_audio_goes_in_file_by_file(torch, tmp_path):
     np.testing.assert_allclose(*(next(iter(rows.values())) for rows in (found, native)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_audio_is_read_by_its_own_feature_extractor(torch, tmp_path):
     from scipy.io import wavfile
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -486,6 +488,7 @@ def test_without_a_package_one_sentence_says_what_to_install(torch, monkeypatch)
         backend.load(weights="resnet18", kind="torchvision")
 
 
+@pytest.mark.slow
 def test_torch_is_imported_only_here_and_only_when_it_is_used():
     users = set()
     for path in Path(mmjax.__file__).parent.rglob("*.py"):

@@ -192,6 +192,7 @@ def test_rules_of_layers_give_what_torch_gives(tmp_path, norm):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 32])
 def test_batch_norm_equals_torch(width):
     torch = pytest.importorskip("torch")

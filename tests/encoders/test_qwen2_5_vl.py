@@ -73,6 +73,7 @@ def test_vision_blocks_equal_torch(told):
         qwen.near(run(block, given, n == 1), wanted, 1e-5)
 
 
+@pytest.mark.slow
 def test_merger_equals_torch(told):
     got = told.model.vision.merger(told.given("model.visual.merger"))
     qwen.near(got, told.answer("model.visual.merger"), 1e-5)

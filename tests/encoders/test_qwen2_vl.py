@@ -85,6 +85,7 @@ def test_every_layer_and_logits_equal_torch(tiny, side):
     qwen.check_model(tiny, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_prefix_and_the_rest_equal_the_whole(tiny, side):
     qwen.check_prefix(tiny, side)

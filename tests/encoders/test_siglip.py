@@ -111,6 +111,7 @@ def test_every_layer_of_images_equals_torch(torch, tiny, size):
     np.testing.assert_array_equal(got["image_embeds"], got["pooler_output"])
 
 
+@pytest.mark.slow
 def test_every_layer_of_texts_equals_torch(torch, tiny):
     model, folder = tiny
     ids = np.random.default_rng(0).integers(1, 13, (3, 16))
@@ -191,6 +192,7 @@ def test_texts_are_spelt_as_the_first_siglip_spells_them(tiny, tmp_path):
     assert batch.arrays[0][0, :6].tolist() == [10, 7, 3, 8, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Vision", "Text"])
 def test_halves_on_their_own(torch, tmp_path, name):
     import transformers

@@ -115,6 +115,7 @@ def test_files_become_get_image_features(torch, tiny, tmp_path):
     assert (cosine > 0.99).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_text_half_is_siglips(torch, tiny, side):
     from transformers import Siglip2Tokenizer

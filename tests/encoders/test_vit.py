@@ -93,6 +93,7 @@ def test_one_block_equals_torch_on_its_own(torch, tiny):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 48), (64, 40)])
 def test_every_layer_and_the_pooler_equal_torch(torch, tiny, size):
     model, folder = tiny

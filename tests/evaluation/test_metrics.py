@@ -60,6 +60,7 @@ def test_accuracy_equals_pytrec_eval(seed, graded):
             assert float(ours[f"mrr@{k}"][n]) == pytest.approx(want, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_capped_average_precision():
     """One of three relevant items at rank 1, cutoff 1: all relevant items gives 1/3, MMRec's 1."""
     gain, ideal = np.array([[1, 0]], np.float32), np.array([[1, 1]], np.float32)

@@ -129,6 +129,7 @@ def test_nothing_relevant_is_refused():
         protocols.find("strickt")
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_are_refused():
     scores, (train, _, test), rating = case(1)
     scores[int(test[0][0]), 3] = np.nan

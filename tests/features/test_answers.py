@@ -68,6 +68,7 @@ def test_rendered_values_come_back(case, values, period):
     assert (found.form, found.values) == (form, tuple(values))
 
 
+@pytest.mark.slow
 @given(st.lists(value, min_size=5, max_size=5))
 def test_a_list_literal_comes_back(values):
     assert parse(repr(values), SLOTS) == ("list", tuple(values), "")

@@ -263,6 +263,7 @@ def test_what_the_user_can_mend_is_said(catalogue, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_store_that_opens(catalogue, tmp_path):
     """A file system of two megabytes, filled by a store of nine."""
     small = tmp_path / "small"

@@ -72,6 +72,7 @@ def test_propagation_and_its_derivative_over_trials():
     np.testing.assert_allclose(flipped, matrix.T @ np.ones((30, 2)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_graph_of_its_own_for_each_trial():
     matrices = [sp.random(6, 4, 0.5, random_state=s, format="csr") for s in (1, 2)]
     fixed = [graph.from_scipy(sp.csr_matrix(m.toarray() + 1)) for m in matrices]  # same pattern

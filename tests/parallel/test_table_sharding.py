@@ -91,6 +91,7 @@ def test_lightgcn_on_every_mesh(grid, folder, tmp_path):
         np.testing.assert_array_equal(mine.ranked, other.ranked)
 
 
+@pytest.mark.slow
 def test_tables_features_and_graphs_lie_in_pieces(folder):
     """Each of eight devices holds an eighth of the rows, whatever is as long as users or items."""
     trials = build(config("freedom", folder, mesh="data=2,model=4"))

@@ -47,6 +47,7 @@ def formula(catalog, l_w, trained_on, shares, item_layers):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["paper", "mmrec", "one modality"])
 def test_equals_the_formula(case):
     with jax.enable_x64(True):

@@ -89,6 +89,7 @@ def formula(catalog, l_w, trained_on, in_place):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["paper", "mmrec", "one modality"])
 def test_equals_the_formula(case):
     with jax.enable_x64(True):
@@ -104,6 +105,7 @@ def test_equals_the_formula(case):
         formulas.check(dualgnn.DualGNN, catalog, options, wanted, l_w=0.3)
 
 
+@pytest.mark.slow
 def test_filled_lists_are_those_of_an_urn():
     """MMRec's topk_sample: a list is filled with its own members, those appended included."""
     catalog, count = formulas.catalog(), 12

@@ -26,6 +26,7 @@ def solved(ratings, l2):
     return ease.solve(itemknn.profile_of(catalog_of(ratings), False), l2, np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implicit", [True, False])
 def test_scores_equal_the_formula(implicit, monkeypatch):
     monkeypatch.setattr(ease, "BLOCK", 7)

@@ -81,6 +81,7 @@ def formula(catalog, l_w, options):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, monkeypatch):
     monkeypatch.setattr(weighted_graph, "BLOCK", 16)  # several blocks

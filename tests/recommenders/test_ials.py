@@ -74,6 +74,7 @@ def ratings():
 ALL, FIVE, ONE = 1 << 22, 5 * DIM**2, 1  # rows in a block; of their pieces as many at a time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("entries", "iterations"), [(ALL, 1), (ALL, 5), (FIVE, 2), (ONE, 2)])
 def test_every_sweep_equals_the_formula(ratings, entries, iterations, monkeypatch):
     monkeypatch.setattr(ials, "ENTRIES", entries)
@@ -89,6 +90,7 @@ def test_every_sweep_equals_the_formula(ratings, entries, iterations, monkeypatc
         np.testing.assert_allclose(scores, want[0] @ want[1].T, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_float32(ratings):
     model = built(ratings, iterations=1, **WEIGHTS)
     want = sweep(ratings, start_of(), **WEIGHTS)
@@ -97,6 +99,7 @@ def test_a_sweep_in_float32(ratings):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_sweeps_descend_to_a_point_without_slope(ratings):
     with jax.enable_x64(True):
         values, tables = [], []
@@ -132,6 +135,7 @@ def test_pieces_hold_each_history_in_order(seed, rows, columns, density):
     assert pieces.starts[-1] == len(pieces.rows) == len(pieces.columns)
 
 
+@pytest.mark.slow
 def test_trials_differ_by_their_seed_alone(ratings):
     options = dict(dim=DIM, iterations=2, **WEIGHTS)
     trials = assembly.build(
@@ -155,6 +159,7 @@ def test_trials_differ_by_their_seed_alone(ratings):
     np.testing.assert_allclose(alone.tables()[1], item[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_who_has_nothing_is_zero_also_where_nothing_else_is_regularised(ratings):
     model = built(ratings, iterations=2, unobserved=0.0, l2=0.1)
     user, item = map(np.asarray, model.tables())
@@ -165,6 +170,7 @@ def test_who_has_nothing_is_zero_also_where_nothing_else_is_regularised(ratings)
     assert user[4].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 5)])
 def test_the_smallest_catalogues(density, shape):

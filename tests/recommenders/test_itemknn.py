@@ -57,6 +57,7 @@ def keep_top(matrix, axis):
     return np.where(rank < K, matrix, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", itemknn.SIMILARITIES)
 @pytest.mark.parametrize("neighbours_of", ["candidate", "history"])
 @pytest.mark.parametrize("implicit", [True, False])
@@ -85,6 +86,7 @@ def test_scores_equal_the_formula(ratings, name, neighbours_of, implicit, monkey
         np.testing.assert_allclose(scores, x @ kept, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_users_side_by_side_as_on_an_accelerator(ratings, monkeypatch):
     model = itemknn.ItemKNN(catalog_of(ratings), neighbours=K, neighbours_of="history")
     users = {"user": jnp.arange(USERS)}

@@ -45,6 +45,7 @@ def built(ratings, features, **options):
     return model.scores(model.tables(), {"user": jnp.arange(len(ratings))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("image", "text"), ("text",), ("audio", "image", "text")])
 @pytest.mark.parametrize("shrink", [0.0, 10.0])
 def test_scores_equal_mmrecs(names, shrink, monkeypatch):
@@ -103,6 +104,7 @@ def test_an_item_nobody_has_is_scored_and_a_user_without_history_scores_nothing(
     np.testing.assert_allclose(scores, mmrec(features, ratings, ITEMS, 10.0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_features_are_compared_in_float32():
     ratings, features = drawn(0, USERS, ITEMS), features_of(1)
     half = {name: jnp.asarray(x, jnp.bfloat16) for name, x in features.items()}

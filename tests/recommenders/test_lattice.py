@@ -78,6 +78,7 @@ def formula(catalog, options):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "step"), [*((case, 0) for case in CASES), ("elliot", 3)])
 def test_equals_the_formula(case, step):
     with jax.enable_x64(True):
@@ -128,6 +129,7 @@ def programs(catalog, top_k):
     return build, step, params, rest
 
 
+@pytest.mark.slow
 def test_more_neighbours_than_items_with_the_modality():
     """With 13 items, one without each modality, 13 neighbours are one too many."""
     with jax.enable_x64(True):
@@ -140,6 +142,7 @@ def test_more_neighbours_than_items_with_the_modality():
         assert np.isfinite(kept.graph.forward.values).all()
 
 
+@pytest.mark.slow
 def test_no_matrix_of_items_by_items():
     build, step, params, rest = programs(catalog_of(1500, 3), K)
     kept = jax.eval_shape(build, params, rest)
@@ -151,6 +154,7 @@ def test_no_matrix_of_items_by_items():
         assert program.compile().memory_analysis().temp_size_in_bytes < 4 * 1500**2
 
 
+@pytest.mark.slow
 def test_only_the_first_step_projects_features():
     """Outside a branch, none but the first step's, nothing multiplies features 37 wide."""
     build, step, params, rest = programs(catalog_of(40, 37), K)
@@ -172,6 +176,7 @@ def test_only_the_first_step_projects_features():
     assert not [shape for shape in products(jaxpr) if 37 in shape]
 
 
+@pytest.mark.slow
 def test_options_that_cannot_be():
     with jax.enable_x64(True):
         with pytest.raises(InputError, match="did you mean 'both'"):

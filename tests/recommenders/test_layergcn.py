@@ -52,6 +52,7 @@ def formula(catalog, layers, block):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pruning", "drop"), [("degree", 0.0), *((pruning, 0.3) for pruning in layergcn.PRUNINGS)]
 )
@@ -71,6 +72,7 @@ def test_equals_the_formula(pruning, drop):
         formulas.check(layergcn.LayerGCN, catalog, options, expected, epoch=epoch, l_w=L_W)
 
 
+@pytest.mark.slow
 def test_which_edges_are_pruned():
     """By degree, edges between popular nodes go first; mixed is half of the one, half the other."""
     catalog = formulas.catalog()

@@ -105,6 +105,7 @@ def formula(catalog, options, draws, *, l_w, cl_weight, drop):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, draws, monkeypatch):
     monkeypatch.setattr(contrasts, "CPU_LOGITS", 1)  # several blocks, the last one shorter
@@ -120,6 +121,7 @@ def test_equals_the_formula(case, draws, monkeypatch):
         formulas.check(lgmrec.LGMRec, catalog, options, expected, **hypers)
 
 
+@pytest.mark.slow
 def test_noise_is_new_in_each_step_and_evaluation_has_none():
     batch = {"user": jnp.arange(8), "pos": jnp.arange(8), "neg": jnp.arange(8) + 4}
 

@@ -64,6 +64,7 @@ def formula(catalog, options):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case):
     with jax.enable_x64(True):
@@ -72,6 +73,7 @@ def test_equals_the_formula(case):
         formulas.check(lightgcnm.LightGCNM, catalog, options, formula(catalog, options), l_w=L_W)
 
 
+@pytest.mark.slow
 def test_an_item_without_any_content_is_what_its_users_make_of_it():
     catalog = formulas.catalog("visual")
     absent = formulas.ABSENT["visual"]

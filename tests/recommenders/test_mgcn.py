@@ -62,6 +62,7 @@ def formula(catalog, options):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case):
     with jax.enable_x64(True):

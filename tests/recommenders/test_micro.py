@@ -62,6 +62,7 @@ def formula(catalog, options):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, monkeypatch):
     monkeypatch.setattr(pairwise, "BLOCK", 5)  # the last is not full
@@ -79,6 +80,7 @@ def test_equals_the_formula(case, monkeypatch):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modalities", [1, 2])
 def test_the_contrast_holds_a_block_at_a_time(monkeypatch, modalities):
     """Forwards and backwards, and does not depend on the blocks."""
@@ -100,6 +102,7 @@ def test_the_contrast_holds_a_block_at_a_time(monkeypatch, modalities):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_the_contrast_among_a_modality_is_that_of_differences():
     """In x, the weights and the shift, each of its own making."""
     x = np.random.default_rng(0).normal(size=(7, 3))
@@ -108,6 +111,7 @@ def test_the_derivative_of_the_contrast_among_a_modality_is_that_of_differences(
         jax.test_util.check_grads(pairwise.other_sums, (x, weight, 0.3), order=1, modes=["rev"])
 
 
+@pytest.mark.slow
 def test_a_contrast_of_small_temperature_overflows_nowhere():
     state = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
     state = state.at[2].set(0)  # an item without the modality
@@ -122,6 +126,7 @@ def test_a_contrast_of_small_temperature_overflows_nowhere():
     assert not gradient[2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modalities", [1, 2])
 def test_devices_share_the_contrast(modalities, monkeypatch):
     """Each computes an eighth of the pairs, and all get the numbers of one device."""

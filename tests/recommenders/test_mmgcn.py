@@ -52,6 +52,7 @@ def formula(catalog, l_w, layers=3, concat=True, **_):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case):
     with jax.enable_x64(True):
@@ -61,6 +62,7 @@ def test_equals_the_formula(case):
         formulas.check(mmgcn.MMGCN, catalog, shaping, formula(catalog, 0.3, **options), l_w=0.3)
 
 
+@pytest.mark.slow
 def test_messages_of_few_users_to_many_items():
     """The other order of products, A x W with fewer users than items, is the same."""
     rng = np.random.default_rng(0)

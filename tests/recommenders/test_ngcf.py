@@ -95,6 +95,7 @@ def formula(catalog, options, masks):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, masks):
     recommender, options = CASES[case]
@@ -108,6 +109,7 @@ def test_equals_the_formula(case, masks):
         formulas.check(recommender, catalog, options, expected, **hypers)
 
 
+@pytest.mark.slow
 def test_an_epoch_drops_entries_of_both_directions_and_the_diagonal():
     catalog = formulas.catalog()
     model = ngcf.NGCF(catalog, dim=4, node_dropout=0.3, rngs=nnx.Rngs(0))
@@ -138,6 +140,7 @@ def test_an_epoch_drops_entries_of_both_directions_and_the_diagonal():
     assert abs(together - 0.7**2) < 0.03  # independent
 
 
+@pytest.mark.slow
 def test_message_dropout_is_new_in_each_step_and_off_at_evaluation():
     batch = {k: jnp.arange(8) + n for n, k in enumerate(("user", "pos", "neg"))}
     graphdef, variables = nnx.split(ngcf.NGCF(formulas.catalog(), dim=4, rngs=nnx.Rngs(0)))

@@ -137,6 +137,7 @@ DUMPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUMPS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
 def test_loss_gradients_scores_and_adam_steps(parity, name, dtype):
@@ -144,6 +145,7 @@ def test_loss_gradients_scores_and_adam_steps(parity, name, dtype):
         dumps.check(Case(parity, name, DUMPS[name], dtype))
 
 
+@pytest.mark.slow
 def test_lightgcn_on_the_dumped_graph_in_float64(parity):
     with jax.enable_x64(True):
         case = Case(parity, "lightgcn", DUMPS["lightgcn"], np.float64)
@@ -158,6 +160,7 @@ def test_lightgcn_on_the_dumped_graph_in_float64(parity):
         dumps.check_gradients(case, gradients, "g64", 1e-9)
 
 
+@pytest.mark.slow
 def test_freedom_on_the_pruned_graph(parity):
     """The step under the edges that MMRec drew: dropout .8."""
     with jax.enable_x64(True):
@@ -173,6 +176,7 @@ def test_freedom_on_the_pruned_graph(parity):
         dumps.check_gradients(case, gradients, "prune/g64", 1e-6)
 
 
+@pytest.mark.slow
 def test_lattice_after_the_first_step(parity):
     """The item graph is a constant: the same loss, and zeros where torch has no gradient at all."""
     with jax.enable_x64(True):
@@ -188,6 +192,7 @@ def test_lattice_after_the_first_step(parity):
         dumps.check_gradients(case, rest, "nobuild/g64", 1e-6)
 
 
+@pytest.mark.slow
 def test_bm3_under_the_dumped_dropout(parity, monkeypatch):
     """Targets are dropped in this order: users, items, then each modality; rows of the batch."""
     with jax.enable_x64(True):

@@ -8,6 +8,7 @@ import pytest
 from mmjax.ops.draws import dropout, uniform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(100_001,), (1000, 65), (3, 1)])
 def test_uniform_numbers_are_uniform_and_unlike_their_neighbours(shape):
     drawn = np.asarray(uniform(jax.random.key(0), shape, jnp.float32))
@@ -24,6 +25,7 @@ def test_uniform_numbers_are_uniform_and_unlike_their_neighbours(shape):
     assert not np.array_equal(drawn, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
 def test_dropout_keeps_its_share_and_the_mean(rate):
     x = jnp.ones((400, 501))

@@ -105,6 +105,7 @@ def formula(catalog, options, subgraph, masks, *, cl_weight, temperature, drop):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, masks, monkeypatch):
     monkeypatch.setattr(pgl, "ENTRIES", 60)  # several blocks of rows
@@ -141,6 +142,7 @@ def test_the_principal_graph_has_the_entries_of_mmrecs():
     assert ours.data.min() < 0 < ours.data.max()
 
 
+@pytest.mark.slow
 def test_an_epoch_draws_some_of_the_edges():
     catalog = formulas.catalog("visual")
     with jax.enable_x64(True):

@@ -91,6 +91,7 @@ def formula(catalog, options, masks):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, draws):
     with jax.enable_x64(True):
@@ -99,6 +100,7 @@ def test_equals_the_formula(case, draws):
         formulas.check(selfcf.SelfCF, catalog, options, expected, **HYPERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_dropout_is_new_in_each_step(case):
     batch = {"user": jnp.arange(8), "pos": jnp.arange(8)}

@@ -65,6 +65,7 @@ def formula(catalog, layers, views):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sgl.VIEWS)
 def test_equals_the_formula(kind, monkeypatch):
     monkeypatch.setattr(contrastive, "CPU_LOGITS", 1)  # several blocks, the last one shorter
@@ -77,6 +78,7 @@ def test_equals_the_formula(kind, monkeypatch):
         formulas.check(sgl.SGL, catalog, options | {"dim": 5}, expected, epoch=epoch, **HYPERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sgl.VIEWS)
 def test_what_is_left_of_a_view_is_normalised_again(kind):
     catalog = formulas.catalog()
@@ -102,6 +104,7 @@ def test_what_is_left_of_a_view_is_normalised_again(kind):
             assert left.sum() == bought.sum() - round(0.3 * bought.sum())
 
 
+@pytest.mark.slow
 def test_a_view_that_drops_nothing_is_the_whole_graph():
     epoch = epoch_of(formulas.catalog(), dict(layers=2, drop=0.0))
     for view in epoch["views"]:

@@ -75,6 +75,7 @@ def formula(catalog, options, draws):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case, draws):
     with jax.enable_x64(True):
@@ -83,6 +84,7 @@ def test_equals_the_formula(case, draws):
         formulas.check(simgcl.SimGCL, catalog, options, expected, **HYPERS)
 
 
+@pytest.mark.slow
 def test_noise_is_new_in_each_step_view_and_layer(monkeypatch):
     batch = {k: jnp.arange(8) + n for n, k in enumerate(("user", "pos", "neg"))}
     model = simgcl.SimGCL(formulas.catalog(), dim=4, layers=2, rngs=nnx.Rngs(0))
@@ -102,6 +104,7 @@ def test_noise_is_new_in_each_step_view_and_layer(monkeypatch):
     assert len(np.unique(found, axis=0)) == len(found) == 2 * 2 * 2 * 2
 
 
+@pytest.mark.slow
 def test_rows_move_by_the_noise_within_their_orthant():
     x = jax.random.normal(jax.random.key(0), (50, 6))
     moved = simgcl.disturbed(jax.random.key(1), x, 0.25)

@@ -68,6 +68,7 @@ def formula(catalog, layers):
     return compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_equals_the_formula(count):
     layers = 4 - count  # odd and even

@@ -121,6 +121,7 @@ def test_the_transform_of_the_formula_is_numpys():
         np.testing.assert_allclose(back(spectrum * 1j**0.5, dim), inverse, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_formula(case):
     with jax.enable_x64(True):
@@ -134,6 +135,7 @@ def test_equals_the_formula(case):
         formulas.check(smore.SMORE, catalog, options, expected, **hypers)
 
 
+@pytest.mark.slow
 def test_a_node_keeps_one_dropout_mask_in_a_step():
     """Preferences of rate .5 are 0 or doubled, by node and gate."""
     nodes = np.append(np.arange(100), 7)

@@ -470,6 +470,7 @@ def test_drawings_take_dollars_as_they_are(tmp_path):
     assert re.search(r"<text[^>]*>a\$b\$</text>", text)
 
 
+@pytest.mark.slow
 def test_values_of_any_type_make_an_axis(tmp_path):
     sweep = sweep_of([])
     tune = {"lr": [1e-4, 1e-1], "optimizer": ["adam", "sgd", "lion"], "cutoffs": [[5], [5, 20]]}

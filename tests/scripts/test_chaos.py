@@ -64,6 +64,7 @@ def test_a_run_that_is_killed(tmp_path):
     assert "all equal, nothing twice" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_command_that_it_does_not_know(tmp_path):
     ended = script("chaos.py", f"--out={tmp_path / 'runs'}", "--", "scripts/report.py")
     assert ended.returncode == 2

@@ -45,6 +45,7 @@ def saved(tmp_path):
     return tmp_path / "s", features, present
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     count=st.integers(1, 40),

@@ -102,6 +102,7 @@ def test_another_shape_or_structure_is_refused(checkpoints):
             checkpoints.load(1, like)
 
 
+@pytest.mark.slow
 def test_a_named_tuple_of_an_optimiser_fits(checkpoints):
     params = tree(1)["params"]
     chain = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
@@ -180,6 +181,7 @@ def test_a_damaged_object_is_named(bucket):
     saved.close()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_may_not_be_written(bucket):
     saved = Checkpoints(bucket.new())
 

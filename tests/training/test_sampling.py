@@ -44,6 +44,7 @@ def test_shuffle_mixes():
     assert ((counts - 4000 / 63) ** 2 / (4000 / 63)).sum() < 62 + 5 * np.sqrt(2 * 62)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.integers(2, 30), st.integers(3, 20))
 @settings(deadline=None, max_examples=30)
 def test_negatives_are_train_items_that_the_user_lacks(seed, n_users, n_items):
@@ -60,6 +61,7 @@ def test_negatives_are_train_items_that_the_user_lacks(seed, n_users, n_items):
     assert not np.isin(np.asarray(who) * n_items + drawn, user * n_items + item).any()
 
 
+@pytest.mark.slow
 def test_negatives_are_uniform_over_what_is_left():
     user = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1], np.int32)
     item = np.array([2, 5, 6, 0, 1, 3, 7, 9, 4], np.int32)  # item 8 is not in train
@@ -72,6 +74,7 @@ def test_negatives_are_uniform_over_what_is_left():
     assert set(np.unique(everything)) == {0, 1, 2, 3, 4, 5, 6, 7, 9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 def test_an_epoch_of_batches(sampler):
     user, item = interactions(3, 50, 40, 400)
@@ -91,6 +94,7 @@ def test_an_epoch_of_batches(sampler):
         assert (flat[len(user) :] == flat[: len(flat) - len(user)]).all()
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_key_and_step_alone():
     data = on_device(*interactions(3, 50, 40, 400), 50)
     draw = jax.jit(lambda key, t: sampling.batch(key, t, data, 32, "interactions"))

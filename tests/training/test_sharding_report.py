@@ -28,6 +28,7 @@ def report(module, folder, mesh):
     return sharding_report.explain(made | {"mesh": mesh})
 
 
+@pytest.mark.slow
 def test_arrays_and_collectives_of_a_mesh(folder):
     said = report(lightgcn, folder, "data=2,model=4")
     assert said.startswith("mesh: trial 1, data 2, model 4 (8 x cpu)")
@@ -38,6 +39,7 @@ def test_arrays_and_collectives_of_a_mesh(folder):
     assert "all-gather" in said
 
 
+@pytest.mark.slow
 def test_one_device_sends_nothing(folder):
     assert "nothing travels between devices" in report(lightgcn, folder, "data=1")
     assert "scratch" not in report(mostpop, folder, "data=1")  # nothing is trained
