@@ -9,7 +9,7 @@ fail() {
 
 # environment NAME WHAT...: makes .venv with ${PYTHON:-python3} where there is none, and installs
 # WHAT into it unless that was done since pyproject.toml last changed. NAME tells the sets apart.
-# The versions are those of constraints/ that were tested with this Python; UNPINNED=1 takes the
+# The versions are those of scripts/constraints/ that were tested with this Python; UNPINNED=1 takes the
 # newest, as does an index that lacks them.
 environment() {
   local name=$1 python=${PYTHON:-python3} stamp tested
@@ -19,7 +19,7 @@ environment() {
       fail "$python is missing or older than Python 3.11; set PYTHON to a newer one"
     "$python" -m venv --clear .venv || fail "$python cannot make .venv; is its venv module there?"
   fi
-  tested=$(.venv/bin/python -c 'import sys; print("constraints/py%d%d.txt" % sys.version_info[:2])')
+  tested=$(.venv/bin/python -c 'import sys; print("scripts/constraints/py%d%d.txt" % sys.version_info[:2])')
   [[ -f $tested && -z "${UNPINNED:-}" ]] || tested=
   # A virtual environment that was moved still points at its old place.
   stamp="$PWD $(.venv/bin/python --version) $(cat pyproject.toml $tested | cksum) $*"
