@@ -45,7 +45,7 @@ flags.DEFINE_list("id_columns", ["item"], "Of --texts: the item, or the user and
 flags.DEFINE_string("text_column", "text", "Of --texts.")
 flags.DEFINE_list("fields", ["text"], "Of --dataset, what a text is: text, title, or title,text.")
 
-flags.DEFINE_string("encoder", None, "File name in mmjax/encoders, module, or auto by --weights.")
+flags.DEFINE_string("encoder", None, "File in mmjax/encoders/towers, module, or auto by --weights.")
 flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "torch: any model, on the host.")
 config_flags.DEFINE_config_file("config", None, "Several encoders: see configs/extract.")
 flags.DEFINE_string("ducho", None, "Or a Ducho configuration.")
